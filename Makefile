@@ -1,0 +1,69 @@
+# The everyday commands. Everything is installed into .venv (and .bench), nothing elsewhere.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
+DIGITS := examples/digits
+
+# Targets share one environment: with -j, two installations must not run in it at once.
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint format types check bench clean
+
+help: ## this list
+	@echo "make TARGET [PYTHON=python3.12]"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "packlight needs Python 3.11 or later: make ... PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+	  || { rm -rf $(VENV); echo "could not make $(VENV): is python3-venv installed?" >&2; exit 1; }
+
+# Stamps: installed again only when what is to be installed has changed.
+$(VENV)/core.stamp: $(BIN)/python pyproject.toml constraints.txt
+	@echo "installing packlight into $(VENV)"
+	@$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/core.stamp
+	@echo "installing the development tools into $(VENV)"
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+venv: $(VENV)/core.stamp ## the environment with the command packlight, without development tools
+
+demo: $(VENV)/core.stamp ## compresses the model shipped in examples/digits into packed/
+	@$(BIN)/packlight compress $(DIGITS)/digits.onnx --data $(DIGITS)/digits.npz \
+	  --max-drop 1% --out packed --force
+
+test: $(VENV)/dev.stamp ## all tests
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/dev.stamp ## ruff: rules and formatting
+	@$(BIN)/ruff check -q .
+	@$(BIN)/ruff format -q --check . || { echo "formatting differs: make format" >&2; exit 1; }
+
+format: $(VENV)/dev.stamp ## formats the code and mends what ruff can mend
+	@$(BIN)/ruff check -q --fix .
+	@$(BIN)/ruff format -q .
+
+types: $(VENV)/dev.stamp ## mypy, strict
+	@$(BIN)/mypy --no-error-summary
+
+check: lint types test ## what continuous integration runs
+
+.bench/bench.stamp: pyproject.toml benchmarks/requirements.txt
+	@echo "installing the benchmark's peers into .bench"
+	@$(PYTHON) -m venv .bench
+	@.bench/bin/python -m pip --disable-pip-version-check -q install \
+	  -c constraints.txt -r benchmarks/requirements.txt -e .
+	@touch $@
+
+bench: .bench/bench.stamp ## compares 8-bit quantizers (OPTIONS="--quick --models resnet20")
+	@.bench/bin/python benchmarks/int8.py $(OPTIONS)
+
+clean: ## removes environments, caches and what the demo wrote
+	@rm -rf $(VENV) .bench packed build dist
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find src tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,8 @@
+"""`python -m packlight` is the `packlight` command."""
+
+from __future__ import annotations
+
+from packlight.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""The command line: `packlight compress`, `inspect`, `compare`, `targets`. No logic lives here."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import TextIO
+
+from packlight.cli.commands import app
+from packlight.cli.outcomes import INTERRUPTED, TERMINATED, say_interrupted
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """The entry point of the `packlight` command; ends the process with its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        _never_fail_to_print(stream)
+    # A polite end (docker stop, a job's time limit) closes child processes and temporary
+    # folders on its way out, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    try:
+        app(prog_name="packlight")
+    except KeyboardInterrupt:
+        say_interrupted()
+        sys.exit(INTERRUPTED)
+
+
+def _never_fail_to_print(stream: TextIO) -> None:
+    """A terminal that cannot show a character gets its number, not a crash."""
+    reconfigure = getattr(stream, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")

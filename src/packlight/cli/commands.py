@@ -1,0 +1,365 @@
+"""The four commands: options in, one call of the Python API, something readable out."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from packlight.cli.outcomes import one_sentence
+from packlight.version import __version__
+
+_BUDGET = "What you allow and ask for"
+_OUTPUT = "Output"
+_MORE = "For those who know what they want"
+
+app = typer.Typer(
+    name="packlight",
+    help=(
+        "Makes a trained model smaller and faster, and proves that it still does its job.\n\n"
+        "Start with [bold]packlight compress model.onnx --data samples.npz[/bold]."
+    ),
+    epilog=(
+        "Exit status: 0 budget met, 3 best effort, 4 not worth it, 2 wrong usage or unusable "
+        "input, 130 interrupted, 1 a fault of packlight."
+    ),
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_COMPRESS = """Make a model smaller and faster, and prove that it still does its job.
+
+Writes a folder with model.onnx, report.html (open it in a browser), report.json and \
+recipe.yaml. The original is only read. Without --data a model can be compressed, but nobody \
+can say whether it still gives the right answers.
+
+[bold]Examples[/bold]
+
+packlight compress net.onnx --data photos/
+
+packlight compress net.onnx --data samples.npz --max-drop 1% --out packed/
+
+packlight compress net.onnx --data samples.npz --max-size 25% --target phone
+
+Exit status: 0 budget met, 3 best effort, 4 not worth it, 2 wrong usage or unusable input.
+"""
+_INSPECT = """Show where a model's bytes and milliseconds are, and what in it is redundant.
+
+Nothing is written. With --data the time is measured on samples of yours, without it on \
+made-up ones.
+
+[bold]Example[/bold]
+
+packlight inspect net.onnx
+"""
+_COMPARE = """Put two model files side by side on the same samples: quality, speed, memory, size.
+
+Any two ONNX files will do, packed by packlight or by anyone else.
+
+[bold]Example[/bold]
+
+packlight compare net.onnx net.packed/model.onnx --data samples.npz
+"""
+_TARGETS = """List the devices, their runtimes, and what each of them runs fast.
+
+[bold]Example[/bold]
+
+packlight targets
+"""
+
+ModelFile = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="The model, an .onnx file.", show_default=False)
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="PATH",
+        help="Samples of what the model will see: an .npz or .npy file, a folder of pictures (a "
+        "subfolder a class gives labels), or a folder of .wav files.",
+        show_default=False,
+    ),
+]
+Preprocess = Annotated[
+    str | None,
+    typer.Option(
+        "--preprocess",
+        metavar="HOW",
+        help="How pictures become numbers: imagenet, 0..1, -1..1, 0..255, or "
+        "mean=a,b,c,std=d,e,f. Without it the best is found from labels, or one is assumed and "
+        "reported.",
+        show_default=False,
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print one JSON value on stdout, nothing else.", rich_help_panel=_OUTPUT
+    ),
+]
+Debug = Annotated[
+    bool,
+    typer.Option(
+        "--debug", help="Show where in the code an error came from.", rich_help_panel=_OUTPUT
+    ),
+]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"packlight {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _packlight(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(help=_COMPRESS, no_args_is_help=True)
+def compress(
+    model: ModelFile,
+    data: Data = None,
+    preprocess: Preprocess = None,
+    target: Annotated[
+        str,
+        typer.Option(
+            "--target",
+            metavar="NAME",
+            help="The device it is meant for; see [bold]packlight targets[/bold].",
+        ),
+    ] = "laptop",
+    max_drop: Annotated[
+        str | None,
+        typer.Option(
+            "--max-drop",
+            metavar="1%",
+            help="Largest loss of quality: of right answers where samples have labels, else of "
+            "sameness with the original.",
+            rich_help_panel=_BUDGET,
+            show_default=False,
+        ),
+    ] = None,
+    max_size: Annotated[
+        str | None,
+        typer.Option(
+            "--max-size",
+            metavar="5MB|25%",
+            help="Largest size, in bytes or as a share of the original.",
+            rich_help_panel=_BUDGET,
+            show_default=False,
+        ),
+    ] = None,
+    max_latency: Annotated[
+        str | None,
+        typer.Option(
+            "--max-latency",
+            metavar="10ms|40%",
+            help="Longest time of one run, or as a share of the original's.",
+            rich_help_panel=_BUDGET,
+            show_default=False,
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            "--metric",
+            metavar="NAME|file.py:function",
+            help="How quality is measured: a name, or your own Python function.",
+            rich_help_panel=_MORE,
+            show_default=False,
+        ),
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            "--recipe",
+            metavar="FILE",
+            help="Do what this recipe.yaml says, instead of searching.",
+            rich_help_panel=_MORE,
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[
+        int,
+        typer.Option(
+            "--seed",
+            metavar="N",
+            help="Same seed, inputs and versions: same bytes.",
+            rich_help_panel=_MORE,
+        ),
+    ] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="The folder for the result; without it MODEL.packed in the current directory "
+            "(net.onnx goes to net.packed).",
+            rich_help_panel=_OUTPUT,
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Replace the output folder, should it exist, once the new one is whole.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Say what would be done and what to expect; write nothing.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compress MODEL, save the result, print the verdict."""
+    with one_sentence(debug=debug):
+        from packlight.cli.output import check_output
+        from packlight.cli.progress import show_progress
+
+        folder = out if out is not None else Path(f"{model.stem}.packed")
+        if not dry_run:
+            inputs = [model, *([Path(data)] if data else []), *([recipe] if recipe else [])]
+            check_output(folder, force=force, inputs=inputs)
+        api = _load_api()
+        with show_progress(sys.stderr) as progress:
+            found = api.compress(
+                model,
+                data=data,
+                target=target,
+                max_drop=max_drop,
+                max_size=max_size,
+                max_latency=max_latency,
+                recipe=recipe,
+                metric=metric,
+                preprocess=preprocess,
+                seed=seed,
+                dry_run=dry_run,
+                progress=progress,
+            )
+            if not dry_run:
+                found.save(folder, force=force)
+        if dry_run:
+            _print_json(found.to_json()) if as_json else _print_lines(found.lines)
+            return
+        if as_json:
+            from packlight.report import evidence_to_json
+
+            _print_json({**evidence_to_json(found.evidence), "output": str(folder)})
+        else:
+            from packlight.cli.render import print_result
+
+            print_result(found.evidence, folder)
+        status = int(found.exit_status)
+    raise typer.Exit(status)
+
+
+@app.command(help=_INSPECT, no_args_is_help=True)
+def inspect(
+    model: ModelFile,
+    data: Data = None,
+    preprocess: Preprocess = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Print the anatomy of MODEL."""
+    with one_sentence(debug=debug):
+        from packlight.cli.progress import show_progress
+
+        options = {} if preprocess is None else {"preprocess": preprocess}
+        with show_progress(sys.stderr) as progress:
+            anatomy = _load_api().inspect(model, data=data, progress=progress, **options)
+        if as_json:
+            _print_json(anatomy)
+        else:
+            from packlight.cli.render import print_anatomy
+
+            print_anatomy(anatomy)
+
+
+@app.command(help=_COMPARE, no_args_is_help=True)
+def compare(
+    first: Annotated[
+        Path, typer.Argument(metavar="A", help="A model file: the original.", show_default=False)
+    ],
+    second: Annotated[
+        Path,
+        typer.Argument(metavar="B", help="Another: the one to judge.", show_default=False),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            metavar="PATH",
+            help="The samples that both are run on: .npz, .npy, pictures or .wav files.",
+            show_default=False,
+        ),
+    ],
+    preprocess: Preprocess = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Print A and B side by side."""
+    with one_sentence(debug=debug):
+        from packlight.cli.progress import show_progress
+
+        with show_progress(sys.stderr) as progress:
+            comparison = _load_api().compare(
+                first, second, data=data, preprocess=preprocess, progress=progress
+            )
+        if as_json:
+            _print_json(comparison.evidence_json())
+        else:
+            typer.echo(str(comparison))
+
+
+@app.command(help=_TARGETS)
+def targets(as_json: Json = False, debug: Debug = False) -> None:
+    """Print what is known of each target."""
+    with one_sentence(debug=debug):
+        known = _load_api().targets()
+        if as_json:
+            _print_json(known)
+        else:
+            from packlight.cli.render import print_targets
+
+            print_targets(known)
+
+
+def _load_api() -> Any:
+    """`packlight.api`, imported when a command needs it, so that `--help` answers at once."""
+    return importlib.import_module("packlight.api")
+
+
+def _print_json(value: object) -> None:
+    from packlight.report import to_plain
+
+    typer.echo(json.dumps(to_plain(value), indent=2, allow_nan=False))
+
+
+def _print_lines(lines: tuple[str, ...]) -> None:
+    from packlight.report.visible import visible
+
+    for line in lines:
+        typer.echo(visible(line, limit=2000))

@@ -1,0 +1,1 @@
+"""The ONNX wing: loading, looking at and rewriting graphs."""

@@ -1,0 +1,132 @@
+"""A recipe on a model, step by step: dull on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import cast
+
+import onnx_ir as ir
+
+from packlight.graph.layers import Layer, find_layers
+from packlight.graph.model import copy_model
+from packlight.graph.observe import Observations
+from packlight.graph.rewrite.dynamic import quantize_dynamically, why_not_dynamic
+from packlight.graph.rewrite.quantize import (
+    Ranges,
+    Rounded,
+    Rounding,
+    quantize_layers,
+    round_layer,
+)
+from packlight.graph.rewrite.store import (
+    store_blocks,
+    store_float16,
+    store_int8,
+    why_not_blocks,
+    why_not_stored,
+)
+from packlight.graph.walk import constant_of
+from packlight.recipe import Recipe
+
+
+@dataclass
+class Weights:
+    """Weights already rounded, by how and layer, so that no trial rounds them again."""
+
+    rounded: dict[tuple[str, bool], dict[str, Rounded]] = field(default_factory=dict)
+
+    def of(self, recipe: Recipe) -> dict[str, Rounded]:
+        """Those that fit a recipe's rounding."""
+        return self.rounded.setdefault((recipe.rounding, recipe.pair_limit), {})
+
+
+def apply_recipe(
+    model: ir.Model,
+    recipe: Recipe,
+    observations: Observations,
+    *,
+    accuracy_level: int = 4,
+    weights: Weights | None = None,
+) -> tuple[ir.Model, dict[str, str]]:
+    """Give a compressed copy of a simplified model, and notes by layer.
+
+    observations: of the same model; static layers need the ranges of what they touch.
+    """
+    copy = copy_model(model)
+    notes: dict[str, str] = {}
+    cache = (weights or Weights()).of(recipe)
+    layers = {layer.name: layer for layer in find_layers(copy)}
+    groups: dict[str, list[Layer]] = {}
+    for name, choice in recipe.layers:
+        if name in layers:
+            groups.setdefault(choice, []).append(layers[name])
+    static = [*groups.get("int8", ()), *groups.get("int8-wide", ())]
+    if static:
+        _, found = quantize_layers(
+            copy,
+            static,
+            observations,
+            ranges=cast(Ranges, recipe.ranges),
+            rounding=cast(Rounding, recipe.rounding),
+            bias_correction=recipe.bias_correction,
+            pair_limit=recipe.pair_limit,
+            wide=frozenset(layer.name for layer in groups.get("int8-wide", ())),
+            rounded=cache,
+        )
+        notes |= found
+    dynamic = groups.get("int8-dynamic", [])
+    for layer in dynamic:
+        if layer.kind != "LSTM" and layer.name not in cache:
+            cache[layer.name] = round_layer(
+                layer,
+                observations.moments.get(layer.name),
+                rounding=cast(Rounding, recipe.rounding),
+                pair_limit=recipe.pair_limit,
+            )
+    quantize_dynamically(copy, dynamic, cache)
+    store_blocks(copy, groups.get("weights-int4", []), bits=4, accuracy_level=accuracy_level)
+    store_blocks(copy, groups.get("weights-int8-blocks", []), bits=8, accuracy_level=accuracy_level)
+    store_int8(copy, groups.get("weights-int8", []))
+    store_float16(copy, groups.get("float16", []))
+    copy.graph.sort()
+    return copy, notes
+
+
+def why_not(layer: Layer, choice: str) -> str:
+    """The reason why a layer cannot have a choice; '' where it can."""
+    if choice == "float32":
+        return ""
+    if choice in ("int8", "int8-wide"):
+        return _why_not_static(layer)
+    if choice == "int8-dynamic":
+        return why_not_dynamic(layer)
+    if choice in ("weights-int4", "weights-int8-blocks"):
+        if choice == "weights-int8-blocks" and layer.kind == "Gather":
+            return "Gather has 4-bit blocks only"
+        return why_not_blocks(layer)
+    return why_not_stored(layer)
+
+
+def possible_choices(layer: Layer, choices: Iterable[str]) -> tuple[str, ...]:
+    """Those of the choices that a layer can have."""
+    return tuple(choice for choice in choices if not why_not(layer, choice))
+
+
+def _why_not_static(layer: Layer) -> str:
+    if layer.kind not in ("Conv", "Gemm", "MatMul"):
+        return f"{layer.op} has no static 8-bit kernel"
+    if layer.graph_path:
+        return "it lies in a subgraph, whose activations cannot be observed"
+    tensor = constant_of(layer.weight)
+    if tensor is None or tensor.dtype != ir.DataType.FLOAT:
+        return "static 8-bit needs float32 weights"
+    inputs = layer.node.inputs
+    if inputs[0] is None or constant_of(inputs[0]) is not None:
+        return "its input is constant"
+    if layer.kind != "MatMul" and len(inputs) > 2 and inputs[2] is not None and layer.bias is None:
+        return "its bias is computed at run time"
+    bias = constant_of(layer.bias)
+    if bias is not None and bias.size not in (1, layer.weight_shape[layer.out_axis]):
+        return "its bias is no vector"
+    return ""

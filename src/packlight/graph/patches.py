@@ -1,0 +1,104 @@
+"""The vectors that a linear layer's weight matrix is multiplied with, cut out of activations.
+
+Columns stand in the order in which kernels walk them: kernel taps outside, channels inside.
+Two columns that an x86 kernel adds in one saturating step are then neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from packlight.graph.layers import Layer
+
+
+def kernel_order(layer: Layer) -> NDArray[np.intp]:
+    """The columns of `weight_matrix(layer)` in kernel order: matrix[:, kernel_order(layer)].
+
+    A Conv's matrix is [out, channels * taps]; in kernel order it is [out, taps * channels].
+    """
+    channels = layer.weight_shape[1] if layer.kind == "Conv" else 1
+    taps = math.prod(layer.weight_shape[2:]) if layer.kind == "Conv" else 1
+    inputs = layer.weight_shape[0 if layer.kind == "MatMul" else 1]
+    if layer.kind == "Gemm":
+        inputs = layer.weight_shape[1 - layer.out_axis]
+    if layer.kind == "Conv":
+        return np.arange(channels * taps).reshape(channels, taps).T.ravel()
+    return np.arange(inputs)
+
+
+def rows_reaching(
+    layer: Layer, activation: NDArray[Any], limit: int, generator: np.random.Generator
+) -> NDArray[np.float32]:
+    """At most `limit` of the vectors that reach a layer, [rows, in], columns in kernel order.
+
+    activation: the layer's input; Conv [n, channels, *space] with one group, Gemm and MatMul
+    [..., in]. Positions are drawn without replacement where there are more than `limit`.
+    """
+    if layer.kind != "Conv":
+        rows = activation.reshape(-1, activation.shape[-1])
+        picked = _draw(len(rows), limit, generator)
+        return np.asarray(rows[picked], dtype=np.float32)
+    kernel = layer.weight_shape[2:]
+    rank = len(kernel)
+    strides = ints(layer.node, "strides", [1] * rank)
+    dilations = ints(layer.node, "dilations", [1] * rank)
+    space = activation.shape[2:]
+    pads = conv_pads(layer.node, space, kernel, strides, dilations)
+    sizes = [
+        (space[i] + pads[i] + pads[rank + i] - dilations[i] * (kernel[i] - 1) - 1) // strides[i] + 1
+        for i in range(rank)
+    ]
+    count = activation.shape[0] * math.prod(sizes)
+    place = np.unravel_index(_draw(count, limit, generator), (activation.shape[0], *sizes))
+    padded = np.pad(
+        activation, [(0, 0), (0, 0), *((pads[i], pads[rank + i]) for i in range(rank))]
+    )
+    taps = []
+    for tap in np.ndindex(*kernel):
+        at = tuple(place[1 + i] * strides[i] + tap[i] * dilations[i] for i in range(rank))
+        taps.append(padded[(place[0], slice(None), *at)])
+    return np.concatenate(taps, axis=1).astype(np.float32, copy=False)
+
+
+def conv_pads(
+    node: ir.Node,
+    space: tuple[int, ...],
+    kernel: tuple[int, ...],
+    strides: list[int],
+    dilations: list[int],
+) -> list[int]:
+    """Begin and end pads of a Conv, [2 * rank], with `auto_pad` worked out."""
+    rank = len(kernel)
+    attribute = node.attributes.get("auto_pad")
+    mode = attribute.as_string() if attribute is not None else "NOTSET"
+    if mode == "NOTSET":
+        return ints(node, "pads", [0] * 2 * rank)
+    if mode == "VALID":
+        return [0] * 2 * rank
+    begin, end = [], []
+    for i in range(rank):
+        output = math.ceil(space[i] / strides[i])
+        reach = dilations[i] * (kernel[i] - 1) + 1
+        total = max((output - 1) * strides[i] + reach - space[i], 0)
+        small, large = total // 2, total - total // 2
+        begin.append(small if mode == "SAME_UPPER" else large)
+        end.append(large if mode == "SAME_UPPER" else small)
+    return begin + end
+
+
+def ints(node: ir.Node, name: str, default: list[int]) -> list[int]:
+    """An attribute that is a list of integers."""
+    attribute = node.attributes.get(name)
+    return list(attribute.as_ints()) if attribute is not None else default
+
+
+def _draw(count: int, limit: int, generator: np.random.Generator) -> NDArray[np.intp]:
+    if count <= limit:
+        return np.arange(count)
+    # With replacement first: drawing without from millions would cost a permutation of them.
+    return np.unique(generator.integers(0, count, limit)).astype(np.intp)

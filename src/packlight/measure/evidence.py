@@ -1,0 +1,141 @@
+"""Evidence: everything a run measured and decided, as plain frozen values.
+
+`report/` turns it into a table, a page and `report.json`; nothing in here knows
+how a figure was come by, and every figure in a report comes from here.
+Times are milliseconds, sizes bytes, errors decibels of output signal to noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Verdict = Literal["met", "best-effort", "not-worth-it"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the user asked for; None where they did not."""
+
+    max_drop: float | None = None
+    max_size_bytes: int | None = None
+    max_latency_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class MetricEvidence:
+    """The quality of both files on the proof samples.
+
+    name: "top-1 accuracy", "top-1 agreement", "explained variance", or the user's own.
+    samples: number of proof samples.
+    original, compressed: the metric of each file (fidelity of the original is 1).
+    drop: original - compressed, absolute; drop_interval_95: its paired interval.
+    proven: the whole interval lies within the budget.
+    samples_needed: about how many samples a proof would need (None: proven, or hopeless).
+    noise_db: worst output's signal-to-noise ratio of the compressed file's outputs.
+    agreement: top-1 agreement of both files where the output is a classifier's.
+    """
+
+    name: str
+    samples: int
+    original: float
+    compressed: float
+    drop: float
+    drop_interval_95: tuple[float, float]
+    proven: bool
+    samples_needed: int | None = None
+    noise_db: float | None = None
+    agreement: float | None = None
+
+
+@dataclass(frozen=True)
+class LatencyEvidence:
+    """Interleaved runs of both files in one process.
+
+    ratio: median of compressed / original; ratio_interval_95: by bootstrap.
+    """
+
+    runtime: str
+    threads: int
+    original: float
+    compressed: float
+    ratio: float
+    ratio_interval_95: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One figure of the original and of the compressed file."""
+
+    original: int
+    compressed: int
+
+
+@dataclass(frozen=True)
+class LayerEvidence:
+    """What became of one layer.
+
+    choice: "int8", "int8-dynamic", "weights-int8", "weights-int4", "float16", "float32", ...
+    error_db: signal-to-noise ratio at the layer's output when it alone is compressed (None: not measured).
+    reason: why it was left alone, or why this choice; empty when it is plainly the best.
+    """
+
+    name: str
+    op: str
+    choice: str
+    error_db: float | None = None
+    reason: str = ""
+    bytes_original: int = 0
+    bytes_compressed: int = 0
+    ms_original: float | None = None
+    ms_compressed: float | None = None
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Something that was not compressed, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One whole model that was tried.
+
+    drop: of the metric on the search samples (None: not measured).
+    latency_ratio: compressed / original, one thread (None: not measured).
+    """
+
+    label: str
+    size_bytes: int
+    drop: float | None = None
+    noise_db: float | None = None
+    latency_ratio: float | None = None
+    chosen: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that one run of `compress` has to show. `report.json` is this value."""
+
+    verdict: Verdict
+    reason: str
+    model: str
+    target: str
+    budget: Budget
+    size_bytes: Pair
+    metric: MetricEvidence | None
+    latency_ms: LatencyEvidence | None
+    latency_all_threads_ms: LatencyEvidence | None
+    peak_memory_bytes: Pair | None
+    layers: tuple[LayerEvidence, ...]
+    not_compressed: tuple[Skipped, ...]
+    trials: tuple[Trial, ...] = ()
+    notes: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    samples: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+    seed: int = 0
+    seconds: float = 0.0

@@ -1,0 +1,1 @@
+"""Chooses what to do to which layer, by measuring, under a budget."""

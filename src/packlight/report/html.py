@@ -1,0 +1,127 @@
+"""Evidence as one HTML page that opens offline: no script, nothing fetched.
+
+The page's policy forbids everything but its own style sheet, and every text that
+came from a model, a file name or a runtime is escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.resources import files
+
+from packlight.measure.evidence import Evidence
+from packlight.report import sections
+from packlight.report.visible import escape, escape_prose
+from packlight.report.wording import (
+    NOT_MEASURED,
+    VERDICTS,
+    Figure,
+    explain_proof,
+    list_budget,
+    list_figures,
+    state_verdict,
+)
+
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+    "form-action 'none'"
+)
+
+_SIGNS = {"met": "✓", "best-effort": "◐", "not-worth-it": "✕"}
+
+
+def write_html(evidence: Evidence, *, how_to_run: str) -> str:
+    """The whole report as one page.
+
+    how_to_run: the snippet that runs the result on its target, as plain text.
+    """
+    bodies = [
+        ("run", "How to run it", sections.write_snippet(how_to_run)),
+        ("tried", "What was tried", sections.write_trials(evidence)),
+        ("bytes", "Where the bytes are", sections.write_bytes(evidence)),
+        ("time", "Where the time goes", sections.write_times(evidence)),
+        ("error", "What each layer lost", sections.write_errors(evidence)),
+        ("kept", "What was left alone, and why", sections.write_kept(evidence)),
+        ("layers", "All layers", sections.write_layers(evidence)),
+        ("measured", "How this was measured", sections.write_method(evidence)),
+    ]
+    parts = [(key, title, body) for key, title, body in bodies if body]
+    links = "".join(f'<li><a href="#{key}">{escape(title)}</a></li>' for key, title, _ in parts)
+    rooms = "".join(
+        f'<section aria-labelledby="{key}"><h2 id="{key}">{escape(title)}</h2>{body}</section>\n'
+        for key, title, body in parts
+    )
+    verdict = VERDICTS[evidence.verdict]
+    style = (files("packlight.report") / "page.css").read_text(encoding="utf-8")
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta name="referrer" content="no-referrer">
+<title>{verdict}: {escape(evidence.model, limit=80)} (packlight report)</title>
+<style>
+{style}</style>
+</head>
+<body>
+<a class="skip" href="#run">Skip to the details</a>
+<header><span class="brand">packlight</span>
+<span class="subject"><bdi>{escape(evidence.model, limit=120)}</bdi> for \
+<bdi>{escape(evidence.target, limit=80)}</bdi></span></header>
+<main>
+{_first_screen(evidence, verdict)}
+<nav aria-label="On this page"><ul>{links}</ul></nav>
+{rooms}</main>
+<footer>Made by packlight. Every figure on this page was measured on the files themselves; \
+the same figures for programs are in report.json.</footer>
+</body>
+</html>
+"""
+
+
+def _first_screen(evidence: Evidence, verdict: str) -> str:
+    parts = ['<div class="verdict">']
+    if evidence.metric is None:
+        parts.append(f'<p class="alarm" role="note">{escape_prose(NOT_MEASURED)}</p>')
+    parts += [
+        f'<p class="badge {evidence.verdict}"><span aria-hidden="true">'
+        f"{_SIGNS[evidence.verdict]}</span> {verdict}</p>",
+        f"<h1>{escape_prose(state_verdict(evidence))}</h1>",
+    ]
+    if evidence.reason:
+        parts.append(f'<p class="reason">{escape_prose(evidence.reason)}</p>')
+    parts += ["</div>", _write_figures(list_figures(evidence))]
+    if evidence.metric is not None:
+        parts.append(f'<p class="fine">{escape_prose(explain_proof(evidence.metric))}</p>')
+    name = evidence.metric.name if evidence.metric is not None else "top-1 accuracy"
+    limits = list_budget(evidence.budget, name)
+    if limits:
+        said = "; ".join(f"{what.lower()} {limit}" for what, limit in limits)
+        parts.append(f'<p class="fine">What was asked for: {escape_prose(said)}.</p>')
+    return "\n".join(parts)
+
+
+def _write_figures(figures: tuple[Figure, ...]) -> str:
+    write: Callable[[str], str] = escape_prose
+    rows = []
+    for figure in figures:
+        spread = ""
+        if figure.spread:
+            spread = (
+                f'<span class="spread"><span class="hidden">95 % interval: </span>'
+                f"{write(figure.spread)}</span>"
+            )
+        rows.append(
+            f'<tr><th scope="row">{write(figure.name)}</th>'
+            f'<td class="number">{write(figure.before)}</td>'
+            f'<td class="number after">{write(figure.after)}</td>'
+            f'<td><span class="change {figure.tone}">{write(figure.change)}</span>{spread}</td>'
+            "</tr>"
+        )
+    return (
+        '<table class="figures"><caption class="hidden">Before and after, with 95 % intervals'
+        '</caption><thead><tr><td></td><th scope="col">Before</th><th scope="col">After</th>'
+        f'<th scope="col">Change</th></tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    )

@@ -1,0 +1,28 @@
+"""Runs model files in a limited child process, and says what they cost there."""
+
+from packlight.runtime.cpu import CpuFeatures, cpu_features, parse_cpuinfo
+from packlight.runtime.limits import Limits
+from packlight.runtime.process import Process, Session
+from packlight.runtime.profile import (
+    Level,
+    OperatorTime,
+    measure_peak_memory,
+    optimized_graph,
+    profile_operators,
+    runtime_name,
+)
+
+__all__ = [
+    "CpuFeatures",
+    "Level",
+    "Limits",
+    "OperatorTime",
+    "Process",
+    "Session",
+    "cpu_features",
+    "measure_peak_memory",
+    "optimized_graph",
+    "parse_cpuinfo",
+    "profile_operators",
+    "runtime_name",
+]

@@ -1,0 +1,23 @@
+"""Turns what people have (arrays, pictures, sound, a DataLoader, or nothing) into samples."""
+
+from packlight.samples.axes import alternative_axes
+from packlight.samples.batches import Batch, batches_of, feeds_of
+from packlight.samples.generate import generate_samples
+from packlight.samples.open import open_samples
+from packlight.samples.preprocess import PREPROCESS_CANDIDATES
+from packlight.samples.protocol import Samples, class_names_of
+from packlight.samples.split import Split, split_samples
+
+__all__ = [
+    "PREPROCESS_CANDIDATES",
+    "Batch",
+    "Samples",
+    "Split",
+    "alternative_axes",
+    "batches_of",
+    "class_names_of",
+    "feeds_of",
+    "generate_samples",
+    "open_samples",
+    "split_samples",
+]

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from packlight.maths.moments import (
+    add_to_cross_moments,
+    add_to_moments,
+    empty_moments,
+    mean_shift,
+    refit_to_inputs,
+)
+
+
+def streams(inputs: int = 10, n: int = 5000) -> tuple[np.ndarray, np.ndarray]:
+    """Correlated rows with a mean, and the same rounded coarsely."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((n, inputs)) @ rng.standard_normal((inputs, inputs)) + 1.5
+    return x.astype(np.float32), np.round(np.maximum(x, -2) / 2).astype(np.float32) * 2
+
+
+def test_moments_are_those_of_all_rows() -> None:
+    x, y = streams()
+    moments, cross = empty_moments(10), empty_moments(10)
+    for start in range(0, len(x), 700):
+        moments = add_to_moments(moments, x[start : start + 700])
+        cross = add_to_cross_moments(cross, x[start : start + 700], y[start : start + 700])
+    wide, wide_y = x.astype(np.float64), y.astype(np.float64)
+    assert moments.count == cross.count == len(x)
+    np.testing.assert_allclose(moments.second, wide.T @ wide / len(x), rtol=1e-4)
+    np.testing.assert_allclose(moments.mean, wide.mean(axis=0))
+    np.testing.assert_allclose(cross.second, wide.T @ wide_y / len(x), rtol=1e-4)
+    np.testing.assert_allclose(cross.mean, wide.mean(axis=0))
+    np.testing.assert_allclose(cross.mean_right, wide_y.mean(axis=0))
+
+
+def test_broken_rows_are_refused() -> None:
+    rows = np.ones((6, 4), np.float32)
+    rows[2, 1], rows[3, 3] = np.nan, np.inf
+    with pytest.raises(ValueError, match="2 of 24"):
+        add_to_moments(empty_moments(4), rows)
+    with pytest.raises(ValueError, match="do not fit moments of 5"):
+        add_to_moments(empty_moments(5), np.ones((6, 4)))
+
+
+def test_refitting_is_least_squares_on_the_rows() -> None:
+    x, y = (rows.astype(np.float64) for rows in streams())
+    weight = np.random.default_rng(1).standard_normal((3, 10))
+    cross, second = x.T @ y / len(x), y.T @ y / len(x)
+    expected = np.linalg.lstsq(y, x @ weight.T, rcond=None)[0].T
+    found = refit_to_inputs(weight, cross, second, damping=0)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+    def loss(v: np.ndarray) -> float:
+        return float(np.mean((x @ weight.T - y @ v.T) ** 2))
+
+    assert loss(found) < 0.8 * loss(weight)
+    assert loss(found) <= loss(refit_to_inputs(weight, cross, second)) < loss(weight)
+
+
+def test_damping_pulls_to_the_given_weight_and_equal_inputs_leave_it() -> None:
+    x, y = (rows.astype(np.float64) for rows in streams())
+    weight = np.random.default_rng(1).standard_normal((3, 10))
+    cross, second = x.T @ y / len(x), y.T @ y / len(x)
+    strong = refit_to_inputs(weight, cross, second, damping=1e9)
+    np.testing.assert_allclose(strong, weight, rtol=1e-6)
+    same = x.T @ x / len(x)
+    np.testing.assert_allclose(refit_to_inputs(weight, same, same, damping=0.3), weight)
+
+
+def test_an_input_that_never_came_keeps_its_weight() -> None:
+    x, y = (rows.astype(np.float64) for rows in streams())
+    x[:, 4] = y[:, 4] = 0
+    weight = np.random.default_rng(1).standard_normal((3, 10))
+    found = refit_to_inputs(weight, x.T @ y / len(x), y.T @ y / len(x), damping=0)
+    np.testing.assert_allclose(found[:, 4], weight[:, 4])
+    assert np.all(np.isfinite(found))
+
+
+def test_the_mean_shift_restores_the_mean_output() -> None:
+    x, y = streams()
+    rng = np.random.default_rng(2)
+    weight = rng.standard_normal((3, 10))
+    rounded = np.round(weight * 4) / 4
+    shift = mean_shift(weight, x.mean(axis=0), rounded, y.mean(axis=0))
+    np.testing.assert_allclose(
+        (y @ rounded.T + shift).mean(axis=0), (x @ weight.T).mean(axis=0), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_pytorch_gives_the_same_moments() -> None:
+    torch = pytest.importorskip("torch")
+    x, y = streams()
+    expected = add_to_cross_moments(empty_moments(10), x, y)
+    like = torch.asarray(x)
+    found = add_to_cross_moments(empty_moments(10, like=like), like, torch.asarray(y))
+    np.testing.assert_allclose(found.second.numpy(), expected.second, rtol=1e-4)
+    weight = np.random.default_rng(1).standard_normal((3, 10))
+    second = add_to_moments(empty_moments(10), y).second
+    np.testing.assert_allclose(
+        refit_to_inputs(torch.asarray(weight), found.second, torch.asarray(second)).numpy(),
+        refit_to_inputs(weight, expected.second, second),
+        rtol=1e-3,
+    )

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import pytest
+
+from packlight.runtime.refusal import first_sentence, speaks_of_memory
+
+FAILED = "[ONNXRuntimeError] : 1 : FAIL : "
+RUNNING = FAILED + "Non-zero status code returned while running {} node. Name:'{}' Status Message: "
+HELPER = (
+    "/onnxruntime_src/onnxruntime/core/providers/cpu/tensor/reshape_helper.h:91 "
+    "onnxruntime::ReshapeHelper::ReshapeHelper(const onnxruntime::TensorShape&, "
+    "onnxruntime::TensorShapeVector&, bool) input_shape_size == requested_shape_size was false. "
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "[ONNXRuntimeError] : 7 : INVALID_PROTOBUF : Load model from /a b/m.onnx failed:"
+            "Protobuf parsing failed.",
+            "Protobuf parsing failed.",
+        ),
+        (
+            RUNNING.format("Reshape", "flat")
+            + HELPER
+            + "The input tensor cannot be reshaped to the requested shape. "
+            + "Input shape:{3,3}, requested shape:{7}\n",
+            "Reshape node 'flat': The input tensor cannot be reshaped to the requested shape. "
+            "Input shape:{3,3}, requested shape:{7}.",
+        ),
+        (
+            RUNNING.format("MatMul", "") + "matmul_helper.h:59 Compute MatMul dimension mismatch",
+            "MatMul node: Compute MatMul dimension mismatch.",
+        ),
+        (
+            RUNNING.format("ConstantOfShape", "")
+            + "/onnxruntime_src/onnxruntime/core/common/safeint.h:17 static void "
+            + "SafeIntExceptionHandler<onnxruntime::OnnxRuntimeException>::SafeIntOnOverflow() "
+            + "Integer overflow\n",
+            "ConstantOfShape node: Integer overflow.",
+        ),
+        (
+            FAILED + "/src/core/op_kernel.cc:87 virtual OrtValue* onnxruntime::Context::Output"
+            "(int, const std::function<void (int)>&) const [ONNXRuntimeError] : 1 : FAIL : "
+            "Calculation for Tensor storage size overflowed\n",
+            "Calculation for Tensor storage size overflowed.",
+        ),
+        (
+            FAILED + "Fatal error: zz:Foo(-1) is not a registered function/op",
+            "Fatal error: zz:Foo(-1) is not a registered function/op.",
+        ),
+        ("", "No reason was given."),
+        ("bell \a and\x1b[31m colour", "bell and [31m colour."),
+    ],
+)
+def test_the_useful_words_remain(text: str, expected: str) -> None:
+    assert first_sentence(text) == expected
+
+
+def test_a_long_message_is_cut_at_a_sentence_or_shortened() -> None:
+    assert first_sentence("One thing. " + "Another " * 100) == "One thing."
+    assert len(first_sentence("word " * 1000)) < 260
+
+
+def test_lack_of_memory_is_recognised() -> None:
+    assert speaks_of_memory("terminate called after throwing an instance of 'std::bad_alloc'")
+    assert speaks_of_memory("Failed to allocate memory for requested buffer of size 274877906944")
+    assert not speaks_of_memory("Got invalid dimensions for input: memory")
