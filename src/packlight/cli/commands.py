@@ -46,7 +46,7 @@ packlight compress net.onnx --data photos/
 
 packlight compress net.onnx --data samples.npz --max-drop 1% --out packed/
 
-packlight compress net.onnx --data samples.npz --max-size 25% --target phone
+packlight compress net.onnx --data samples.npz --max-size 25% --target browser
 
 Exit status: 0 budget met, 3 best effort, 4 not worth it, 2 wrong usage or unusable input.
 """
@@ -235,7 +235,7 @@ def compress(
 ) -> None:
     """Compress MODEL, save the result, print the verdict."""
     with one_sentence(debug=debug):
-        from packlight.cli.output import check_output
+        from packlight.report.folder import check_output
         from packlight.cli.progress import show_progress
 
         folder = out if out is not None else Path(f"{model.stem}.packed")

@@ -130,3 +130,17 @@ def _why_not_static(layer: Layer) -> str:
     if bias is not None and bias.size not in (1, layer.weight_shape[layer.out_axis]):
         return "its bias is no vector"
     return ""
+
+
+def stored_bytes(layer: Layer, choice: str) -> int:
+    """About how many bytes a layer's weights take in the file under a choice, scales included."""
+    outputs = layer.weight_shape[layer.out_axis] if layer.weight_shape else 1
+    if choice in ("int8", "int8-wide", "int8-dynamic", "weights-int8"):
+        return layer.parameters + 4 * outputs
+    if choice == "weights-int8-blocks":
+        return layer.parameters + layer.parameters * 5 // 32
+    if choice == "weights-int4":
+        return layer.parameters // 2 + layer.parameters * 9 // 64
+    if choice == "float16":
+        return 2 * layer.parameters
+    return layer.bytes

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from packlight.cli.output import check_output
+from packlight.report.folder import check_output
 from packlight.errors import UnusableOutput
 
 

@@ -1,0 +1,361 @@
+"""The public functions: compress, inspect, compare, load. The story of the house, on one page.
+
+source -> load -> prepare -> simplify -> calibrate -> search -> measure -> Evidence -> save
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from packlight.errors import WrongUsage
+from packlight.graph.anatomy import Anatomy, describe
+from packlight.graph.apply import why_not
+from packlight.graph.layers import Layer, find_layers
+from packlight.graph.model import load_model as load
+from packlight.graph.observe import observe
+from packlight.graph.rewrite.quantize import tensors_to_observe
+from packlight.graph.rewrite.simplify import SimplifyStep
+from packlight.measure.evidence import Budget, Evidence, Trial
+from packlight.measure.latency import rank_latencies
+from packlight.measure.quality import Metric, find_metric
+from packlight.plan.budget import parse_drop, parse_latency, parse_size
+from packlight.plan.forecast import Forecast, forecast
+from packlight.plan.judge import (
+    Figures,
+    environment,
+    judge,
+    layer_evidence,
+    measure_figures,
+)
+from packlight.plan.prepare import Prepared, prepare_samples, simplify_checked
+from packlight.plan.search import Found, search
+from packlight.plan.solve import Limits
+from packlight.plan.trials import Tried, Workbench
+from packlight.progress import SILENT, Progress
+from packlight.recipe import Recipe, check_layers, read_recipe, write_recipe
+from packlight.report import evidence_table, evidence_to_json, write_html, write_json
+from packlight.report.comparison import comparison_table, comparison_to_json
+from packlight.report.folder import write_folder
+from packlight.report.snippet import how_to_run
+from packlight.runtime import profile_operators
+from packlight.samples import feeds_of
+from packlight.targets import TARGETS, Target, find_target
+
+__all__ = ["Comparison", "Forecast", "Result", "compare", "compress", "inspect", "load", "targets"]
+
+DEFAULT_DROP = 0.01
+"""The budget where the user names none: one point of the metric."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A compressed model with the evidence for it; `print` shows the table."""
+
+    evidence: Evidence
+    recipe: Recipe
+    model: Path
+    _files: tuple[Path, ...] = field(repr=False)
+    _inputs: tuple[Path, ...] = field(repr=False)
+    _keep: Any = field(repr=False, compare=False, default=None)
+
+    @property
+    def verdict(self) -> str:
+        """met, best-effort or not-worth-it."""
+        return self.evidence.verdict
+
+    @property
+    def exit_status(self) -> int:
+        """0 met, 3 best-effort, 4 not-worth-it."""
+        return {"met": 0, "best-effort": 3, "not-worth-it": 4}[self.evidence.verdict]
+
+    def save(self, out: str | Path, *, force: bool = False) -> Path:
+        """Write model.onnx, recipe.yaml, report.html and report.json into the folder `out`.
+
+        It appears whole or not at all; force: replace what is there.
+        Raises UnusableOutput where it exists or cannot be written.
+        """
+        texts = {
+            "recipe.yaml": write_recipe(self.recipe),
+            "report.json": write_json(self.evidence),
+            "report.html": write_html(self.evidence, how_to_run=how_to_run(self.evidence)),
+        }
+        return write_folder(
+            Path(out), files=self._files, texts=texts, force=force, inputs=self._inputs
+        )
+
+    def __str__(self) -> str:
+        return evidence_table(self.evidence)
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        return f"<pre>{escape(str(self))}</pre>"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two files side by side; `print` shows the table."""
+
+    first: Path
+    second: Path
+    figures: Figures
+    samples: str
+
+    def evidence_json(self) -> dict[str, Any]:
+        """The figures as plain values."""
+        return comparison_to_json(self.first, self.second, asdict(self.figures), self.samples)
+
+    def __str__(self) -> str:
+        return comparison_table(self.first, self.second, asdict(self.figures), self.samples)
+
+
+def compress(
+    model: str | Path,
+    *,
+    data: object = None,
+    target: str = "laptop",
+    max_drop: str | float | None = None,
+    max_size: str | float | None = None,
+    max_latency: str | float | None = None,
+    recipe: str | Path | Recipe | None = None,
+    metric: str | Metric | None = None,
+    preprocess: str | None = None,
+    seed: int = 0,
+    dry_run: bool = False,
+    progress: Progress = SILENT,
+) -> Result | Forecast:
+    """Make an ONNX model smaller and faster for a target, and measure what it still does.
+
+    data: samples, as `packlight.samples.open_samples` takes them; None: made up, so that
+        accuracy cannot be judged. max_drop: "1%" or 0.01, absolute, of the metric (the default
+        where no budget is named). max_size: "5MB" or "25%". max_latency: "10ms" or "40%".
+    recipe: do this instead of searching. metric: a name or a function of (outputs, labels).
+    dry_run: only say what would happen. Raises PacklightError with a sentence for the user.
+    """
+    begun = time.monotonic()
+    found_metric = find_metric(metric) if isinstance(metric, str) else metric
+    goal, wanted = find_target(target), _recipe(recipe)
+    share = not callable(found_metric)
+    drop = None if max_drop is None else parse_drop(max_drop, share=share)
+    if max_drop is None and max_size is None and max_latency is None and share:
+        drop = DEFAULT_DROP
+    _check_budget(max_size, max_latency)
+    progress.stage("reading the model and the samples")
+    source = load(model)
+    size = None if max_size is None else parse_size(max_size, source.size_bytes)
+    if dry_run:
+        return forecast(source, goal, has_data=data is not None, max_size_bytes=size)
+    prepared = prepare_samples(source, data, preprocess=preprocess, seed=seed)
+    scratch = tempfile.TemporaryDirectory(prefix="packlight-")
+    progress.stage("simplifying the graph")
+    simplified, steps = simplify_checked(
+        source, prepared.samples, prepared.split.calibration, Path(scratch.name)
+    )
+    layers = find_layers(simplified)
+    with Workbench(
+        source,
+        simplified,
+        prepared.samples,
+        prepared.split,
+        goal,
+        metric=found_metric,
+        max_drop=drop,
+        seed=seed,
+    ) as bench:
+        if wanted is not None:
+            check_layers(wanted, [layer.name for layer in layers])
+        _calibrate(bench, layers, wanted, progress)
+        latency = None if max_latency is None else parse_latency(max_latency, _original_ms(bench))
+        budget = Budget(drop, size, latency)
+        if wanted is not None:
+            chosen = bench.evaluate(wanted, "the given recipe")
+            found = Found(chosen, tuple(bench.tried))
+            if chosen.failure:
+                raise WrongUsage(f"The recipe gives a file that does not run: {chosen.failure}")
+        else:
+            found = search(bench, layers, _limits(bench, budget), progress=progress)
+        figures = measure_figures(
+            bench,
+            found.chosen.path,
+            found.chosen.size_bytes,
+            indices=prepared.split.proof or prepared.split.search or prepared.split.calibration,
+            progress=progress,
+        )
+        evidence = _evidence(bench, prepared, steps, layers, found, figures, budget)
+        files = _keep(found.chosen, Path(scratch.name))
+    evidence = replace(evidence, seconds=time.monotonic() - begun)
+    held = [source.source]
+    held += [Path(path) for path in (data, recipe) if isinstance(path, str | Path)]
+    return Result(evidence, found.chosen.recipe, files[0], files, tuple(held), scratch)
+
+
+def inspect(
+    model: str | Path,
+    *,
+    data: object = None,
+    preprocess: str | None = None,
+    progress: Progress = SILENT,
+) -> Anatomy:
+    """Where a model's bytes, multiply-accumulates and milliseconds are, and what is redundant."""
+    progress.stage("reading the model")
+    source = load(model)
+    progress.stage("timing its operators")
+    prepared = prepare_samples(source, data, preprocess=preprocess)
+    feeds = next(iter(feeds_of(prepared.samples, (0,), source.inputs, batch=1)))
+    times = profile_operators(source.source, feeds, level="extended")
+    return describe(source, milliseconds={time.name: time.ms for time in times})
+
+
+def compare(
+    first: str | Path,
+    second: str | Path,
+    *,
+    data: object,
+    metric: str | Metric | None = None,
+    preprocess: str | None = None,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> Comparison:
+    """Two model files on the same samples: quality, latency, memory and size."""
+    progress.stage("reading both models and the samples")
+    one, other = load(first), load(second)
+    if {spec.name for spec in one.inputs} != {spec.name for spec in other.inputs}:
+        raise WrongUsage(
+            f"{first} and {second} have different inputs ("
+            f"{', '.join(map(str, one.inputs))}; {', '.join(map(str, other.inputs))}): compare "
+            "two forms of the same model."
+        )
+    prepared = prepare_samples(one, data, preprocess=preprocess, seed=seed)
+    with Workbench(
+        one,
+        one.ir,
+        prepared.samples,
+        prepared.split,
+        find_target("laptop"),
+        metric=find_metric(metric) if isinstance(metric, str) else metric,
+        seed=seed,
+    ) as bench:
+        indices = tuple(range(len(prepared.samples)))
+        figures = measure_figures(
+            bench, other.source, other.size_bytes, indices=indices, progress=progress
+        )
+    figures = replace(figures, notes=(*prepared.notes, *figures.notes))
+    return Comparison(one.source, other.source, figures, prepared.samples.source)
+
+
+def targets() -> tuple[Target, ...]:
+    """The devices that `compress` knows."""
+    return TARGETS
+
+
+def _recipe(recipe: str | Path | Recipe | None) -> Recipe | None:
+    return recipe if recipe is None or isinstance(recipe, Recipe) else read_recipe(recipe)
+
+
+def _check_budget(max_size: str | float | None, max_latency: str | float | None) -> None:
+    """Notice a budget that cannot be read before any work."""
+    if max_size is not None:
+        parse_size(max_size, 1 << 40)
+    if max_latency is not None:
+        parse_latency(max_latency, 1e6)
+
+
+def _calibrate(
+    bench: Workbench, layers: Sequence[Layer], recipe: Recipe | None, progress: Progress
+) -> None:
+    """One pass over the calibration samples for the layers that could compute in integers."""
+    static = [layer for layer in layers if not why_not(layer, "int8")]
+    if bench.samples.generated and recipe is None:
+        static = []
+    if static:
+        bench.observations = observe(
+            bench.simplified,
+            bench.samples,
+            bench.split.calibration,
+            bench.model.inputs,
+            tensors=tensors_to_observe(bench.simplified, static),
+            layers=static,
+            process=bench.process,
+            seed=bench.seed,
+            progress=progress,
+        )
+
+
+def _original_ms(bench: Workbench) -> float:
+    return rank_latencies([bench.model.source], bench.first_feeds(), seconds=2.0)[0].ms
+
+
+def _limits(bench: Workbench, budget: Budget) -> Limits:
+    """The budget as the search sees it: never slower, never larger than the original."""
+    latency = 1.0
+    if budget.max_latency_ms is not None:
+        latency = min(latency, budget.max_latency_ms / max(_original_ms(bench), 1e-9))
+    size = bench.model.size_bytes - 1
+    if budget.max_size_bytes is not None:
+        size = min(size, budget.max_size_bytes)
+    drop = None if bench.samples.generated else budget.max_drop
+    return Limits(drop=drop, size=size, latency=latency)
+
+
+def _evidence(
+    bench: Workbench,
+    prepared: Prepared,
+    steps: Sequence[SimplifyStep],
+    layers: Sequence[Layer],
+    found: Found,
+    figures: Figures,
+    budget: Budget,
+) -> Evidence:
+    model, chosen, generated = bench.model, found.chosen, prepared.samples.generated
+    verdict, reason = judge(figures, budget, generated=generated)
+    about, skipped = layer_evidence(bench, found, layers, bench.first_feeds(), chosen.notes)
+    undone = tuple(
+        f"simplifying: '{step.name}' was undone, because {step.reason}"
+        for step in steps
+        if not step.kept
+    )
+    return Evidence(
+        verdict=verdict,
+        reason=reason,
+        model=model.source.name,
+        target=bench.target.name,
+        budget=budget,
+        size_bytes=figures.size,
+        metric=None if generated else figures.metric,
+        latency_ms=figures.latency,
+        latency_all_threads_ms=figures.latency_all_threads,
+        peak_memory_bytes=figures.memory,
+        layers=about,
+        not_compressed=skipped,
+        trials=tuple(_trial(one, one.recipe == chosen.recipe) for one in found.tried),
+        notes=(*prepared.notes, *figures.notes, *undone),
+        inputs=tuple(str(spec) for spec in model.inputs),
+        samples=prepared.samples.source,
+        environment=environment(),
+        seed=bench.seed,
+    )
+
+
+def _trial(one: Tried, chosen: bool) -> Trial:
+    return Trial(
+        label=one.label,
+        size_bytes=one.size_bytes,
+        drop=one.metric.drop if one.metric is not None else None,
+        noise_db=one.metric.noise_db if one.metric is not None else None,
+        latency_ratio=one.latency_ratio,
+        chosen=chosen,
+        note=one.failure,
+    )
+
+
+def _keep(chosen: Tried, folder: Path) -> tuple[Path, ...]:
+    """Move the chosen file out of the workbench, which is cleared."""
+    kept = folder / "chosen"
+    kept.mkdir()
+    return tuple(file.rename(kept / file.name) for file in chosen.files)
+

@@ -1,0 +1,69 @@
+"""What is worth trying: whole recipes to begin with, and what one layer can be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from packlight.graph.apply import why_not
+from packlight.graph.layers import Layer
+from packlight.recipe import Recipe
+from packlight.targets import Target
+
+
+def whole_recipes(
+    layers: Sequence[Layer], target: Target, *, generated: bool, seed: int = 0
+) -> list[tuple[str, Recipe]]:
+    """Recipes that treat all layers of a kind alike, each with a label; no two are the same.
+
+    generated: nobody gave samples, so that activation ranges are not known: only choices that
+    need none are tried.
+    """
+    recipes: list[tuple[str, Recipe]] = []
+    seen: set[tuple[tuple[str, str], ...]] = set()
+
+    def add(label: str, *preferences: str) -> None:
+        chosen = tuple((layer.name, _first(layer, preferences, target)) for layer in layers)
+        if chosen not in seen:
+            seen.add(chosen)
+            recipes.append(
+                (
+                    label,
+                    Recipe(
+                        target=target.name, layers=chosen, pair_limit=target.pair_limit, seed=seed
+                    ),
+                )
+            )
+
+    add("simplified only")
+    if not generated:
+        add("int8 static", "int8", "weights-int8")
+        add("int8 static and dynamic", "int8:Conv", "int8-dynamic", "int8", "weights-int8")
+    add("int8 dynamic", "int8-dynamic", "weights-int8")
+    add("int8 weights", "weights-int8")
+    add("int4 weights in blocks", "weights-int4", "weights-int8")
+    add("int8 weights in blocks", "weights-int8-blocks", "weights-int8")
+    add("float16 weights", "float16")
+    return recipes
+
+
+def reason_kept(layer: Layer, target: Target) -> str:
+    """Why a layer can be nothing but float32; '' where it can be something else."""
+    reasons = [why_not(layer, choice) for choice in ("int8", "int8-dynamic", "weights-int8")]
+    return reasons[-1] if all(reasons) else ""
+
+
+def _first(layer: Layer, preferences: Sequence[str], target: Target) -> str:
+    """The first choice that the layer and the target can have, else float32."""
+    for preference in preferences:
+        choice, _, kind = preference.partition(":")
+        if kind and layer.kind != kind:
+            continue
+        if choice == "int8" and layer.kind not in target.static:
+            continue
+        if choice == "int8-dynamic" and layer.kind not in target.dynamic:
+            continue
+        if choice in ("weights-int4", "weights-int8-blocks") and layer.kind not in target.blocks:
+            continue
+        if not why_not(layer, choice):
+            return choice
+    return "float32"

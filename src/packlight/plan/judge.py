@@ -1,0 +1,202 @@
+"""The verdict: the final file against the original, on samples that nothing was chosen with."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from packlight.errors import RuntimeFailure
+from packlight.graph.apply import stored_bytes
+from packlight.graph.layers import Layer, find_unquantizable
+from packlight.measure.evidence import (
+    Budget,
+    LatencyEvidence,
+    LayerEvidence,
+    MetricEvidence,
+    Pair,
+    Skipped,
+    Verdict,
+)
+from packlight.measure.latency import measure_latency
+from packlight.measure.memory import measure_memory
+from packlight.plan.candidates import reason_kept
+from packlight.plan.search import Found
+from packlight.plan.trials import Tried, Workbench
+from packlight.progress import SILENT, Progress
+from packlight.runtime import OperatorTime, cpu_features, profile_operators, runtime_name
+from packlight.version import __version__
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured of the final file against the original."""
+
+    metric: MetricEvidence | None
+    latency: LatencyEvidence
+    latency_all_threads: LatencyEvidence | None
+    memory: Pair | None
+    size: Pair
+    notes: tuple[str, ...]
+
+
+def measure_figures(
+    bench: Workbench,
+    path: Path,
+    size_bytes: int,
+    *,
+    indices: Sequence[int],
+    progress: Progress = SILENT,
+) -> Figures:
+    """Quality on `indices`, latency with one and all threads, memory and size of both files."""
+    notes: list[str] = []
+    feeds = bench.first_feeds()
+    progress.stage("proving on samples held back", len(indices))
+    metric = None
+    if indices:
+        metric = bench.quality(
+            path,
+            indices,
+            on_note=notes.append,
+            on_batch=lambda rows: progress.step(advance=rows),
+        )
+    progress.stage("measuring latency and memory", 3)
+    source = bench.model.source
+    progress.step("one thread", advance=0)
+    one = measure_latency(source, path, feeds, threads=1, rounds=400, seed=bench.seed)
+    progress.step("all threads")
+    many = None
+    cores = cpu_features().cores
+    if cores > 1:
+        many = measure_latency(source, path, feeds, threads=cores, rounds=400, seed=bench.seed)
+    progress.step("memory")
+    memory = None
+    try:
+        memory = measure_memory(source, path, feeds)
+    except RuntimeFailure as error:
+        notes.append(f"memory could not be measured: {error}")
+    progress.step()
+    return Figures(
+        metric, one, many, memory, Pair(bench.model.size_bytes, size_bytes), tuple(notes)
+    )
+
+
+def judge(figures: Figures, budget: Budget, *, generated: bool) -> tuple[Verdict, str]:
+    """The verdict, and its reason in one sentence.
+
+    met: the budget is kept on the proof samples. best-effort: it is not, or could not be
+    measured. not-worth-it: the file is slower, or not smaller, than the original.
+    """
+    size, latency, metric = figures.size, figures.latency, figures.metric
+    if size.compressed >= size.original:
+        return "not-worth-it", (
+            f"the best file found is not smaller ({size.compressed} bytes, the original has "
+            f"{size.original}): keep the original"
+        )
+    if latency.ratio_interval_95[0] > 1.0 and latency.ratio > 1.02:
+        return "not-worth-it", (
+            f"the best file found is slower: {latency.ratio:.2f} times the original's time, though "
+            f"{size.original / size.compressed:.1f} times smaller"
+        )
+    unmet = []
+    if budget.max_size_bytes is not None and size.compressed > budget.max_size_bytes:
+        unmet.append(f"size is {size.compressed} bytes of {budget.max_size_bytes} allowed")
+    if budget.max_latency_ms is not None and latency.compressed > budget.max_latency_ms:
+        unmet.append(
+            f"latency is {latency.compressed:.3g} ms of {budget.max_latency_ms:.3g} allowed"
+        )
+    if generated or metric is None:
+        unmet.insert(0, "accuracy could not be measured: no samples were given")
+    elif budget.max_drop is not None and metric.drop > budget.max_drop:
+        unmet.append(
+            f"{metric.name} drops by {metric.drop:.4g} on the proof samples, "
+            f"{budget.max_drop:.4g} are allowed"
+        )
+    if unmet:
+        return "best-effort", "; ".join(unmet)
+    if metric is not None and budget.max_drop is not None and not metric.proven:
+        more = metric.samples_needed
+        hint = f"; about {more} samples would prove it" if more else ""
+        return "met", f"the budget is kept, though {metric.samples} samples do not prove it{hint}"
+    return "met", "the budget is kept, proven at 95 % on samples that nothing was chosen with"
+
+
+def layer_evidence(
+    bench: Workbench,
+    found: Found,
+    layers: Sequence[Layer],
+    feeds: Mapping[str, NDArray[Any]],
+    notes: Mapping[str, str],
+) -> tuple[tuple[LayerEvidence, ...], tuple[Skipped, ...]]:
+    """What became of every layer; with those left alone, the accounting adds up."""
+    chosen = found.chosen
+    before = _times(bench.model.source, feeds)
+    after = _times(chosen.path, feeds)
+    evidence, skipped = [], []
+    for layer in layers:
+        choice = chosen.recipe.choice(layer.name)
+        reason = found.taken_back.get(layer.name, notes.get(layer.name, ""))
+        if choice == "float32":
+            reason = reason or reason_kept(layer, bench.target) or _reason_not_worth(chosen)
+            skipped.append(Skipped(layer.name, reason))
+        evidence.append(
+            LayerEvidence(
+                name=layer.name,
+                op=layer.op,
+                choice=choice,
+                error_db=found.noise_db.get(layer.name),
+                reason=reason,
+                bytes_original=layer.bytes,
+                bytes_compressed=stored_bytes(layer, choice),
+                ms_original=_of(before, layer.name),
+                ms_compressed=_of(after, layer.name),
+            )
+        )
+    for other in find_unquantizable(bench.simplified):
+        skipped.append(Skipped(other.name, other.reason))
+        if "no weights" not in other.reason:
+            evidence.append(LayerEvidence(other.name, other.op, "float32", reason=other.reason))
+    return tuple(evidence), tuple(skipped)
+
+
+def environment() -> dict[str, str]:
+    """The machine and the versions that the figures were measured with."""
+    cpu = cpu_features()
+    import numpy as np
+
+    return {
+        "packlight": __version__,
+        "runtime": runtime_name(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": f"{cpu.model}, {cpu.cores} cores, "
+        + ("with" if cpu.vnni else "without")
+        + " VNNI",
+    }
+
+
+def _reason_not_worth(chosen: Tried) -> str:
+    if "float" in chosen.label:
+        return "measured: in float it is more faithful, or faster, at next to no bytes"
+    return "measured: compressing it was not worth it under the budget"
+
+
+def _times(path: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, OperatorTime]:
+    try:
+        times = profile_operators(path, feeds, level="extended")
+    except RuntimeFailure:
+        return {}
+    return {time.name: time for time in times}
+
+
+def _of(times: Mapping[str, OperatorTime], layer: str) -> float | None:
+    """The time of a layer's node; a runtime may add a word to its name."""
+    for name in (layer, f"{layer}_quant", f"{layer}_dynamic", f"{layer}_blocks"):
+        if name in times:
+            return times[name].ms
+    return None

@@ -1,0 +1,145 @@
+"""Opens what the user gave: samples that fit the model, split so that no sample serves twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from packlight.errors import PacklightError, RuntimeRefused, UnusableModel
+from packlight.graph.model import Model, save_model
+from packlight.graph.rewrite.simplify import SimplifyStep, simplify
+from packlight.plan.trials import equal_outputs
+from packlight.runtime import Process
+from packlight.samples import (
+    PREPROCESS_CANDIDATES,
+    Samples,
+    Split,
+    alternative_axes,
+    batches_of,
+    class_names_of,
+    generate_samples,
+    open_samples,
+    split_samples,
+)
+
+TRIED_FOR_PREPROCESS = 64
+CHECKED = 4
+"""Samples on which a simplified graph must give what the original gives."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Samples and their split. notes: what was assumed, for the report."""
+
+    samples: Samples
+    split: Split
+    notes: tuple[str, ...]
+
+
+def prepare_samples(
+    model: Model, data: object, *, preprocess: str | None = None, seed: int = 0
+) -> Prepared:
+    """Open the user's samples, or make some up where there are none, and check that one runs.
+
+    Raises UnusableSamples where they do not fit, UnusableModel where the runtime refuses the
+    model on every kind of made-up sample.
+    """
+    with Process() as process:
+        session = process.load(model.source)
+        if data is None:
+            samples = _generated(model, session.run, seed)
+            return Prepared(samples, split_samples(samples, seed=seed), samples.notes)
+        samples = open_samples(data, model.inputs, preprocess=preprocess, seed=seed)
+        split = split_samples(samples, seed=seed)
+        notes: tuple[str, ...] = ()
+        if preprocess is None and samples.labels is not None and class_names_of(samples):
+            chosen, scores = _best_preprocess(model, data, split, session.run, seed)
+            if chosen is not None:
+                samples = open_samples(data, model.inputs, preprocess=chosen, seed=seed)
+                shown = ", ".join(f"{name} {score:.1%}" for name, score in scores.items())
+                notes = (
+                    f"--preprocess {chosen} was chosen: of the known ways it gave the most right "
+                    f"answers on {min(len(split.calibration), TRIED_FOR_PREPROCESS)} samples "
+                    f"({shown})",
+                )
+        run = next(iter(batches_of(samples, split.calibration[:1], model.inputs)))
+        session.run(run.feeds)
+        return Prepared(samples, split, (*samples.notes, *notes))
+
+
+def simplify_checked(
+    model: Model, samples: Samples, indices: Sequence[int], folder: Path
+) -> tuple[ir.Model, tuple[SimplifyStep, ...]]:
+    """Simplify, running every step's result: what changes the outputs is undone."""
+    with Process() as process:
+        original = process.load(model.source)
+        runs = list(batches_of(samples, indices[:CHECKED], model.inputs, batch=CHECKED))
+        expected = [original.run(run.feeds) for run in runs]
+
+        def check(candidate: ir.Model) -> bool:
+            path = folder / "simplified.onnx"
+            save_model(candidate, path)
+            session = process.load(path)
+            try:
+                return all(
+                    equal_outputs(wanted, session.run(run.feeds))
+                    for wanted, run in zip(expected, runs, strict=True)
+                )
+            finally:
+                session.close()
+
+        return simplify(model.ir, check=check)
+
+
+def _generated(
+    model: Model,
+    run: Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]],
+    seed: int,
+) -> Samples:
+    refusal: PacklightError | None = None
+    for axes in alternative_axes(model.inputs):
+        samples = generate_samples(model.inputs, seed=seed, axes=axes)
+        batch = next(iter(batches_of(samples, (0,), model.inputs)))
+        try:
+            run(batch.feeds)
+        except RuntimeRefused as error:
+            refusal = refusal or error
+            continue
+        return samples
+    raise UnusableModel(
+        f"{model.source} refused every made-up input ({refusal}): give samples of your own with "
+        "--data."
+    ) from refusal
+
+
+def _best_preprocess(
+    model: Model,
+    data: object,
+    split: Split,
+    run: Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]],
+    seed: int,
+) -> tuple[str | None, dict[str, float]]:
+    """The preparation of pictures under which the original gives the most right answers."""
+    scores: dict[str, float] = {}
+    indices = split.calibration[:TRIED_FOR_PREPROCESS]
+    for name in PREPROCESS_CANDIDATES:
+        samples = open_samples(data, model.inputs, preprocess=name, seed=seed)
+        assert samples.labels is not None
+        right = 0
+        for batch in batches_of(samples, indices, model.inputs):
+            outputs = next(iter(run(batch.feeds).values()))
+            outputs = batch.trim(outputs)
+            if outputs.ndim != 2 or len(outputs) != batch.rows:
+                return None, {}
+            labels = samples.labels[list(batch.indices)]
+            right += int(np.count_nonzero(outputs.argmax(axis=1) == labels))
+        scores[name] = right / max(len(indices), 1)
+    # Earlier candidates are the more common ones: they win ties.
+    best = max(scores, key=lambda name: scores[name])
+    return best, scores

@@ -1,0 +1,293 @@
+"""The workbench: makes a file of a recipe, runs it on the search samples, times it.
+
+Everything the planner knows of a candidate was measured here, on the file that would be shipped.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from packlight.errors import RuntimeCrashed, RuntimeFailure, RuntimeTimedOut
+from packlight.graph.apply import Weights, apply_recipe
+from packlight.graph.model import Model, save_model
+from packlight.graph.observe import Observations
+from packlight.measure.evidence import MetricEvidence
+from packlight.measure.latency import rank_latencies
+from packlight.measure.quality import Metric, measure_quality
+from packlight.measure.size import size_of_files
+from packlight.recipe import Recipe
+from packlight.runtime import Process, Session, cpu_features
+from packlight.samples import Samples, Split, batches_of
+from packlight.targets import Target
+
+Outputs = dict[str, NDArray[Any]]
+CACHE_BYTES = 256 << 20
+"""Feeds and the original's outputs are kept up to this size, and computed again beyond."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One recipe as a file, and what was measured of it on the search samples.
+
+    metric: None where it could not be run. latency_ratio: to the original, one thread.
+    """
+
+    label: str
+    recipe: Recipe
+    path: Path
+    files: tuple[Path, ...]
+    size_bytes: int
+    notes: dict[str, str] = field(default_factory=dict)
+    metric: MetricEvidence | None = None
+    latency_ms: float | None = None
+    latency_ratio: float | None = None
+    latency_interval_95: tuple[float, float] | None = None
+    failure: str = ""
+
+    @property
+    def drop(self) -> float:
+        """Of the metric; infinite where it could not be run."""
+        return self.metric.drop if self.metric is not None else float("inf")
+
+    @property
+    def noise_db(self) -> float:
+        """Signal-to-noise ratio of the worst output; -infinity where it could not be run."""
+        if self.metric is None:
+            return float("-inf")
+        return self.metric.noise_db if self.metric.noise_db is not None else 0.0
+
+
+class Workbench:
+    """Holds the original, its simplified form and the samples while candidates are tried."""
+
+    def __init__(
+        self,
+        model: Model,
+        simplified: ir.Model,
+        samples: Samples,
+        split: Split,
+        target: Target,
+        *,
+        metric: Metric | str | None = None,
+        max_drop: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.model, self.simplified = model, simplified
+        self.samples, self.split, self.target = samples, split, target
+        self.metric, self.max_drop, self.seed = metric, max_drop, seed
+        self.observations = Observations()
+        self.weights = Weights()
+        self.threads = cpu_features().cores
+        self.tried: list[Tried] = []
+        self._folder = tempfile.TemporaryDirectory(prefix="packlight-")
+        self.process = Process()
+        self._original = self._load_original()
+        self._cache: dict[tuple[int, ...], list[tuple[Outputs, Outputs, int]]] = {}
+        self._made: dict[Recipe, Tried] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.process.close()
+        self._folder.cleanup()
+
+    def _load_original(self) -> Session:
+        try:
+            return self.process.load(self.model.source, threads=self.threads)
+        except BaseException:
+            self.process.close()
+            self._folder.cleanup()
+            raise
+
+    @property
+    def folder(self) -> Path:
+        """Where candidates lie until the run ends."""
+        return Path(self._folder.name)
+
+    def first_feeds(self) -> Outputs:
+        """One sample as it is fed: what latency is measured with."""
+        inputs, index = self.model.inputs, self.split.calibration[:1]
+        return dict(next(iter(batches_of(self.samples, index, inputs, batch=1))).feeds)
+
+    def search_indices(self) -> tuple[int, ...]:
+        """The samples on which candidates are compared."""
+        return self.split.search or self.split.calibration
+
+    def make(self, recipe: Recipe, label: str) -> Tried:
+        """Write the file of a recipe; a recipe made before is not made again."""
+        if recipe in self._made:
+            return self._made[recipe]
+        compressed, notes = apply_recipe(
+            self.simplified,
+            recipe,
+            self.observations,
+            accuracy_level=self.target.accuracy_level,
+            weights=self.weights,
+        )
+        path = self.folder / f"{len(self._made)}" / "model.onnx"
+        path.parent.mkdir()
+        files = save_model(compressed, path)
+        tried = Tried(label, recipe, path, files, size_of_files(files), notes)
+        self._made[recipe] = tried
+        return tried
+
+    def evaluate(
+        self, recipe: Recipe, label: str, *, indices: Sequence[int] | None = None
+    ) -> Tried:
+        """Make a recipe's file and run it on the search samples (or those given)."""
+        tried = self.make(recipe, label)
+        if indices is None and (tried.metric is not None or tried.failure):
+            return tried
+        try:
+            metric = self.quality(tried.path, self.search_indices() if indices is None else indices)
+            result = replace(tried, metric=metric)
+        except RuntimeFailure as error:
+            result = replace(tried, failure=str(error))
+            if isinstance(error, (RuntimeCrashed, RuntimeTimedOut)):
+                # The child died with the original's session in it.
+                self.process.close()
+                self.process = Process()
+                self._original = self._load_original()
+        if indices is None:
+            self._made[recipe] = result
+            self.tried.append(result)
+        return result
+
+    def quality(
+        self,
+        path: Path,
+        indices: Sequence[int],
+        *,
+        on_note: Callable[[str], None] | None = None,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> MetricEvidence:
+        """The metric of a file against the original on some samples."""
+        session = self.process.load(path, threads=self.threads)
+        try:
+            labels = self.samples.labels
+            pairs = self._pairs(tuple(indices), session, on_batch)
+            first, second, rows = _unzip(pairs)
+            return measure_quality(
+                first,
+                second,
+                rows=rows,
+                labels=None if labels is None else labels[list(indices)],
+                metric=self.metric,
+                max_drop=self.max_drop,
+                seed=self.seed,
+                on_note=on_note,
+            )
+        finally:
+            session.close()
+
+    def rank(self, candidates: Sequence[Tried], *, seconds: float = 12.0) -> list[Tried]:
+        """Time candidates against the original, interleaved, one thread."""
+        paths = [self.model.source, *(tried.path for tried in candidates)]
+        ranked = rank_latencies(
+            paths, self.first_feeds(), rounds=300, seconds=seconds, seed=self.seed
+        )
+        timed = []
+        for tried, rank in zip(candidates, ranked[1:], strict=True):
+            result = replace(
+                tried,
+                latency_ms=rank.ms,
+                latency_ratio=rank.ratio,
+                latency_interval_95=rank.ratio_interval_95,
+            )
+            self._made[tried.recipe] = result
+            self.tried = [result if old.recipe == tried.recipe else old for old in self.tried]
+            timed.append(result)
+        return timed
+
+    def _pairs(
+        self,
+        indices: tuple[int, ...],
+        session: Session,
+        on_batch: Callable[[int], None] | None,
+    ) -> Iterator[tuple[Outputs, Outputs, int]]:
+        for feeds, reference, trim, rows in self._references(indices):
+            outputs = session.run(feeds)
+            # The runtime may give outputs in another order, never under other names.
+            yield reference, {name: trim(array) for name, array in outputs.items()}, rows
+            if on_batch is not None:
+                on_batch(rows)
+
+    def _references(self, indices: tuple[int, ...]) -> Iterator[Any]:
+        """Feeds, the original's outputs, how to trim, and rows, batch by batch."""
+        cached: Any = self._cache.get(indices)
+        if cached is not None:
+            yield from cached
+            return
+        kept: list[Any] | None = []
+        held = 0
+        for run in batches_of(self.samples, indices, self.model.inputs):
+            outputs = {
+                name: run.trim(array) for name, array in self._original.run(run.feeds).items()
+            }
+            item = (run.feeds, outputs, run.trim, run.rows)
+            yield item
+            held += sum(a.nbytes for a in [*run.feeds.values(), *outputs.values()])
+            if kept is not None:
+                kept.append(item)
+                if held > CACHE_BYTES:
+                    kept = None
+        if kept is not None and len(self._cache) < 4:
+            self._cache[indices] = kept
+
+
+def _unzip(
+    pairs: Iterator[tuple[Outputs, Outputs, int]],
+) -> tuple[Iterator[Outputs], Iterator[Outputs], Iterator[int]]:
+    """Three iterators that advance together, one pair held at a time."""
+    second: list[Outputs] = []
+    rows: list[int] = []
+
+    def firsts() -> Iterator[Outputs]:
+        for first, other, count in pairs:
+            second.append(other)
+            rows.append(count)
+            yield first
+
+    def seconds() -> Iterator[Outputs]:
+        while second:
+            yield second.pop(0)
+
+    def counts() -> Iterator[int]:
+        while rows:
+            yield rows.pop(0)
+
+    return firsts(), seconds(), counts()
+
+
+def equal_outputs(one: Outputs, other: Outputs, *, tolerance: float = 1e-3) -> bool:
+    """Whether two runs gave the same within float tolerance, relative to each output's size."""
+    if one.keys() != other.keys():
+        return False
+    for name, array in one.items():
+        candidate = other[name]
+        if array.shape != candidate.shape or array.dtype != candidate.dtype:
+            return False
+        if not np.issubdtype(array.dtype, np.floating):
+            if not np.array_equal(array, candidate):
+                return False
+            continue
+        a, b = array.astype(np.float64), candidate.astype(np.float64)
+        size = float(np.sqrt(np.mean(np.square(a[np.isfinite(a)])))) if np.isfinite(a).any() else 0
+        if not np.allclose(a, b, rtol=tolerance, atol=tolerance * max(size, 1e-30), equal_nan=True):
+            return False
+    return True
