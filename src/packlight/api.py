@@ -298,8 +298,7 @@ def _limits(bench: Workbench, budget: Budget) -> Limits:
     size = bench.model.size_bytes - 1
     if budget.max_size_bytes is not None:
         size = min(size, budget.max_size_bytes)
-    drop = None if bench.samples.generated else budget.max_drop
-    return Limits(drop=drop, size=size, latency=latency)
+    return Limits(drop=budget.max_drop, size=size, latency=latency)
 
 
 def _evidence(

@@ -75,8 +75,11 @@ class Judged:
 
     def is_classifier(self, record: OutputRecord) -> bool:
         """What the caller says of an output, else what it looks like."""
-        said = self.output_is_classifier.get(record.name, record.looks_like_scores)
-        return said and len(record.places) > 0
+        guess = record.looks_like_scores
+        if len(self.comparison.outputs) > 1:
+            # Beside other outputs (boxes, embeddings, states) only probabilities tell for sure.
+            guess = guess and record.probabilities
+        return self.output_is_classifier.get(record.name, guess) and len(record.places) > 0
 
 
 def score_top_k(judged: Judged, k: int) -> list[Score]:

@@ -35,11 +35,11 @@ def whole_recipes(
             )
 
     add("simplified only")
+    add("int8 weights", "weights-int8")
     if not generated:
         add("int8 static", "int8", "weights-int8")
         add("int8 static and dynamic", "int8:Conv", "int8-dynamic", "int8", "weights-int8")
     add("int8 dynamic", "int8-dynamic", "weights-int8")
-    add("int8 weights", "weights-int8")
     add("int4 weights in blocks", "weights-int4", "weights-int8")
     add("int8 weights in blocks", "weights-int8-blocks", "weights-int8")
     add("float16 weights", "float16")

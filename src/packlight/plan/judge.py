@@ -26,6 +26,7 @@ from packlight.measure.latency import measure_latency
 from packlight.measure.memory import measure_memory
 from packlight.plan.candidates import reason_kept
 from packlight.plan.search import Found
+from packlight.plan.solve import SLOWER
 from packlight.plan.trials import Tried, Workbench
 from packlight.progress import SILENT, Progress
 from packlight.runtime import OperatorTime, cpu_features, profile_operators, runtime_name
@@ -97,7 +98,7 @@ def judge(figures: Figures, budget: Budget, *, generated: bool) -> tuple[Verdict
             f"the best file found is not smaller ({size.compressed} bytes, the original has "
             f"{size.original}): keep the original"
         )
-    if latency.ratio_interval_95[0] > 1.0 and latency.ratio > 1.02:
+    if latency.ratio_interval_95[0] > 1.0 and latency.ratio > SLOWER:
         return "not-worth-it", (
             f"the best file found is slower: {latency.ratio:.2f} times the original's time, though "
             f"{size.original / size.compressed:.1f} times smaller"

@@ -8,7 +8,15 @@ from dataclasses import dataclass, field, replace
 from packlight.graph.layers import Layer
 from packlight.plan.candidates import whole_recipes
 from packlight.plan.sensitivity import measure_sensitivity
-from packlight.plan.solve import Limits, Option, choose, violation
+from packlight.plan.solve import (
+    SLOWER,
+    TIE_LATENCY,
+    TIE_SIZE,
+    Limits,
+    Option,
+    choose,
+    violation,
+)
 from packlight.plan.trials import Tried, Workbench
 from packlight.progress import SILENT, Progress
 from packlight.recipe import Recipe
@@ -59,27 +67,33 @@ def search(
         tried += _variants(bench, static, layers, progress)
     tried = _timed(bench, tried, progress)
     best = tried[_best(tried, wanted)]
-    noise: dict[str, float] = {}
-    compressed = [layer for layer in layers if best.recipe.choice(layer.name) != "float32"]
-    compressed.sort(key=lambda layer: -layer.bytes)
-    if compressed:
-        names = [layer.name for layer in compressed]
-        noise = measure_sensitivity(bench, best.recipe, names, progress=progress)
     taken: dict[str, str] = {}
-    if wanted.drop is not None:
-        fast = _most_promising(tried, wanted)
-        if fast is not None and fast is not best:
-            names = [layer.name for layer in layers if fast.recipe.choice(layer.name) != "float32"]
-            missing = [name for name in names if name not in noise or fast is not best]
-            alone = measure_sensitivity(bench, fast.recipe, missing, progress=progress)
-            rescued, taken = _take_back(bench, fast, layers, alone, wanted, progress)
-            tried += _timed(bench, rescued, progress)
-            better = tried[_best(tried, wanted)]
-            if better.recipe == best.recipe:
-                taken = {}
-            else:
-                best, noise = better, alone
+    start = _most_promising(tried, best, wanted)
+    noise = _noise(bench, start or best, layers, progress)
+    if start is not None:
+        rescued = _timed(bench, _take_back(bench, start, layers, noise, wanted, progress), progress)
+        better = tried + rescued
+        chosen = better[_best(better, wanted)]
+        if chosen.recipe == best.recipe:
+            noise = _noise(bench, best, layers, progress)
+        else:
+            best = chosen
+            taken = {
+                name: f"sensitive: {start.recipe.choice(name)} of it alone leaves "
+                f"{noise[name]:.1f} dB at the output"
+                for name, choice in best.recipe.layers
+                if choice != start.recipe.choice(name) and name in noise
+            }
     return Found(best, tuple(bench.tried), noise, taken)
+
+
+def _noise(
+    bench: Workbench, one: Tried, layers: Sequence[Layer], progress: Progress
+) -> dict[str, float]:
+    """Each compressed layer alone, the largest first, should time not do for all."""
+    largest = sorted(layers, key=lambda layer: -layer.bytes)
+    names = [layer.name for layer in largest if one.recipe.choice(layer.name) != "float32"]
+    return measure_sensitivity(bench, one.recipe, names, progress=progress) if names else {}
 
 
 def _variants(
@@ -131,8 +145,9 @@ def _timed(bench: Workbench, tried: Sequence[Tried], progress: Progress) -> list
 
 def _option(one: Tried) -> Option:
     latency = one.latency_ratio if one.latency_ratio is not None else float("inf")
-    if one.latency_interval_95 is not None and one.latency_interval_95[0] <= 1.0 <= latency:
-        latency = 1.0  # not shown to be slower
+    if one.latency_interval_95 is not None:
+        shown = one.latency_interval_95[0] > 1.0 and latency > SLOWER
+        latency = latency if shown else min(latency, 1.0)
     return Option(one.size_bytes, latency, one.drop, one.noise_db)
 
 
@@ -140,14 +155,25 @@ def _best(tried: Sequence[Tried], limits: Limits) -> int:
     return choose([_option(one) for one in tried], limits)
 
 
-def _most_promising(tried: Sequence[Tried], limits: Limits) -> Tried | None:
-    """The best candidate if accuracy were free, where it is better than what keeps to it."""
-    free = replace(limits, drop=None)
-    runnable = [one for one in tried if not one.failure and one.metric is not None]
-    if not runnable:
+def _most_promising(tried: Sequence[Tried], best: Tried, limits: Limits) -> Tried | None:
+    """The candidate that only its drop rules out, and that would be clearly better than `best`.
+
+    Of several the one with the least drop: it needs the fewest layers back.
+    """
+    if limits.drop is None:
         return None
-    promising = runnable[_best(runnable, free)]
-    return promising if violation(_option(promising), limits) > 0 else None
+    free = replace(limits, drop=None)
+    kept = _option(best)
+    hopeful = []
+    for one in tried:
+        option = _option(one)
+        allowed = one.metric is not None and violation(option, free) == 0
+        faster = option.latency * (1 + TIE_LATENCY) < kept.latency
+        smaller = option.size * (1 + TIE_SIZE) < kept.size
+        smaller = smaller and option.latency <= kept.latency * (1 + TIE_LATENCY)
+        if allowed and option.drop > limits.drop and (faster or smaller or violation(kept, limits)):
+            hopeful.append(one)
+    return min(hopeful, key=lambda one: one.drop) if hopeful else None
 
 
 def _take_back(
@@ -157,47 +183,37 @@ def _take_back(
     noise_db: dict[str, float],
     limits: Limits,
     progress: Progress,
-) -> tuple[list[Tried], dict[str, str]]:
+) -> list[Tried]:
     """Take the most sensitive layers back until the budget is met, as few as will do.
 
     Sensitive is what makes much noise for the bytes it saves: layers go back in the order of
-    noise power per byte. The number is found by bisection, since more in float is (nearly
-    always) more faithful.
+    noise power per byte, to 8-bit weights computed in float or, where that is no better,
+    to 16-bit floats. The number is found by bisection, since more in float is (nearly
+    always) more faithful. A layer whose sensitivity was not measured goes back last.
     """
     sizes = {layer.name: max(layer.bytes, 1) for layer in layers}
-    power = {name: 10 ** (-db / 10) for name, db in noise_db.items()}
-    order = sorted(power, key=lambda name: power[name] / sizes[name], reverse=True)
-    progress.stage("taking sensitive layers back", max(len(order), 1).bit_length())
+    order = [name for name in sizes if start.recipe.choice(name) not in ("float32", "float16")]
+    power = {name: 10 ** (-noise_db.get(name, 300.0) / 10) for name in order}
+    order.sort(key=lambda name: power[name] / sizes[name], reverse=True)
+    progress.stage("taking sensitive layers back", 2 * max(len(order), 1).bit_length())
     found: list[Tried] = []
-    good: tuple[int, Tried] | None = None
-    low, high = 1, len(order)
-    while low <= high:
-        middle = (low + high) // 2
-        recipe = _back(start.recipe, order[:middle])
-        trial = bench.evaluate(recipe, f"{start.label}, {middle} layers taken back")
-        found.append(trial)
-        progress.step(trial.label)
-        if violation(replace(_option(trial), latency=0, size=0), limits) == 0:
-            good, high = (middle, trial), middle - 1
-        else:
-            low = middle + 1
-    if good is None:
-        return found, {}
-    reasons = {
-        name: f"sensitive: alone it leaves {noise_db[name]:.1f} dB at the output"
-        for name in order[: good[0]]
-    }
-    return found, reasons
-
-
-def _back(recipe: Recipe, names: Sequence[str]) -> Recipe:
-    """Integer layers go back to 8-bit weights computed in float, weight-only ones to float32."""
-    changed = recipe
-    for name in names:
-        choice = recipe.choice(name)
-        milder = "weights-int8" if choice not in ("weights-int8", "float16") else "float32"
-        changed = changed.with_choice([name], milder)
-    return changed
+    for milder in ("weights-int8", "float16"):
+        if not any(start.recipe.choice(name) != milder for name in order):
+            continue
+        low, high, good = 1, len(order), False
+        while low <= high:
+            middle = (low + high) // 2
+            recipe = start.recipe.with_choice(order[:middle], milder)
+            trial = bench.evaluate(recipe, f"{start.label}, {middle} layers as {milder}")
+            found.append(trial)
+            progress.step(trial.label)
+            if limits.drop is not None and trial.drop <= limits.drop:
+                good, high = True, middle - 1
+            else:
+                low = middle + 1
+        if good:
+            break
+    return found
 
 
 def _uses(recipe: Recipe, choices: Sequence[str]) -> bool:

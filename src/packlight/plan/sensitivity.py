@@ -11,7 +11,7 @@ from packlight.plan.trials import Workbench
 from packlight.progress import SILENT, Progress
 from packlight.recipe import Recipe
 
-SAMPLES = 64
+SAMPLES = 32
 
 
 def measure_sensitivity(
@@ -19,7 +19,7 @@ def measure_sensitivity(
     recipe: Recipe,
     names: Sequence[str],
     *,
-    seconds: float = 60.0,
+    seconds: float = 20.0,
     progress: Progress = SILENT,
 ) -> dict[str, float]:
     """The output's signal-to-noise ratio in dB when one layer alone has its choice of `recipe`.

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 TIE_LATENCY = 0.04
 """Latencies that differ by less are taken as equal: machines are noisy."""
 
+SLOWER = 1.02
+"""A ratio of latencies up to here is no slowdown: so much differs between runs of one file."""
+
 TIE_SIZE = 0.02
 """Sizes that differ by less are taken as equal."""
 

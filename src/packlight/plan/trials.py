@@ -6,6 +6,7 @@ Everything the planner knows of a candidate was measured here, on the file that 
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +31,10 @@ from packlight.samples import Samples, Split, batches_of
 from packlight.targets import Target
 
 Outputs = dict[str, NDArray[Any]]
+LEAST_SEARCH = 32
+SEARCH_SECONDS = 2.0
+"""One candidate's run over the search samples takes about so long, on `LEAST_SEARCH` at least."""
+
 CACHE_BYTES = 256 << 20
 """Feeds and the original's outputs are kept up to this size, and computed again beyond."""
 
@@ -93,6 +98,12 @@ class Workbench:
         self._original = self._load_original()
         self._cache: dict[tuple[int, ...], list[tuple[Outputs, Outputs, int]]] = {}
         self._made: dict[Recipe, Tried] = {}
+        self._search: tuple[int, ...] | None = None
+        # What has the shape of an input is a reconstruction, not a score for each class.
+        rebuilt = {spec.shape[1:] for spec in model.inputs if len(spec.shape) > 1}
+        self._classifiers = {
+            spec.name: False for spec in model.outputs if spec.shape[1:] in rebuilt
+        }
 
     def __enter__(self) -> Self:
         return self
@@ -125,8 +136,17 @@ class Workbench:
         return dict(next(iter(batches_of(self.samples, index, inputs, batch=1))).feeds)
 
     def search_indices(self) -> tuple[int, ...]:
-        """The samples on which candidates are compared."""
-        return self.split.search or self.split.calibration
+        """The samples on which candidates are compared: fewer where the model is slow."""
+        if self._search is None:
+            indices = self.split.search or self.split.calibration
+            runs = list(batches_of(self.samples, indices[:1], self.model.inputs))
+            begun = time.monotonic()
+            for _ in range(3):
+                self._original.run(runs[0].feeds)
+            one = (time.monotonic() - begun) / 3 / max(runs[0].rows, 1)
+            most = max(LEAST_SEARCH, int(SEARCH_SECONDS / max(one, 1e-9)))
+            self._search = indices[:most]
+        return self._search
 
     def make(self, recipe: Recipe, label: str) -> Tried:
         """Write the file of a recipe; a recipe made before is not made again."""
@@ -189,13 +209,14 @@ class Workbench:
                 labels=None if labels is None else labels[list(indices)],
                 metric=self.metric,
                 max_drop=self.max_drop,
+                output_is_classifier=self._classifiers,
                 seed=self.seed,
                 on_note=on_note,
             )
         finally:
             session.close()
 
-    def rank(self, candidates: Sequence[Tried], *, seconds: float = 12.0) -> list[Tried]:
+    def rank(self, candidates: Sequence[Tried], *, seconds: float = 8.0) -> list[Tried]:
         """Time candidates against the original, interleaved, one thread."""
         paths = [self.model.source, *(tried.path for tried in candidates)]
         ranked = rank_latencies(
