@@ -38,7 +38,7 @@ from packlight.plan.solve import Limits
 from packlight.plan.trials import Tried, Workbench
 from packlight.progress import SILENT, Progress
 from packlight.recipe import Recipe, check_layers, read_recipe, write_recipe
-from packlight.report import evidence_table, evidence_to_json, write_html, write_json
+from packlight.report import evidence_table, write_html, write_json
 from packlight.report.comparison import comparison_table, comparison_to_json
 from packlight.report.folder import write_folder
 from packlight.report.snippet import how_to_run
@@ -357,4 +357,3 @@ def _keep(chosen: Tried, folder: Path) -> tuple[Path, ...]:
     kept = folder / "chosen"
     kept.mkdir()
     return tuple(file.rename(kept / file.name) for file in chosen.files)
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from packlight.graph.apply import why_not
@@ -9,22 +10,36 @@ from packlight.graph.layers import Layer
 from packlight.recipe import Recipe
 from packlight.targets import Target
 
+LEAST_SHARE = 0.02
+"""Recipes that differ in layers holding less of the bytes than this are not both tried."""
+
 
 def whole_recipes(
     layers: Sequence[Layer], target: Target, *, generated: bool, seed: int = 0
 ) -> list[tuple[str, Recipe]]:
-    """Recipes that treat all layers of a kind alike, each with a label; no two are the same.
+    """Recipes that treat all layers of a kind alike, each with a label; no two are nearly the same.
 
     generated: nobody gave samples, so that activation ranges are not known: only choices that
     need none are tried.
     """
     recipes: list[tuple[str, Recipe]] = []
-    seen: set[tuple[tuple[str, str], ...]] = set()
+    seen: list[tuple[tuple[str, str], ...]] = []
+
+    sizes = {layer.name: layer.bytes for layer in layers}
+    least = LEAST_SHARE * sum(sizes.values())
 
     def add(label: str, *preferences: str) -> None:
         chosen = tuple((layer.name, _first(layer, preferences, target)) for layer in layers)
-        if chosen not in seen:
-            seen.add(chosen)
+        apart = (
+            sum(
+                sizes[name]
+                for (name, choice), (_, old) in zip(chosen, other, strict=True)
+                if choice != old
+            )
+            for other in seen
+        )
+        if min(apart, default=math.inf) > least or not seen:
+            seen.append(chosen)
             recipes.append(
                 (
                     label,

@@ -70,8 +70,7 @@ def forecast(
     held = sum(layer.bytes for layer in layers)
     rest = max(model.size_bytes - held, 0)
     sizes = {
-        label: rest
-        + sum(stored_bytes(layer, recipe.choice(layer.name)) for layer in layers)
+        label: rest + sum(stored_bytes(layer, recipe.choice(layer.name)) for layer in layers)
         for label, recipe in whole_recipes(layers, target, generated=not has_data)
     }
     skipped = [Skipped(one.name, one.reason) for one in find_unquantizable(model.ir)]

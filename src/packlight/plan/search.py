@@ -24,6 +24,9 @@ from packlight.recipe import Recipe
 SAFETY = 0.8
 """Share of the allowed drop that the search samples may show: the proof has others."""
 
+CLEARLY_DB = 0.5
+"""Other ranges or corrections must be better by this: few samples tell no finer difference."""
+
 INTEGER = ("int8", "int8-wide")
 
 
@@ -108,9 +111,9 @@ def _variants(
         ("min-max ranges", {"ranges": "min-max"}),
         ("percentile ranges", {"ranges": "percentile"}),
     ):
-        trial = bench.evaluate(replace(best.recipe, **change), f"{static.label}, {label}")  # type: ignore[arg-type]
+        trial = bench.evaluate(replace(best.recipe, **change), f"{static.label}, {label}")
         progress.step(label)
-        if trial.noise_db > best.noise_db:
+        if trial.noise_db > best.noise_db + CLEARLY_DB:
             best = trial
     if best is not static:
         found.append(best)

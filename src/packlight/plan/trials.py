@@ -220,7 +220,7 @@ class Workbench:
         """Time candidates against the original, interleaved, one thread."""
         paths = [self.model.source, *(tried.path for tried in candidates)]
         ranked = rank_latencies(
-            paths, self.first_feeds(), rounds=300, seconds=seconds, seed=self.seed
+            paths, self.first_feeds(), rounds=100, seconds=seconds, seed=self.seed
         )
         timed = []
         for tried, rank in zip(candidates, ranked[1:], strict=True):

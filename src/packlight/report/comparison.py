@@ -18,13 +18,16 @@ def comparison_to_json(
     first: Path, second: Path, figures: Mapping[str, Any], samples: str
 ) -> dict[str, Any]:
     """The figures of two files; original is the first, compressed the second."""
-    plain = to_plain({"schema": 1, "first": str(first), "second": str(second), **figures})
-    return {**plain, "samples": samples}
+    return {
+        "schema": 1,
+        "first": str(first),
+        "second": str(second),
+        "samples": samples,
+        **{name: to_plain(figure) for name, figure in figures.items()},
+    }
 
 
-def comparison_table(
-    first: Path, second: Path, figures: Mapping[str, Any], samples: str
-) -> str:
+def comparison_table(first: Path, second: Path, figures: Mapping[str, Any], samples: str) -> str:
     """A plain-text table: A, B, and B against A."""
     table = Table(box=None, pad_edge=False)
     for title in ("", "A", "B", "B against A"):

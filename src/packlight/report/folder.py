@@ -1,4 +1,4 @@
-"""The output folder: whether it can be written, asked before hours of work, and writing it whole."""
+"""The output folder: whether it can be written, asked before the work, and writing it whole."""
 
 from __future__ import annotations
 

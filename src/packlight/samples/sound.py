@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.signal import resample_poly
 
 from packlight.errors import UnusableSamples, WrongUsage
 from packlight.samples.axes import axis_key, axis_sizes
@@ -222,6 +221,8 @@ def read_stretch(file: WavFile, *, start: int, length: int, rate: int) -> Array:
     first = max(0, start // up - margin)  # in steps of `up` new and `down` old samples
     last = -(-(start + length) // up) + margin
     waveform = _decode(file, first * down, (last - first) * down)
+    from scipy.signal import resample_poly  # takes a second to import
+
     resampled = resample_poly(waveform.astype(np.float64), up, down)
     total = math.ceil(file.frames * up / down)
     stretch = resampled[start - first * up : min(start + length, total) - first * up]
