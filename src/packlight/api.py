@@ -5,8 +5,10 @@ source -> load -> prepare -> simplify -> calibrate -> search -> measure -> Evide
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,11 +16,10 @@ from typing import Any
 
 from packlight.errors import WrongUsage
 from packlight.graph.anatomy import Anatomy, describe
-from packlight.graph.apply import why_not
+from packlight.graph.apply import check_choices, why_not
 from packlight.graph.layers import Layer, find_layers
 from packlight.graph.model import load_model as load
-from packlight.graph.observe import observe
-from packlight.graph.rewrite.quantize import tensors_to_observe
+from packlight.graph.model import save_model
 from packlight.graph.rewrite.simplify import SimplifyStep
 from packlight.measure.evidence import Budget, Evidence, Trial
 from packlight.measure.latency import rank_latencies
@@ -32,12 +33,17 @@ from packlight.plan.judge import (
     layer_evidence,
     measure_figures,
 )
-from packlight.plan.prepare import Prepared, prepare_samples, simplify_checked
+from packlight.plan.prepare import (
+    Prepared,
+    common_inputs,
+    prepare_samples,
+    simplify_checked,
+)
 from packlight.plan.search import Found, search
 from packlight.plan.solve import Limits
-from packlight.plan.trials import Tried, Workbench
+from packlight.plan.trials import GIVEN, Tried, Workbench
 from packlight.progress import SILENT, Progress
-from packlight.recipe import Recipe, check_layers, read_recipe, write_recipe
+from packlight.recipe import Recipe, read_recipe, write_recipe
 from packlight.report import evidence_table, write_html, write_json
 from packlight.report.comparison import comparison_table, comparison_to_json
 from packlight.report.folder import write_folder
@@ -134,12 +140,15 @@ def compress(
     data: samples, as `packlight.samples.open_samples` takes them; None: made up, so that
         accuracy cannot be judged. max_drop: "1%" or 0.01, absolute, of the metric (the default
         where no budget is named). max_size: "5MB" or "25%". max_latency: "10ms" or "40%".
-    recipe: do this instead of searching. metric: a name or a function of (outputs, labels).
+    recipe: do this, with its target and seed, instead of searching. metric: a name or a function of (outputs, labels).
     dry_run: only say what would happen. Raises PacklightError with a sentence for the user.
     """
     begun = time.monotonic()
     found_metric = find_metric(metric) if isinstance(metric, str) else metric
-    goal, wanted = find_target(target), _recipe(recipe)
+    wanted = _recipe(recipe)
+    if wanted is not None:
+        target, seed = wanted.target, wanted.seed
+    goal = find_target(target)
     share = not callable(found_metric)
     drop = None if max_drop is None else parse_drop(max_drop, share=share)
     if max_drop is None and max_size is None and max_latency is None and share:
@@ -151,11 +160,11 @@ def compress(
     if dry_run:
         return forecast(source, goal, has_data=data is not None, max_size_bytes=size)
     prepared = prepare_samples(source, data, preprocess=preprocess, seed=seed)
-    scratch = tempfile.TemporaryDirectory(prefix="packlight-")
     progress.stage("simplifying the graph")
-    simplified, steps = simplify_checked(
-        source, prepared.samples, prepared.split.calibration, Path(scratch.name)
-    )
+    with tempfile.TemporaryDirectory(prefix="packlight-") as folder:
+        simplified, steps = simplify_checked(
+            source, prepared.samples, prepared.split.calibration, Path(folder)
+        )
     layers = find_layers(simplified)
     with Workbench(
         source,
@@ -168,12 +177,14 @@ def compress(
         seed=seed,
     ) as bench:
         if wanted is not None:
-            check_layers(wanted, [layer.name for layer in layers])
-        _calibrate(bench, layers, wanted, progress)
+            check_choices(wanted, layers)
+        if wanted is not None or not prepared.samples.generated:
+            static = [layer.name for layer in layers if not why_not(layer, "int8")]
+            bench.calibrate(static, progress=progress)
         latency = None if max_latency is None else parse_latency(max_latency, _original_ms(bench))
         budget = Budget(drop, size, latency)
         if wanted is not None:
-            chosen = bench.evaluate(wanted, "the given recipe")
+            chosen = bench.evaluate(wanted, GIVEN)
             found = Found(chosen, tuple(bench.tried))
             if chosen.failure:
                 raise WrongUsage(f"The recipe gives a file that does not run: {chosen.failure}")
@@ -187,7 +198,8 @@ def compress(
             progress=progress,
         )
         evidence = _evidence(bench, prepared, steps, layers, found, figures, budget)
-        files = _keep(found.chosen, Path(scratch.name))
+        scratch = _Scratch()
+        files = _keep(found.chosen, scratch.path)
     evidence = replace(evidence, seconds=time.monotonic() - begun)
     held = [source.source]
     held += [Path(path) for path in (data, recipe) if isinstance(path, str | Path)]
@@ -207,7 +219,11 @@ def inspect(
     progress.stage("timing its operators")
     prepared = prepare_samples(source, data, preprocess=preprocess)
     feeds = next(iter(feeds_of(prepared.samples, (0,), source.inputs, batch=1)))
-    times = profile_operators(source.source, feeds, level="extended")
+    with tempfile.TemporaryDirectory(prefix="packlight-") as folder:
+        # A copy, since the nodes of the file itself may have no names to tell them by.
+        named = Path(folder) / "model.onnx"
+        save_model(source.ir, named)
+        times = profile_operators(named, feeds, level="extended")
     return describe(source, milliseconds={time.name: time.ms for time in times})
 
 
@@ -224,12 +240,7 @@ def compare(
     """Two model files on the same samples: quality, latency, memory and size."""
     progress.stage("reading both models and the samples")
     one, other = load(first), load(second)
-    if {spec.name for spec in one.inputs} != {spec.name for spec in other.inputs}:
-        raise WrongUsage(
-            f"{first} and {second} have different inputs ("
-            f"{', '.join(map(str, one.inputs))}; {', '.join(map(str, other.inputs))}): compare "
-            "two forms of the same model."
-        )
+    one = replace(one, inputs=common_inputs(one, other))
     prepared = prepare_samples(one, data, preprocess=preprocess, seed=seed)
     with Workbench(
         one,
@@ -263,27 +274,6 @@ def _check_budget(max_size: str | float | None, max_latency: str | float | None)
         parse_size(max_size, 1 << 40)
     if max_latency is not None:
         parse_latency(max_latency, 1e6)
-
-
-def _calibrate(
-    bench: Workbench, layers: Sequence[Layer], recipe: Recipe | None, progress: Progress
-) -> None:
-    """One pass over the calibration samples for the layers that could compute in integers."""
-    static = [layer for layer in layers if not why_not(layer, "int8")]
-    if bench.samples.generated and recipe is None:
-        static = []
-    if static:
-        bench.observations = observe(
-            bench.simplified,
-            bench.samples,
-            bench.split.calibration,
-            bench.model.inputs,
-            tensors=tensors_to_observe(bench.simplified, static),
-            layers=static,
-            process=bench.process,
-            seed=bench.seed,
-            progress=progress,
-        )
 
 
 def _original_ms(bench: Workbench) -> float:
@@ -331,7 +321,10 @@ def _evidence(
         peak_memory_bytes=figures.memory,
         layers=about,
         not_compressed=skipped,
-        trials=tuple(_trial(one, one.recipe == chosen.recipe) for one in found.tried),
+        trials=tuple(
+            _trial(one, chosen=one.recipe == chosen.recipe, generated=generated)
+            for one in found.tried
+        ),
         notes=(*prepared.notes, *figures.notes, *undone),
         inputs=tuple(str(spec) for spec in model.inputs),
         samples=prepared.samples.source,
@@ -340,16 +333,26 @@ def _evidence(
     )
 
 
-def _trial(one: Tried, chosen: bool) -> Trial:
+def _trial(one: Tried, *, chosen: bool, generated: bool) -> Trial:
+    # On made-up samples a drop says nothing of the user's accuracy.
+    drop = None if one.metric is None or generated else one.metric.drop
     return Trial(
         label=one.label,
         size_bytes=one.size_bytes,
-        drop=one.metric.drop if one.metric is not None else None,
+        drop=drop,
         noise_db=one.metric.noise_db if one.metric is not None else None,
         latency_ratio=one.latency_ratio,
         chosen=chosen,
         note=one.failure,
     )
+
+
+class _Scratch:
+    """A folder that goes away with the last that holds this, or when Python ends."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="packlight-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 def _keep(chosen: Tried, folder: Path) -> tuple[Path, ...]:

@@ -235,3 +235,18 @@ def test_real_faces_are_read(real):
     block = samples.read([0, 1])["input"]
     assert block.shape == (2, 3, 240, 320)
     assert -1 <= block.min() < -0.5 and 0.5 < block.max() <= 1
+
+
+@pytest.mark.parametrize("size", [(1023, 769), (333, 1000), (417, 415), (641, 427), (99, 1001)])
+def test_sizes_whose_crop_rounds_past_an_edge_are_read(tmp_path: Path, size: tuple[int, int]):
+    from PIL import Image
+
+    from packlight.samples import open_samples
+    from packlight.tensors import TensorSpec
+
+    Image.new("RGB", size, (10, 20, 30)).save(tmp_path / "one.png")
+    for side in (416, 257, 13, 7):
+        spec = TensorSpec("images", "float32", (1, 3, side, side))
+        batch = open_samples(tmp_path, [spec], preprocess="0..255").read([0])
+        assert batch["images"].shape == (1, 3, side, side)
+        assert np.allclose(batch["images"][0, :, 0, 0], (10, 20, 30))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from packlight.errors import RuntimeFailure
 from packlight.graph.apply import stored_bytes
 from packlight.graph.layers import Layer, find_unquantizable
+from packlight.graph.model import save_model
 from packlight.measure.evidence import (
     Budget,
     LatencyEvidence,
@@ -27,9 +28,10 @@ from packlight.measure.memory import measure_memory
 from packlight.plan.candidates import reason_kept
 from packlight.plan.search import Found
 from packlight.plan.solve import SLOWER
-from packlight.plan.trials import Tried, Workbench
+from packlight.plan.speed import layer_times
+from packlight.plan.trials import GIVEN, Tried, Workbench
 from packlight.progress import SILENT, Progress
-from packlight.runtime import OperatorTime, cpu_features, profile_operators, runtime_name
+from packlight.runtime import cpu_features, runtime_name
 from packlight.version import __version__
 
 
@@ -112,14 +114,20 @@ def judge(figures: Figures, budget: Budget, *, generated: bool) -> tuple[Verdict
         )
     if generated or metric is None:
         unmet.insert(0, "accuracy could not be measured: no samples were given")
-    elif budget.max_drop is not None and metric.drop > budget.max_drop:
+    elif budget.max_drop is not None and not metric.drop <= budget.max_drop:
         unmet.append(
             f"{metric.name} drops by {metric.drop:.4g} on the proof samples, "
             f"{budget.max_drop:.4g} are allowed"
         )
     if unmet:
         return "best-effort", "; ".join(unmet)
-    if metric is not None and budget.max_drop is not None and not metric.proven:
+    assert metric is not None
+    if budget.max_drop is None:
+        return "met", (
+            f"the budget is kept; no limit was set for {metric.name}, which went from "
+            f"{metric.original:.4g} to {metric.compressed:.4g}"
+        )
+    if not metric.proven:
         more = metric.samples_needed
         hint = f"; about {more} samples would prove it" if more else ""
         return "met", f"the budget is kept, though {metric.samples} samples do not prove it{hint}"
@@ -135,8 +143,11 @@ def layer_evidence(
 ) -> tuple[tuple[LayerEvidence, ...], tuple[Skipped, ...]]:
     """What became of every layer; with those left alone, the accounting adds up."""
     chosen = found.chosen
-    before = _times(bench.model.source, feeds)
-    after = _times(chosen.path, feeds)
+    # The file's own nodes may have no names to tell them by.
+    named = bench.folder / "original.onnx"
+    save_model(bench.model.ir, named)
+    before = layer_times(named, layers, feeds)
+    after = layer_times(chosen.path, layers, feeds)
     evidence, skipped = [], []
     for layer in layers:
         choice = chosen.recipe.choice(layer.name)
@@ -153,8 +164,8 @@ def layer_evidence(
                 reason=reason,
                 bytes_original=layer.bytes,
                 bytes_compressed=stored_bytes(layer, choice),
-                ms_original=_of(before, layer.name),
-                ms_compressed=_of(after, layer.name),
+                ms_original=before.get(layer.name),
+                ms_compressed=after.get(layer.name),
             )
         )
     for other in find_unquantizable(bench.simplified):
@@ -182,22 +193,8 @@ def environment() -> dict[str, str]:
 
 
 def _reason_not_worth(chosen: Tried) -> str:
+    if chosen.label == GIVEN:
+        return "the recipe leaves it as it is"
     if "float" in chosen.label:
         return "measured: in float it is more faithful, or faster, at next to no bytes"
     return "measured: compressing it was not worth it under the budget"
-
-
-def _times(path: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, OperatorTime]:
-    try:
-        times = profile_operators(path, feeds, level="extended")
-    except RuntimeFailure:
-        return {}
-    return {time.name: time for time in times}
-
-
-def _of(times: Mapping[str, OperatorTime], layer: str) -> float | None:
-    """The time of a layer's node; a runtime may add a word to its name."""
-    for name in (layer, f"{layer}_quant", f"{layer}_dynamic", f"{layer}_blocks"):
-        if name in times:
-            return times[name].ms
-    return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from packlight.errors import PacklightError, RuntimeRefused, UnusableModel
+from packlight.errors import PacklightError, RuntimeRefused, UnusableModel, WrongUsage
 from packlight.graph.model import Model, save_model
 from packlight.graph.rewrite.simplify import SimplifyStep, simplify
 from packlight.plan.trials import equal_outputs
@@ -27,6 +27,7 @@ from packlight.samples import (
     open_samples,
     split_samples,
 )
+from packlight.tensors import TensorSpec
 
 TRIED_FOR_PREPROCESS = 64
 CHECKED = 4
@@ -95,6 +96,49 @@ def simplify_checked(
                 session.close()
 
         return simplify(model.ir, check=check)
+
+
+def common_inputs(one: Model, other: Model) -> tuple[TensorSpec, ...]:
+    """What both models can be fed with: an axis that is open in one is as the other has it.
+
+    Raises WrongUsage where the two are no forms of the same model.
+    """
+    theirs = {spec.name: spec for spec in other.inputs}
+    fitting = {spec.name for spec in one.inputs} == theirs.keys()
+    merged = []
+    for spec in one.inputs if fitting else ():
+        axes = _common_axes(spec.shape, theirs[spec.name].shape)
+        if axes is None or spec.dtype != theirs[spec.name].dtype:
+            fitting = False
+            break
+        merged.append(replace(spec, shape=axes))
+    if not fitting:
+        raise WrongUsage(
+            f"{one.source} and {other.source} have different inputs "
+            f"({'; '.join(map(str, one.inputs))} against {'; '.join(map(str, other.inputs))}): "
+            "compare two forms of the same model."
+        )
+    names, others = ({spec.name for spec in model.outputs} for model in (one, other))
+    if names != others:
+        raise WrongUsage(
+            f"{one.source} and {other.source} have different outputs ({', '.join(sorted(names))} "
+            f"against {', '.join(sorted(others))}): compare two forms of the same model."
+        )
+    return tuple(merged)
+
+
+def _common_axes(
+    one: Sequence[int | str | None], other: Sequence[int | str | None]
+) -> tuple[int | str | None, ...] | None:
+    """The tighter of two shapes, axis by axis; None where they exclude each other."""
+    if len(one) != len(other):
+        return None
+    merged: list[int | str | None] = []
+    for a, b in zip(one, other, strict=True):
+        if isinstance(a, int) and isinstance(b, int) and a != b:
+            return None
+        merged.append(a if isinstance(a, int) else b if isinstance(b, int) else a)
+    return tuple(merged)
 
 
 def _generated(

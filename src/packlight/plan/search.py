@@ -17,6 +17,7 @@ from packlight.plan.solve import (
     choose,
     violation,
 )
+from packlight.plan.speed import layer_times, slow_in_integers
 from packlight.plan.trials import Tried, Workbench
 from packlight.progress import SILENT, Progress
 from packlight.recipe import Recipe
@@ -105,12 +106,17 @@ def _variants(
     """The static recipe with other settings: those that better it are kept and combined."""
     best = static
     found: list[Tried] = []
-    progress.stage("finding ranges and corrections", 3)
+    progress.stage("finding ranges and corrections", 4)
     for label, change in (
         ("bias correction", {"bias_correction": True}),
         ("min-max ranges", {"ranges": "min-max"}),
         ("percentile ranges", {"ranges": "percentile"}),
+        ("equalized channels", {"equalize": True}),
     ):
+        if label == "equalized channels" and bench.form(equalized=True) is bench.form(
+            equalized=False
+        ):
+            continue  # nothing to balance
         trial = bench.evaluate(replace(best.recipe, **change), f"{static.label}, {label}")
         progress.step(label)
         if trial.noise_db > best.noise_db + CLEARLY_DB:
@@ -118,16 +124,17 @@ def _variants(
     if best is not static:
         found.append(best)
     ends = [layer.name for layer in layers if best.recipe.choice(layer.name) in INTEGER]
-    depthwise = [
-        layer.name
-        for layer in layers
-        if layer.groups > 1 and best.recipe.choice(layer.name) in INTEGER
-    ]
     options = {
-        "first layer float": ends[:1],
-        "first and last layer float": [*ends[:1], *ends[-1:]],
-        "depthwise float": depthwise,
+        "first layer float": tuple(ends[:1]),
+        "first and last layer float": (*ends[:1], *ends[-1:]),
     }
+    feeds = bench.first_feeds()
+    plain = bench.make(Recipe(target=best.recipe.target, seed=bench.seed), "simplified only")
+    known = list(options.values())
+    slow = slow_in_integers(
+        ends, layer_times(plain.path, layers, feeds), layer_times(best.path, layers, feeds)
+    )
+    options |= {label: names for label, names in slow.items() if names not in known}
     progress.stage("trying layers in float", len(options))
     for label, names in options.items():
         if names and len(names) < len(ends):

@@ -19,18 +19,25 @@ from numpy.typing import NDArray
 
 from packlight.errors import RuntimeCrashed, RuntimeFailure, RuntimeTimedOut
 from packlight.graph.apply import Weights, apply_recipe
-from packlight.graph.model import Model, save_model
-from packlight.graph.observe import Observations
+from packlight.graph.layers import find_layers
+from packlight.graph.model import Model, copy_model, save_model
+from packlight.graph.observe import Observations, observe
+from packlight.graph.rewrite.equalize import equalize
+from packlight.graph.rewrite.quantize import tensors_to_observe
 from packlight.measure.evidence import MetricEvidence
 from packlight.measure.latency import rank_latencies
 from packlight.measure.quality import Metric, measure_quality
 from packlight.measure.size import size_of_files
+from packlight.progress import SILENT, Progress
 from packlight.recipe import Recipe
 from packlight.runtime import Process, Session, cpu_features
 from packlight.samples import Samples, Split, batches_of
 from packlight.targets import Target
 
 Outputs = dict[str, NDArray[Any]]
+GIVEN = "the given recipe"
+"""The label of what was not searched for."""
+
 LEAST_SEARCH = 32
 SEARCH_SECONDS = 2.0
 """One candidate's run over the search samples takes about so long, on `LEAST_SEARCH` at least."""
@@ -71,6 +78,15 @@ class Tried:
         return self.metric.noise_db if self.metric.noise_db is not None else 0.0
 
 
+@dataclass(frozen=True)
+class Form:
+    """A graph to compress, what calibration saw of it, and its weights rounded so far."""
+
+    graph: ir.Model
+    observations: Observations
+    weights: Weights
+
+
 class Workbench:
     """Holds the original, its simplified form and the samples while candidates are tried."""
 
@@ -89,8 +105,8 @@ class Workbench:
         self.model, self.simplified = model, simplified
         self.samples, self.split, self.target = samples, split, target
         self.metric, self.max_drop, self.seed = metric, max_drop, seed
-        self.observations = Observations()
-        self.weights = Weights()
+        self._forms: dict[bool, Form] = {}
+        self._static: tuple[str, ...] = ()
         self.threads = cpu_features().cores
         self.tried: list[Tried] = []
         self._folder = tempfile.TemporaryDirectory(prefix="packlight-")
@@ -148,16 +164,50 @@ class Workbench:
             self._search = indices[:most]
         return self._search
 
+    def calibrate(self, static: Sequence[str], *, progress: Progress = SILENT) -> None:
+        """Observe what the layers named `static` need to compute in integers."""
+        self._static = tuple(static)
+        self.form(equalized=False, progress=progress)
+
+    def form(self, *, equalized: bool, progress: Progress = SILENT) -> Form:
+        """The simplified graph, or that with channels balanced, and what calibration saw of it.
+
+        Balanced it is the plain form again where no two layers can be balanced.
+        """
+        if equalized not in self._forms:
+            graph = self.simplified
+            if equalized:
+                graph = copy_model(graph)
+                if not equalize(graph):
+                    return self.form(equalized=False)
+            layers = [layer for layer in find_layers(graph) if layer.name in self._static]
+            observations = Observations()
+            if layers:
+                observations = observe(
+                    graph,
+                    self.samples,
+                    self.split.calibration,
+                    self.model.inputs,
+                    tensors=tensors_to_observe(graph, layers),
+                    layers=layers,
+                    process=self.process,
+                    seed=self.seed,
+                    progress=progress,
+                )
+            self._forms[equalized] = Form(graph, observations, Weights())
+        return self._forms[equalized]
+
     def make(self, recipe: Recipe, label: str) -> Tried:
         """Write the file of a recipe; a recipe made before is not made again."""
         if recipe in self._made:
             return self._made[recipe]
+        form = self.form(equalized=recipe.equalize)
         compressed, notes = apply_recipe(
-            self.simplified,
+            form.graph,
             recipe,
-            self.observations,
+            form.observations,
             accuracy_level=self.target.accuracy_level,
-            weights=self.weights,
+            weights=form.weights,
         )
         path = self.folder / f"{len(self._made)}" / "model.onnx"
         path.parent.mkdir()

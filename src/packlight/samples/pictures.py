@@ -208,9 +208,11 @@ def load_picture(path: Path, *, height: int, width: int, channels: int) -> Array
             "repair or remove it"
         ) from error
     scale = min(picture.width / width, picture.height / height)
-    left = (picture.width - width * scale) / 2
-    top = (picture.height - height * scale) / 2
-    box = (left, top, left + width * scale, top + height * scale)
+    # Rounding may put an edge a hair outside, which Pillow refuses.
+    left = max((picture.width - width * scale) / 2, 0.0)
+    top = max((picture.height - height * scale) / 2, 0.0)
+    right = min(left + width * scale, float(picture.width))
+    box = (left, top, right, min(top + height * scale, float(picture.height)))
     if (picture.width, picture.height) != (width, height):
         picture = picture.resize((width, height), Image.Resampling.BILINEAR, box=box)
     return np.asarray(picture, dtype=np.uint8).reshape(height, width, channels)
