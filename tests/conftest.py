@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnx
+import onnx.parser
 import pytest
 from hypothesis import settings
+from numpy.typing import NDArray
+from onnx import numpy_helper
 
 settings.register_profile("packlight", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("packlight")
 
 REAL = Path(os.environ.get("PACKLIGHT_REAL", Path(__file__).parents[2] / "shared" / "real"))
+DEMO = Path(__file__).parents[1] / "examples" / "digits"
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +28,52 @@ def real() -> Path:
     if not REAL.is_dir():
         pytest.skip(f"the real models for acceptance are not here ({REAL.name}/ is absent)")
     return REAL
+
+
+@pytest.fixture(scope="session")
+def demo() -> Path:
+    """The folder of the demo model: digits.onnx and digits.npz."""
+    return DEMO
+
+
+@pytest.fixture(scope="session")
+def write_model() -> Callable[..., Path]:
+    """Writes a model from ONNX text: `write_model(path, "net (...) => (...) { ... }", w=array)`."""
+
+    def write(path: Path, text: str, *, opset: int = 17, **weights: NDArray[Any]) -> Path:
+        head = f'<ir_version: 8, opset_import: ["" : {opset}]>\n'
+        proto = onnx.parser.parse_model(head + text)
+        for name, array in weights.items():
+            proto.graph.initializer.append(numpy_helper.from_array(array, name))
+        onnx.save(proto, path)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_mlp(write_model: Callable[..., Path]) -> Callable[..., Path]:
+    """Writes a classifier of 16 numbers, layers h, g and y, 289 KB; rows: "n" or a fixed batch."""
+
+    def write(path: Path, *, rows: str = "n", hidden: int = 256, seed: int = 0) -> Path:
+        draw = np.random.default_rng(seed).standard_normal
+        text = f"""net (float[{rows}, 16] x) => (float[{rows}, 4] y) {{
+            h = Gemm(x, w1, b1)
+            r = Relu(h)
+            g = Gemm(r, w2, b2)
+            s = Relu(g)
+            y = MatMul(s, w3)
+        }}"""
+        weights = {"w1": draw((16, hidden)), "b1": draw(hidden)}
+        weights |= {"w2": draw((hidden, hidden)) / hidden**0.5, "b2": draw(hidden)}
+        weights["w3"] = draw((hidden, 4))
+        arrays = {name: array.astype(np.float32) for name, array in weights.items()}
+        return write_model(path, text, **arrays)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def rows() -> NDArray[np.float32]:
+    """200 samples for `write_mlp`."""
+    return np.random.default_rng(1).standard_normal((200, 16)).astype(np.float32)

@@ -56,6 +56,7 @@ FORBIDDEN_CALLS = {"eval", "exec", "__import__"}
 PUBLIC = {
     "Anatomy",
     "Comparison",
+    "Forecast",
     "PacklightError",
     "Result",
     "__version__",

@@ -140,8 +140,9 @@ def compress(
     data: samples, as `packlight.samples.open_samples` takes them; None: made up, so that
         accuracy cannot be judged. max_drop: "1%" or 0.01, absolute, of the metric (the default
         where no budget is named). max_size: "5MB" or "25%". max_latency: "10ms" or "40%".
-    recipe: do this, with its target and seed, instead of searching. metric: a name or a function of (outputs, labels).
-    dry_run: only say what would happen. Raises PacklightError with a sentence for the user.
+    recipe: do this, with its target and seed, instead of searching. metric: a name or a
+        function of (outputs, labels). dry_run: only say what would happen.
+    Raises PacklightError with a sentence for the user.
     """
     begun = time.monotonic()
     found_metric = find_metric(metric) if isinstance(metric, str) else metric
@@ -224,7 +225,9 @@ def inspect(
         named = Path(folder) / "model.onnx"
         save_model(source.ir, named)
         times = profile_operators(named, feeds, level="extended")
-    return describe(source, milliseconds={time.name: time.ms for time in times})
+    return describe(
+        source, milliseconds={time.name.removeprefix("fused "): time.ms for time in times}
+    )
 
 
 def compare(

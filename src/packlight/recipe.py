@@ -1,18 +1,21 @@
 """The plan as data: what to do to each layer, as frozen records and as readable YAML.
 
-    schema: 1
-    target: laptop
-    ranges: squared-error        # of activations: squared-error, min-max, percentile, least-error
-    rounding: compensated        # of static int8 weights: compensated or nearest
-    bias_correction: false
-    layers:
-      /conv1/Conv: int8
-      /linear/Gemm: weights-int8
+```yaml
+schema: 1
+target: laptop
+ranges: squared-error        # of activations: squared-error, min-max, percentile, least-error
+rounding: compensated        # of static int8 weights: compensated or nearest
+bias_correction: false
+layers:
+  /conv1/Conv: int8
+  /linear/Gemm: weights-int8
+```
 """
 
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +38,9 @@ CHOICES: dict[str, str] = {
 
 RANGES = ("squared-error", "min-max", "percentile", "least-error")
 ROUNDINGS = ("compensated", "nearest")
-MOST_BYTES = 16 << 20
+MOST_BYTES = 4 << 20
+"""Tens of thousands of layers fit; reading more YAML would take minutes."""
+_DEEPEST = 4
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,6 @@ class Recipe:
     bias_correction: bool = False
     equalize: bool = False
     pair_limit: bool = True
-    simplify: bool = True
     seed: int = 0
 
     def choice(self, layer: str) -> str:
@@ -74,7 +78,6 @@ def write_recipe(recipe: Recipe) -> str:
         "schema": 1,
         "target": recipe.target,
         "seed": recipe.seed,
-        "simplify": recipe.simplify,
         "ranges": recipe.ranges,
         "rounding": recipe.rounding,
         "bias_correction": recipe.bias_correction,
@@ -86,7 +89,8 @@ def write_recipe(recipe: Recipe) -> str:
         "# What packlight did to each layer. Run it again with: packlight compress MODEL "
         "--recipe recipe.yaml\n# Choices: " + ", ".join(CHOICES) + "\n"
     )
-    return head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000)
+    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000)
+    return head + text
 
 
 def read_recipe(path: Path | str) -> Recipe:
@@ -102,45 +106,86 @@ def read_recipe(path: Path | str) -> Recipe:
     except (OSError, UnicodeDecodeError) as error:
         raise UnusableRecipe(f"The recipe {path} cannot be read ({error}).") from error
     try:
-        events = yaml.parse(text, Loader=yaml.SafeLoader)
-        if any(isinstance(event, yaml.AliasEvent) for event in events):
-            raise UnusableRecipe(f"{path} uses YAML aliases (*name), which a recipe may not.")
+        _refuse_extras(text, path)
         content = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        where = " ".join(str(error).split())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        where = " ".join(str(error).split())[:300]
         raise UnusableRecipe(f"{path} is not valid YAML: {where}") from error
     if not isinstance(content, dict):
         raise UnusableRecipe(f"{path} holds no recipe: expected `layers:` with a choice each.")
     return _checked(content, path)
 
 
-def _checked(content: Mapping[str, Any], path: Path) -> Recipe:
-    known = {"schema": int, "target": str, "seed": int, "layers": dict}
-    known |= {"simplify": bool, "bias_correction": bool, "equalize": bool, "pair_limit": bool}
-    known |= {"ranges": str, "rounding": str}
+def _refuse_extras(text: str, path: Path) -> None:
+    """Refuse aliases, tags, deep nests, and keys given twice (YAML would keep the last)."""
+    # Of each collection that is open: the keys so far, and how many nodes it holds.
+    seen: list[tuple[set[str] | None, int]] = []
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise UnusableRecipe(f"{path} uses YAML aliases (*name), which a recipe may not.")
+        if isinstance(event, yaml.CollectionEndEvent):
+            seen.pop()
+        if not isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
+            continue
+        if event.tag is not None:
+            raise UnusableRecipe(f"{path} uses the YAML tag {event.tag!r}, which a recipe may not.")
+        if seen:
+            keys, count = seen[-1]
+            if keys is not None and count % 2 == 0 and isinstance(event, yaml.ScalarEvent):
+                if event.value in keys:
+                    raise UnusableRecipe(f"{path} has the entry {event.value!r} twice.")
+                keys.add(event.value)
+            seen[-1] = (keys, count + 1)
+        if isinstance(event, yaml.ScalarEvent) and event.value == "<<" and event.implicit[0]:
+            raise UnusableRecipe(f"{path} uses the YAML merge key <<, which a recipe may not.")
+        if isinstance(event, yaml.CollectionStartEvent):
+            seen.append((set() if isinstance(event, yaml.MappingStartEvent) else None, 0))
+        if len(seen) > _DEEPEST:
+            raise UnusableRecipe(f"{path} is nested deeper than a recipe can be.")
+
+
+_SETTINGS: dict[str, tuple[type, str]] = {
+    "schema": (int, "a whole number"),
+    "target": (str, "a name"),
+    "seed": (int, "a whole number"),
+    "ranges": (str, "a word"),
+    "rounding": (str, "a word"),
+    "bias_correction": (bool, "true or false"),
+    "equalize": (bool, "true or false"),
+    "pair_limit": (bool, "true or false"),
+    "layers": (dict, "a list of `layer: choice`"),
+}
+
+
+def _checked(content: Mapping[Any, Any], path: Path) -> Recipe:
     for key, value in content.items():
-        if key not in known:
-            raise UnusableRecipe(f"{path}: unknown entry {key!r}{_nearest(str(key), known)}.")
-        if not isinstance(value, known[key]) or (known[key] is int and isinstance(value, bool)):
-            raise UnusableRecipe(
-                f"{path}: {key!r} must be a {known[key].__name__}, not {value!r}."
-            )
+        if key not in _SETTINGS:
+            raise UnusableRecipe(f"{path}: unknown entry {key!r}{_nearest(key, _SETTINGS)}.")
+        kind, words = _SETTINGS[key]
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise UnusableRecipe(f"{path}: {key!r} must be {words}, not {_short(value)}.")
     if content.get("schema", 1) != 1:
         raise UnusableRecipe(
             f"{path} has schema {content['schema']}; this version of packlight reads schema 1."
         )
+    if content.get("seed", 0) < 0:
+        raise UnusableRecipe(f"{path}: 'seed' must be 0 or more, not {content['seed']}.")
     for key, allowed in (("ranges", RANGES), ("rounding", ROUNDINGS)):
         if key in content and content[key] not in allowed:
             raise UnusableRecipe(
-                f"{path}: {key!r} is {content[key]!r}{_nearest(content[key], allowed)}; "
+                f"{path}: {key!r} is {_short(content[key])}{_nearest(content[key], allowed)}; "
                 f"it may be {', '.join(allowed)}."
             )
     layers = []
     for name, choice in content.get("layers", {}).items():
-        if not isinstance(name, str) or choice not in CHOICES:
+        if not isinstance(name, str):
             raise UnusableRecipe(
-                f"{path}: layer {name!r} has the choice {choice!r}{_nearest(str(choice), CHOICES)}; "
-                f"it may be {', '.join(CHOICES)}."
+                f"{path}: the layer {_short(name)} is read as no text: put its name in quotes."
+            )
+        if not isinstance(choice, str) or choice not in CHOICES:
+            raise UnusableRecipe(
+                f"{path}: layer {name!r} has the choice {_short(choice)}"
+                f"{_nearest(choice, CHOICES)}; it may be {', '.join(CHOICES)}."
             )
         layers.append((name, choice))
     settings = {key: value for key, value in content.items() if key not in ("schema", "layers")}
@@ -149,7 +194,7 @@ def _checked(content: Mapping[str, Any], path: Path) -> Recipe:
 
 def check_layers(recipe: Recipe, names: Iterable[str]) -> None:
     """Raise UnusableRecipe where the recipe names a layer that the model does not have."""
-    known = list(names)
+    known = dict.fromkeys(names)
     for name, _ in recipe.layers:
         if name not in known:
             raise UnusableRecipe(
@@ -158,6 +203,10 @@ def check_layers(recipe: Recipe, names: Iterable[str]) -> None:
             )
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
-    found = difflib.get_close_matches(word, list(known), 1, 0.5)
+def _short(value: object) -> str:
+    return reprlib.repr(value)
+
+
+def _nearest(word: object, known: Iterable[str]) -> str:
+    found = difflib.get_close_matches(str(word)[:200], list(known), 1, 0.5)
     return f" (did you mean {found[0]!r}?)" if found else ""

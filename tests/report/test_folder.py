@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from packlight.report.folder import check_output
 from packlight.errors import UnusableOutput
+from packlight.report.folder import check_output
 
 
 def test_a_new_folder_is_fine(tmp_path: Path) -> None:

@@ -238,12 +238,7 @@ def test_real_faces_are_read(real):
 
 
 @pytest.mark.parametrize("size", [(1023, 769), (333, 1000), (417, 415), (641, 427), (99, 1001)])
-def test_sizes_whose_crop_rounds_past_an_edge_are_read(tmp_path: Path, size: tuple[int, int]):
-    from PIL import Image
-
-    from packlight.samples import open_samples
-    from packlight.tensors import TensorSpec
-
+def test_sizes_whose_crop_rounds_past_an_edge_are_read(tmp_path, size):
     Image.new("RGB", size, (10, 20, 30)).save(tmp_path / "one.png")
     for side in (416, 257, 13, 7):
         spec = TensorSpec("images", "float32", (1, 3, side, side))

@@ -235,8 +235,8 @@ def compress(
 ) -> None:
     """Compress MODEL, save the result, print the verdict."""
     with one_sentence(debug=debug):
-        from packlight.report.folder import check_output
         from packlight.cli.progress import show_progress
+        from packlight.report.folder import check_output
 
         folder = out if out is not None else Path(f"{model.stem}.packed")
         if not dry_run:

@@ -8,26 +8,23 @@ from typing import cast
 
 import onnx_ir as ir
 
+from packlight.errors import UnusableRecipe
 from packlight.graph.layers import Layer, find_layers
 from packlight.graph.model import copy_model
 from packlight.graph.observe import Observations
-from packlight.graph.rewrite.dynamic import quantize_dynamically, why_not_dynamic
-from packlight.graph.rewrite.quantize import (
-    Ranges,
-    Rounded,
-    Rounding,
-    quantize_layers,
-    round_layer,
-)
+from packlight.graph.rewrite.dynamic import quantize_dynamically, why_not_dynamic, why_not_vector
+from packlight.graph.rewrite.quantize import Ranges, quantize_layers
 from packlight.graph.rewrite.store import (
     store_blocks,
     store_float16,
     store_int8,
     why_not_blocks,
+    why_not_float16,
     why_not_stored,
 )
+from packlight.graph.rewrite.weights import Rounded, Rounding, round_layers
 from packlight.graph.walk import constant_of
-from packlight.recipe import Recipe
+from packlight.recipe import CHOICES, Recipe, check_layers
 
 
 @dataclass
@@ -52,45 +49,67 @@ def apply_recipe(
     """Give a compressed copy of a simplified model, and notes by layer.
 
     observations: of the same model; static layers need the ranges of what they touch.
+    A layer that cannot have its choice stays as it is, and its note says why.
+    Raises UnusableRecipe where the recipe names a layer that the model does not have.
     """
     copy = copy_model(model)
     notes: dict[str, str] = {}
-    cache = (weights or Weights()).of(recipe)
     layers = {layer.name: layer for layer in find_layers(copy)}
-    groups: dict[str, list[Layer]] = {}
+    check_layers(recipe, layers)
+    groups: dict[str, list[Layer]] = {choice: [] for choice in CHOICES}
     for name, choice in recipe.layers:
-        if name in layers:
-            groups.setdefault(choice, []).append(layers[name])
-    static = [*groups.get("int8", ()), *groups.get("int8-wide", ())]
+        reason = why_not(layers[name], choice)
+        if reason:
+            notes[name] = f"left as it is, not {choice}: {reason}"
+        else:
+            groups[choice].append(layers[name])
+    static = [*groups["int8"], *groups["int8-wide"]]
+    dynamic = groups["int8-dynamic"]
+    rounding = cast(Rounding, recipe.rounding)
+    cache = (weights or Weights()).of(recipe)
+    # Before anything is rewritten: layers that share a weight are rounded together.
+    round_layers(
+        copy,
+        [*static, *(layer for layer in dynamic if layer.kind != "LSTM")],
+        observations.moments,
+        cache,
+        rounding=rounding,
+        pair_limit=recipe.pair_limit,
+    )
     if static:
         _, found = quantize_layers(
             copy,
             static,
             observations,
             ranges=cast(Ranges, recipe.ranges),
-            rounding=cast(Rounding, recipe.rounding),
+            rounding=rounding,
             bias_correction=recipe.bias_correction,
             pair_limit=recipe.pair_limit,
-            wide=frozenset(layer.name for layer in groups.get("int8-wide", ())),
+            wide=frozenset(layer.name for layer in groups["int8-wide"]),
             rounded=cache,
         )
         notes |= found
-    dynamic = groups.get("int8-dynamic", [])
-    for layer in dynamic:
-        if layer.kind != "LSTM" and layer.name not in cache:
-            cache[layer.name] = round_layer(
-                layer,
-                observations.moments.get(layer.name),
-                rounding=cast(Rounding, recipe.rounding),
-                pair_limit=recipe.pair_limit,
-            )
-    quantize_dynamically(copy, dynamic, cache)
-    store_blocks(copy, groups.get("weights-int4", []), bits=4, accuracy_level=accuracy_level)
-    store_blocks(copy, groups.get("weights-int8-blocks", []), bits=8, accuracy_level=accuracy_level)
-    store_int8(copy, groups.get("weights-int8", []))
-    store_float16(copy, groups.get("float16", []))
+    quantize_dynamically(copy, dynamic, cache, pair_limit=recipe.pair_limit)
+    store_blocks(copy, groups["weights-int4"], bits=4, accuracy_level=accuracy_level)
+    store_blocks(copy, groups["weights-int8-blocks"], bits=8, accuracy_level=accuracy_level)
+    store_int8(copy, groups["weights-int8"])
+    store_float16(copy, groups["float16"])
     copy.graph.sort()
     return copy, notes
+
+
+def check_choices(recipe: Recipe, layers: Iterable[Layer]) -> None:
+    """Raise UnusableRecipe where the recipe names no layer, or one that cannot have its choice."""
+    known = {layer.name: layer for layer in layers}
+    check_layers(recipe, known)
+    for name, choice in recipe.layers:
+        reason = why_not(known[name], choice)
+        if reason:
+            possible = ", ".join(possible_choices(known[name], CHOICES))
+            raise UnusableRecipe(
+                f"The layer {name!r} ({known[name].op}) cannot be {choice!r}: {reason}. "
+                f"It can be {possible}."
+            )
 
 
 def why_not(layer: Layer, choice: str) -> str:
@@ -105,7 +124,7 @@ def why_not(layer: Layer, choice: str) -> str:
         if choice == "weights-int8-blocks" and layer.kind == "Gather":
             return "Gather has 4-bit blocks only"
         return why_not_blocks(layer)
-    return why_not_stored(layer)
+    return why_not_float16(layer) if choice == "float16" else why_not_stored(layer)
 
 
 def possible_choices(layer: Layer, choices: Iterable[str]) -> tuple[str, ...]:
@@ -126,10 +145,7 @@ def _why_not_static(layer: Layer) -> str:
         return "its input is constant"
     if layer.kind != "MatMul" and len(inputs) > 2 and inputs[2] is not None and layer.bias is None:
         return "its bias is computed at run time"
-    bias = constant_of(layer.bias)
-    if bias is not None and bias.size not in (1, layer.weight_shape[layer.out_axis]):
-        return "its bias is no vector"
-    return ""
+    return why_not_vector(layer)
 
 
 def stored_bytes(layer: Layer, choice: str) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -15,7 +17,7 @@ CONTRIB = "com.microsoft"
 
 
 class Editor:
-    """Adds to one model, in place; equal small constants are stored once."""
+    """Adds to one model, in place; equal constants are stored once."""
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
@@ -27,7 +29,7 @@ class Editor:
             for node in graph:
                 self._taken.add(str(node.name))
                 self._taken.update(str(value.name) for value in node.outputs)
-        self._scalars: dict[tuple[int, str, bytes], ir.Value] = {}
+        self._constants: dict[tuple[int, str, tuple[int, ...], bytes], ir.Value] = {}
 
     def unused(self, name: str) -> str:
         """`name`, or with a number behind it where it is taken; reserved from now on."""
@@ -45,20 +47,20 @@ class Editor:
         *,
         dtype: ir.DataType | None = None,
     ) -> ir.Value:
-        """An initializer; single numbers of equal value and type are shared."""
-        key = (id(graph), str(dtype or array.dtype), array.tobytes())
-        if array.size == 1 and array.ndim <= 1:
-            key = (id(graph), f"{key[1]}{array.ndim}", key[2])
-            if key in self._scalars:
-                return self._scalars[key]
+        """An initializer; equal arrays of one type share it."""
+        array = np.ascontiguousarray(array) if array.ndim else array
+        digest = hashlib.sha256(array.tobytes()).digest()
+        key = (id(graph), str(dtype or array.dtype), array.shape, digest)
+        found = self._constants.get(key)
+        if found is not None:
+            return found
         name = self.unused(name)
         tensor = ir.Tensor(array, dtype=dtype, name=name)
         value = ir.Value(
             name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor
         )
         graph.register_initializer(value)
-        if array.size == 1 and array.ndim <= 1:
-            self._scalars[key] = value
+        self._constants[key] = value
         return value
 
     def node(
@@ -91,10 +93,15 @@ class Editor:
         return node
 
 
+def in_function(layer: Layer) -> bool:
+    """Whether a layer lies in a function, which holds no weights and serves many callers."""
+    return bool(layer.graph_path) and layer.graph_path[0].startswith("function ")
+
+
 def graph_of(layer: Layer) -> ir.Graph:
     """The graph in which a layer's node lies."""
     graph = layer.node.graph
-    if not isinstance(graph, ir.Graph):
+    if not isinstance(graph, ir.Graph) or in_function(layer):
         raise ValueError(f"layer {layer.name!r} lies in a function, which is not rewritten")
     return graph
 
@@ -114,4 +121,3 @@ def drop_unused(values: Iterable[ir.Value]) -> None:
             producer.graph.remove(producer, safe=True)
         elif value.is_initializer() and isinstance(value.graph, ir.Graph) and value.name:
             value.graph.initializers.pop(value.name, None)
-

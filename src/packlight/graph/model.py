@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +18,7 @@ from packlight.graph.walk import constant_of, ensure_names, initializers_of, wal
 from packlight.tensors import TensorSpec
 
 __all__ = [
+    "Graph",
     "Model",
     "check_finite",
     "constant_of",
@@ -28,6 +30,9 @@ __all__ = [
     "walk_graphs",
     "walk_nodes",
 ]
+
+Graph: TypeAlias = ir.Model
+"""A whole graph with its functions and operator sets, as onnx_ir holds it."""
 
 _CHUNK = 1 << 22
 

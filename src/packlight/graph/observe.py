@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,12 @@ from packlight.errors import UnusableSamples
 from packlight.graph.layers import Layer
 from packlight.graph.model import copy_model, save_model
 from packlight.graph.patches import rows_reaching
+from packlight.graph.walk import constant_of
 from packlight.maths.histograms import Histogram, add_to_histogram, empty_histogram
 from packlight.maths.moments import Moments, add_to_moments, empty_moments
 from packlight.progress import SILENT, Progress
 from packlight.runtime import Process, cpu_features
-from packlight.samples import Samples, batches_of
+from packlight.samples import Batch, Samples, batches_of
 from packlight.tensors import TensorSpec
 
 BATCH_BYTES = 128 << 20
@@ -69,45 +71,78 @@ def observe(
 
     tensors: names of float tensors of the main graph whose histograms are wanted.
     layers: those whose inputs' second moments are wanted (ungrouped Conv, Gemm, MatMul).
-    Raises UnusableSamples where an activation is NaN or infinite.
+    Raises UnusableSamples where there are no samples, or an activation is NaN or infinite.
     """
-    layers = [layer for layer in layers if wants_moments(layer)]
+    if not indices:
+        raise UnusableSamples("There are no samples to calibrate with: give at least one.")
     readers: dict[str, list[Layer]] = {}
     for layer in layers:
-        readers.setdefault(str(layer.node.inputs[0].name), []).append(layer)  # type: ignore[union-attr]
+        if wants_moments(layer) and layer.node.inputs[0] is not None:
+            readers.setdefault(str(layer.node.inputs[0].name), []).append(layer)
     wanted = list(dict.fromkeys([*tensors, *readers]))
-    fed = {spec.name for spec in inputs} & set(wanted)
+    fed = [name for name in wanted if name in {spec.name for spec in inputs}]
     inner = [name for name in wanted if name not in fed]
     histograms = {name: empty_histogram() for name in tensors}
-    moments = {layer.name: empty_moments(_inputs(layer)) for layer in layers}
+    moments = {one.name: empty_moments(_inputs(one)) for group in readers.values() for one in group}
     generator = np.random.default_rng(seed)
     moment_samples = min(len(indices), MOMENT_SAMPLES)
-    rows = max(1, MOMENT_ROWS // max(moment_samples, 1))
-    with tempfile.TemporaryDirectory(prefix="packlight-") as folder:
-        path = Path(folder) / "observed.onnx"
-        save_model(with_outputs(model, inner), path)
-        session = process.load(path, threads=cpu_features().cores)
-        progress.stage("calibrating", len(indices))
-        first = next(iter(batches_of(samples, indices[:1], inputs)))
-        sizes = {k: v.nbytes for k, v in session.run(first.feeds, inner).items()}
-        batch = int(np.clip(BATCH_BYTES // max(sum(sizes.values()), 1), 1, 32))
-        groups = list(_groups(sizes, BATCH_BYTES))
-        seen = 0
-        for run in batches_of(samples, indices, inputs, batch=batch):
-            for group in [None, *groups]:
-                arrays = session.run(run.feeds, group) if group else run.feeds
-                for name in group or fed:
-                    array = run.trim(arrays[name])
-                    if name in histograms:
-                        histograms[name] = _add(histograms[name], array, name, run.indices)
-                    if seen < moment_samples:
-                        for layer in readers.get(name, ()):
-                            drawn = rows_reaching(layer, array, rows * run.rows, generator)
-                            moments[layer.name] = add_to_moments(moments[layer.name], drawn)
+    rows = max(1, MOMENT_ROWS // moment_samples)
+    seen = 0
+    progress.stage("calibrating", len(indices))
+    for run, name, array in _activations(model, samples, indices, inputs, fed, inner, process):
+        if name is None:
             seen += run.rows
             progress.step(advance=run.rows)
-        session.close()
+            continue
+        try:
+            if name in histograms:
+                histograms[name] = add_to_histogram(histograms[name], array)
+            if seen < moment_samples and name in readers:
+                _check_finite(array)
+                for layer in readers[name]:
+                    drawn = rows_reaching(layer, array, rows * run.rows, generator)
+                    moments[layer.name] = add_to_moments(moments[layer.name], drawn)
+        except ValueError as error:
+            raise UnusableSamples(
+                f"In calibration, tensor '{name}' of the model came out broken ({error}) for "
+                f"samples {run.indices[0]} to {run.indices[-1]}: check these samples, or the "
+                "model's weights."
+            ) from error
     return Observations(histograms, moments, len(indices))
+
+
+def _activations(
+    model: ir.Model,
+    samples: Samples,
+    indices: Sequence[int],
+    inputs: Sequence[TensorSpec],
+    fed: Sequence[str],
+    inner: Sequence[str],
+    process: Process,
+) -> Iterator[tuple[Batch, str | None, NDArray[Any]]]:
+    """Each batch's wanted inputs and inner tensors, then (batch, None, nothing) at its end.
+
+    Where one batch's inner tensors are too large together, they are computed group by group.
+    """
+    groups: list[list[str]] = []
+    batch = 32
+    with tempfile.TemporaryDirectory(prefix="packlight-") as folder, ExitStack() as stack:
+        if inner:
+            path = Path(folder) / "observed.onnx"
+            save_model(with_outputs(model, inner), path)
+            session = process.load(path, threads=cpu_features().cores)
+            stack.callback(session.close)
+            first = next(iter(batches_of(samples, indices[:1], inputs)))
+            sizes = {name: a.nbytes for name, a in session.run(first.feeds, inner).items()}
+            batch = int(np.clip(BATCH_BYTES // max(sum(sizes.values()), 1), 1, batch))
+            groups = list(_groups(sizes, BATCH_BYTES))
+        for run in batches_of(samples, indices, inputs, batch=batch):
+            for name in fed:
+                yield run, name, run.trim(run.feeds[name])
+            for group in groups:
+                for name, array in session.run(run.feeds, group).items():
+                    yield run, name, run.trim(array)
+            yield run, None, np.empty(0)
 
 
 def with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
@@ -126,11 +161,14 @@ def with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
 
 def wants_moments(layer: Layer) -> bool:
     """Whether second moments are gathered for this layer."""
+    source = layer.node.inputs[0]
     return (
         layer.kind in ("Conv", "Gemm", "MatMul")
         and not layer.graph_path
         and layer.groups == 1
         and _inputs(layer) <= MOMENT_INPUTS
+        and source is not None
+        and constant_of(source) is None
     )
 
 
@@ -153,14 +191,7 @@ def _groups(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
         yield group
 
 
-def _add(
-    histogram: Histogram, array: NDArray[Any], name: str, indices: Sequence[int]
-) -> Histogram:
-    try:
-        return add_to_histogram(histogram, array)
-    except ValueError as error:
-        raise UnusableSamples(
-            f"In calibration, tensor '{name}' of the model came out broken ({error}) for samples "
-            f"{indices[0]} to {indices[-1]}: check these samples, or the model's weights."
-        ) from error
-
+def _check_finite(array: NDArray[Any]) -> None:
+    broken = array.size - int(np.count_nonzero(np.isfinite(array)))
+    if broken:
+        raise ValueError(f"{broken} of {array.size} values are NaN or infinite")

@@ -17,18 +17,14 @@ from packlight.graph.layers import Layer
 
 
 def kernel_order(layer: Layer) -> NDArray[np.intp]:
-    """The columns of `weight_matrix(layer)` in kernel order: matrix[:, kernel_order(layer)].
+    """Order in which a kernel takes the columns of `weight_matrix(layer)`: matrix[:, order].
 
     A Conv's matrix is [out, channels * taps]; in kernel order it is [out, taps * channels].
     """
-    channels = layer.weight_shape[1] if layer.kind == "Conv" else 1
-    taps = math.prod(layer.weight_shape[2:]) if layer.kind == "Conv" else 1
-    inputs = layer.weight_shape[0 if layer.kind == "MatMul" else 1]
-    if layer.kind == "Gemm":
-        inputs = layer.weight_shape[1 - layer.out_axis]
-    if layer.kind == "Conv":
-        return np.arange(channels * taps).reshape(channels, taps).T.ravel()
-    return np.arange(inputs)
+    if layer.kind != "Conv":
+        return np.arange(layer.weight_shape[1 - layer.out_axis])
+    channels, taps = layer.weight_shape[1], math.prod(layer.weight_shape[2:])
+    return np.arange(channels * taps).reshape(channels, taps).T.ravel()
 
 
 def rows_reaching(
@@ -37,7 +33,7 @@ def rows_reaching(
     """At most `limit` of the vectors that reach a layer, [rows, in], columns in kernel order.
 
     activation: the layer's input; Conv [n, channels, *space] with one group, Gemm and MatMul
-    [..., in]. Positions are drawn without replacement where there are more than `limit`.
+    [..., in]. Where there are more than `limit`, positions are drawn, none twice.
     """
     if layer.kind != "Conv":
         rows = activation.reshape(-1, activation.shape[-1])
@@ -55,9 +51,7 @@ def rows_reaching(
     ]
     count = activation.shape[0] * math.prod(sizes)
     place = np.unravel_index(_draw(count, limit, generator), (activation.shape[0], *sizes))
-    padded = np.pad(
-        activation, [(0, 0), (0, 0), *((pads[i], pads[rank + i]) for i in range(rank))]
-    )
+    padded = np.pad(activation, [(0, 0), (0, 0), *((pads[i], pads[rank + i]) for i in range(rank))])
     taps = []
     for tap in np.ndindex(*kernel):
         at = tuple(place[1 + i] * strides[i] + tap[i] * dilations[i] for i in range(rank))
@@ -100,5 +94,5 @@ def ints(node: ir.Node, name: str, default: list[int]) -> list[int]:
 def _draw(count: int, limit: int, generator: np.random.Generator) -> NDArray[np.intp]:
     if count <= limit:
         return np.arange(count)
-    # With replacement first: drawing without from millions would cost a permutation of them.
+    # With replacement, then without the doubles: a permutation of millions would cost more.
     return np.unique(generator.integers(0, count, limit)).astype(np.intp)

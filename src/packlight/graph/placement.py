@@ -7,12 +7,14 @@ A tensor between two integer nodes is stored as codes once and never becomes flo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from packlight.graph.layers import Layer
+from packlight.graph.rewrite.single import float_of, is_standard
 from packlight.graph.walk import constant_of
 
 LINEAR = frozenset({"Conv", "Gemm", "MatMul"})
@@ -45,9 +47,6 @@ COMPUTES = frozenset(
         "Sigmoid",
     }
 )
-
-# Clamps at the ends of a range do what these do, so that they vanish.
-CLAMPS = frozenset({"Relu", "Clip"})
 
 # As the last integer nodes before float ones these gain nothing and cost precision.
 _POINTLESS_AT_THE_END = frozenset(
@@ -86,7 +85,6 @@ def place_quantization(model: ir.Model, layers: Iterable[Layer]) -> Placement:
                 clamped[str(node.name)] = clamp
             coded.add(value)
     _prune(order, integer, chosen)
-    by_name = {node.name: node for node in order}
     tensors: list[ir.Value] = []
     same: dict[str, str] = {}
     for node in order:
@@ -100,9 +98,13 @@ def place_quantization(model: ir.Model, layers: Iterable[Layer]) -> Placement:
         tensors.append(value)
         if node.op_type in MOVES_CODES:
             same[str(value.name)] = str(node.inputs[0].name)  # type: ignore[union-attr]
-    kept_clamps = {clamp.name for name, clamp in clamped.items() if name in by_name and name in integer}
-    names = list(dict.fromkeys(str(value.name) for value in tensors))
-    return Placement(frozenset(map(str, integer)), tuple(names), same, frozenset(map(str, kept_clamps)))
+    names = dict.fromkeys(str(value.name) for value in tensors)
+    return Placement(
+        nodes=frozenset(map(str, integer)),
+        tensors=tuple(names),
+        same_scale=same,
+        clamped=frozenset(str(clamp.name) for name, clamp in clamped.items() if name in integer),
+    )
 
 
 def root_of(name: str, same_scale: dict[str, str]) -> str:
@@ -115,14 +117,31 @@ def root_of(name: str, same_scale: dict[str, str]) -> str:
 def _result(node: ir.Node) -> tuple[ir.Value, ir.Node | None]:
     """The value that holds a node's result once a following clamp is swallowed, and the clamp."""
     value = node.outputs[0]
-    uses = value.uses()
+    uses = tuple(value.uses())
     if node.op_type in (*LINEAR, "Add") and len(uses) == 1 and not value.is_graph_output():
         reader = uses[0].node
-        if reader.op_type in CLAMPS and reader.domain in ("", "ai.onnx") and uses[0].idx == 0:
-            constant = all(constant_of(value) is not None for value in reader.inputs[1:] if value)
-            if constant and reader.graph is node.graph:
-                return reader.outputs[0], reader
+        if reader.graph is node.graph and uses[0].idx == 0 and _clamps_around_zero(reader):
+            return reader.outputs[0], reader
     return value, None
+
+
+def _clamps_around_zero(node: ir.Node) -> bool:
+    """Whether the range of a node's output does all that the node does.
+
+    Ranges always contain 0: a Clip from 1 to 6 would let through what lies below 1.
+    """
+    if not is_standard(node, "Relu", "Clip"):
+        return False
+    low = [float_of(node, "min", -math.inf)]
+    high = [float_of(node, "max", math.inf)]
+    for ends, value in zip((low, high), node.inputs[1:], strict=False):
+        if value is None:
+            continue
+        tensor = constant_of(value)
+        if tensor is None or tensor.size != 1:
+            return False
+        ends.append(float(tensor.numpy().reshape(-1)[0]))
+    return low[-1] <= 0 <= high[-1]
 
 
 def _data_inputs(node: ir.Node) -> list[ir.Value]:
@@ -133,11 +152,11 @@ def _data_inputs(node: ir.Node) -> list[ir.Value]:
 
 def _joins(node: ir.Node, coded: set[ir.Value]) -> bool:
     """Whether a node runs in integers because all it reads is stored as codes."""
-    if node.domain not in ("", "ai.onnx") or node.op_type not in MOVES_CODES | COMPUTES:
+    if not is_standard(node, *MOVES_CODES, *COMPUTES):
         return False
     if node.op_type == "Pad" and not _pads_zeros(node):
         return False
-    if len(node.outputs) > 1 and any(out.uses() for out in node.outputs[1:]):
+    if any(out.uses() or out.is_graph_output() for out in node.outputs[1:]):
         return False
     return all(value in coded for value in _data_inputs(node))
 
@@ -161,9 +180,8 @@ def _prune(order: list[ir.Node], integer: set[str | None], chosen: set[str | Non
         if node.name not in integer or node.name in chosen:
             continue
         value, _ = _result(node)
-        if node.op_type in _POINTLESS_AT_THE_END and not _read_by(value, integer):
-            integer.discard(node.name)
-        elif value.is_graph_output():
+        pointless = node.op_type in _POINTLESS_AT_THE_END and not _read_by(value, integer)
+        if pointless or value.is_graph_output():
             integer.discard(node.name)
 
 

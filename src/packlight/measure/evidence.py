@@ -76,7 +76,8 @@ class LayerEvidence:
     """What became of one layer.
 
     choice: "int8", "int8-dynamic", "weights-int8", "weights-int4", "float16", "float32", ...
-    error_db: signal-to-noise ratio at the layer's output when it alone is compressed (None: not measured).
+    error_db: signal-to-noise ratio at the model's worst output when this layer alone is
+        compressed (None: not measured).
     reason: why it was left alone, or why this choice; empty when it is plainly the best.
     """
 

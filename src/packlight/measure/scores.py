@@ -48,7 +48,8 @@ class Score:
     @property
     def drop(self) -> float:
         """What the compressed file lost."""
-        return self.original - self.compressed
+        # 1 - 0.99 is 0.01, and not the 0.010000000000000009 that would exceed it.
+        return round(self.original - self.compressed, 12)
 
     def proven(self, max_drop: float | None) -> bool:
         """Whether the whole interval lies within the budget."""

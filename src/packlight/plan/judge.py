@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from packlight.errors import RuntimeFailure
 from packlight.graph.apply import stored_bytes
-from packlight.graph.layers import Layer, find_unquantizable
+from packlight.graph.layers import Layer, find_layers, find_unquantizable
 from packlight.graph.model import save_model
 from packlight.measure.evidence import (
     Budget,
@@ -146,7 +146,7 @@ def layer_evidence(
     # The file's own nodes may have no names to tell them by.
     named = bench.folder / "original.onnx"
     save_model(bench.model.ir, named)
-    before = layer_times(named, layers, feeds)
+    before = layer_times(named, find_layers(bench.model.ir), feeds)
     after = layer_times(chosen.path, layers, feeds)
     evidence, skipped = [], []
     for layer in layers:

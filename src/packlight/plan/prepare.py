@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from packlight.errors import PacklightError, RuntimeRefused, UnusableModel, WrongUsage
-from packlight.graph.model import Model, save_model
+from packlight.graph.model import Graph, Model, save_model
 from packlight.graph.rewrite.simplify import SimplifyStep, simplify
 from packlight.plan.trials import equal_outputs
 from packlight.runtime import Process
@@ -76,14 +75,14 @@ def prepare_samples(
 
 def simplify_checked(
     model: Model, samples: Samples, indices: Sequence[int], folder: Path
-) -> tuple[ir.Model, tuple[SimplifyStep, ...]]:
+) -> tuple[Graph, tuple[SimplifyStep, ...]]:
     """Simplify, running every step's result: what changes the outputs is undone."""
     with Process() as process:
         original = process.load(model.source)
         runs = list(batches_of(samples, indices[:CHECKED], model.inputs, batch=CHECKED))
         expected = [original.run(run.feeds) for run in runs]
 
-        def check(candidate: ir.Model) -> bool:
+        def check(candidate: Graph) -> bool:
             path = folder / "simplified.onnx"
             save_model(candidate, path)
             session = process.load(path)

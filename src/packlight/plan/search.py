@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from packlight.graph.apply import why_not
 from packlight.graph.layers import Layer
 from packlight.plan.candidates import whole_recipes
 from packlight.plan.sensitivity import measure_sensitivity
@@ -208,12 +209,12 @@ def _take_back(
     progress.stage("taking sensitive layers back", 2 * max(len(order), 1).bit_length())
     found: list[Tried] = []
     for milder in ("weights-int8", "float16"):
-        if not any(start.recipe.choice(name) != milder for name in order):
-            continue
-        low, high, good = 1, len(order), False
+        able = {layer.name for layer in layers if not why_not(layer, milder)}
+        back = [name for name in order if name in able and start.recipe.choice(name) != milder]
+        low, high, good = 1, len(back), False
         while low <= high:
             middle = (low + high) // 2
-            recipe = start.recipe.with_choice(order[:middle], milder)
+            recipe = start.recipe.with_choice(back[:middle], milder)
             trial = bench.evaluate(recipe, f"{start.label}, {middle} layers as {milder}")
             found.append(trial)
             progress.step(trial.label)

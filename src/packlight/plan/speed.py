@@ -94,6 +94,6 @@ def _longest(gains: Sequence[float]) -> int:
 
 def _plain(time: OperatorTime) -> str:
     """A node's name without what the runtime added to it."""
-    name = time.name.removesuffix("_nchwc").removesuffix("_quant")
+    name = time.name.removeprefix("fused ").removesuffix("_nchwc").removesuffix("_quant")
     stem, _, number = name.rpartition("_token_")
     return stem if stem and number.isdigit() else name

@@ -14,13 +14,12 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from packlight.errors import RuntimeCrashed, RuntimeFailure, RuntimeTimedOut
 from packlight.graph.apply import Weights, apply_recipe
 from packlight.graph.layers import find_layers
-from packlight.graph.model import Model, copy_model, save_model
+from packlight.graph.model import Graph, Model, copy_model, save_model
 from packlight.graph.observe import Observations, observe
 from packlight.graph.rewrite.equalize import equalize
 from packlight.graph.rewrite.quantize import tensors_to_observe
@@ -82,7 +81,7 @@ class Tried:
 class Form:
     """A graph to compress, what calibration saw of it, and its weights rounded so far."""
 
-    graph: ir.Model
+    graph: Graph
     observations: Observations
     weights: Weights
 
@@ -93,7 +92,7 @@ class Workbench:
     def __init__(
         self,
         model: Model,
-        simplified: ir.Model,
+        simplified: Graph,
         samples: Samples,
         split: Split,
         target: Target,

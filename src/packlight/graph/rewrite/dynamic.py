@@ -6,26 +6,29 @@ DynamicQuantizeLSTM. Convolutions are left out: their dynamic kernels are slower
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from packlight.graph.edit import CONTRIB, Editor, drop_unused, graph_of
+from packlight.graph.edit import CONTRIB, Editor, drop_unused, graph_of, in_function
 from packlight.graph.layers import Layer, weight_matrix
-from packlight.graph.rewrite.quantize import Rounded
-from packlight.graph.walk import constant_of
-from packlight.maths.grids import IntegerGrid, scale_and_zero_point
-from packlight.maths.rounding import round_to_nearest
-
-_GRID = IntegerGrid(bits=8, signed=True, symmetric=True)
+from packlight.graph.rewrite.single import float_of, int_of
+from packlight.graph.rewrite.weights import PAIR_LIMIT, Rounded, round_rows
+from packlight.graph.walk import constant_of, shape_of
 
 
-def quantize_dynamically(model: ir.Model, layers: Sequence[Layer], rounded: dict[str, Rounded]) -> None:
+def quantize_dynamically(
+    model: ir.Model,
+    layers: Sequence[Layer],
+    rounded: Mapping[str, Rounded],
+    *,
+    pair_limit: bool = True,
+) -> None:
     """Make MatMul, Gemm and LSTM layers dynamic 8-bit, in place.
 
-    rounded: the weights of MatMul and Gemm layers as codes.
+    rounded: the weights of MatMul and Gemm layers as codes. pair_limit: for those of LSTM.
     Raises ValueError for a layer that has no dynamic operator.
     """
     edit = Editor(model)
@@ -33,7 +36,7 @@ def quantize_dynamically(model: ir.Model, layers: Sequence[Layer], rounded: dict
         if layer.kind in ("MatMul", "Gemm"):
             _matmul(edit, layer, rounded[layer.name])
         elif layer.kind == "LSTM":
-            _lstm(edit, layer)
+            _lstm(edit, layer, PAIR_LIMIT if pair_limit else None)
         else:
             raise ValueError(f"{layer.op} has no dynamic operator")
 
@@ -45,20 +48,31 @@ def why_not_dynamic(layer: Layer) -> str:
     tensor = constant_of(layer.weight)
     if tensor is None or tensor.dtype != ir.DataType.FLOAT:
         return "dynamic 8-bit needs float32 weights"
-    if not isinstance(layer.node.graph, ir.Graph):
+    if in_function(layer):
         return "it lies in a function"
     node = layer.node
-    if layer.kind == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
-        bias = constant_of(node.inputs[2])
-        if bias is None:
-            return "its bias is computed at run time"
+    if layer.kind == "Gemm":
+        return why_not_vector(layer)
     if layer.kind == "LSTM":
-        layout = node.attributes.get("layout")
-        if layout is not None and layout.as_int():
+        if int_of(node, "layout", 0):
             return "a batch-first LSTM has no dynamic 8-bit operator"
         if len(node.inputs) > 7 and node.inputs[7] is not None:
             return "an LSTM with peepholes is not handled"
     return ""
+
+
+def why_not_vector(layer: Layer) -> str:
+    """The reason why a layer's bias is not one constant number an output; '' where it is."""
+    node = layer.node
+    if layer.kind == "MatMul" or len(node.inputs) < 3 or node.inputs[2] is None:
+        return ""
+    tensor = constant_of(layer.bias)
+    if tensor is None:
+        return "its bias is computed at run time"
+    outputs = layer.weight_shape[layer.out_axis]
+    if tensor.size == 1 or (tensor.size == outputs and shape_of(tensor)[-1] == outputs):
+        return ""
+    return "its bias is no vector"
 
 
 def _matmul(edit: Editor, layer: Layer, rounded: Rounded) -> None:
@@ -72,8 +86,7 @@ def _matmul(edit: Editor, layer: Layer, rounded: Rounded) -> None:
     old = [layer.weight]
     tensor = constant_of(layer.bias)
     if tensor is not None and layer.bias is not None:
-        beta = node.attributes.get("beta")
-        bias = tensor.numpy().astype(np.float32) * np.float32(beta.as_float() if beta else 1.0)
+        bias = tensor.numpy().astype(np.float32) * np.float32(float_of(node, "beta", 1.0))
         bias = np.broadcast_to(bias.reshape(-1), (len(rounded.scale),))
         inputs += [None, edit.constant(graph, np.ascontiguousarray(bias), f"{name}_bias")]
         old.append(layer.bias)
@@ -82,9 +95,9 @@ def _matmul(edit: Editor, layer: Layer, rounded: Rounded) -> None:
     drop_unused(old)
 
 
-def _lstm(edit: Editor, layer: Layer) -> None:
+def _lstm(edit: Editor, layer: Layer, pair_limit: int | None) -> None:
     graph, node = graph_of(layer), layer.node
-    weights, recurrent = (_gates(layer, index) for index in (0, 1))
+    weights, recurrent = (_gates(layer, index, pair_limit) for index in (0, 1))
     names = [str(value.name) for value in layer.weights]
     inputs: list[ir.Value | None] = list(node.inputs)[:8]
     inputs += [None] * (8 - len(inputs))
@@ -108,18 +121,17 @@ def _lstm(edit: Editor, layer: Layer) -> None:
     drop_unused(layer.weights)
 
 
-def _gates(layer: Layer, index: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def _gates(
+    layer: Layer, index: int, pair_limit: int | None
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Codes [directions, in, 4 * hidden] and scales [directions, 4 * hidden] of W or R."""
     tensor = constant_of(layer.weights[index])
     assert tensor is not None
-    array = tensor.numpy()
-    directions, outputs, inputs = array.shape
+    directions, outputs, inputs = shape_of(tensor)
     matrix = weight_matrix(layer, index).astype(np.float64)
-    reach = np.abs(matrix).max(axis=1)
-    scale, zero = scale_and_zero_point(-reach, reach, _GRID)
-    codes = round_to_nearest(matrix, scale, zero, _GRID).reshape(directions, outputs, inputs)
-    turned = np.ascontiguousarray(codes.transpose(0, 2, 1))
-    return turned, np.asarray(scale, np.float32).reshape(directions, outputs)
+    codes, scale = round_rows(matrix, pair_limit=pair_limit)
+    turned = codes.reshape(directions, outputs, inputs).transpose(0, 2, 1)
+    return np.ascontiguousarray(turned), scale.reshape(directions, outputs)
 
 
 def replace_node(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:

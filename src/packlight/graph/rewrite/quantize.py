@@ -9,7 +9,6 @@ without VNNI, whose kernels add two products in a saturating 16-bit integer, com
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -17,51 +16,32 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from packlight.graph.edit import CONTRIB, Editor, drop_unused, graph_of
-from packlight.graph.layers import Layer, matrix_to_weight, weight_matrix
+from packlight.graph.layers import Layer, matrix_to_weight
 from packlight.graph.observe import Observations
-from packlight.graph.patches import kernel_order
 from packlight.graph.placement import Placement, place_quantization, root_of
+from packlight.graph.rewrite.single import float_of
+from packlight.graph.rewrite.weights import Rounded, Rounding, round_layers
 from packlight.graph.walk import constant_of
 from packlight.maths.grids import IntegerGrid, scale_and_zero_point
 from packlight.maths.histograms import Histogram
-from packlight.maths.moments import Moments, mean_shift
 from packlight.maths.ranges import (
     expected_squared_error,
     range_min_max,
     range_percentile,
     range_squared_error,
-    range_squared_error_of_array,
 )
-from packlight.maths.rounding import limit_pairs, round_to_nearest, round_with_compensation
 
-PAIR_LIMIT = 128
-"""255 * (c0 + c1) <= 32767 for codes of one sign: what a saturating 16-bit sum holds."""
-
-WEIGHTS = IntegerGrid(bits=8, signed=True, symmetric=True)
 ACTIVATIONS = {
     8: IntegerGrid(bits=8, signed=False, symmetric=False),
     16: IntegerGrid(bits=16, signed=False, symmetric=False),
 }
 
 Ranges = Literal["squared-error", "min-max", "percentile", "least-error"]
-Rounding = Literal["compensated", "nearest"]
 
 PERCENT = 99.99
 
-
-@dataclass(frozen=True)
-class Rounded:
-    """A layer's weight as codes.
-
-    codes: int8 [out, in] as `weight_matrix` lays it out. scale: float32 [out].
-    bias_shift: float64 [out], what the bias must gain so that the mean output stays.
-    note: what the rounding had to do beyond the ordinary, for the report.
-    """
-
-    codes: NDArray[np.int8]
-    scale: NDArray[np.float32]
-    bias_shift: NDArray[np.float64]
-    note: str = ""
+MARGIN = 1.1
+"""Measured: on few samples it gives a residual network 0.3 to 0.8 dB, on many it costs nothing."""
 
 
 def quantize_layers(
@@ -83,6 +63,10 @@ def quantize_layers(
     rounded: weights already rounded, by layer; what is missing is added (a cache).
     Returns where quantization was placed, and notes by layer.
     """
+    cache = rounded if rounded is not None else {}
+    round_layers(
+        model, layers, observations.moments, cache, rounding=rounding, pair_limit=pair_limit
+    )
     edit = Editor(model)
     placement = place_quantization(model, layers)
     values = {str(v.name): v for v in model.graph.inputs}
@@ -105,22 +89,13 @@ def quantize_layers(
         for name in placement.tensors
     }
     for name, (coded, decoded) in carried.items():
-        _redirect(model.graph, values[name], coded, decoded, placement)
+        _redirect(edit, values[name], coded, decoded, placement)
     _remove_clamps(model.graph, placement)
+    _pad_codes(edit, placement, carried)
     notes: dict[str, str] = {}
-    cache = rounded if rounded is not None else {}
     for layer in layers:
-        if layer.name not in cache:
-            cache[layer.name] = round_layer(
-                layer,
-                observations.moments.get(layer.name),
-                rounding=rounding,
-                pair_limit=pair_limit,
-            )
         found = cache[layer.name]
-        source = root_of(
-            _original_name(layer.node.inputs[0], carried), placement.same_scale
-        )
+        source = root_of(_original_name(layer.node.inputs[0], carried), placement.same_scale)
         _insert_weight(edit, layer, found, scales[source][0], bias_correction)
         if found.note:
             notes[layer.name] = found.note
@@ -138,58 +113,24 @@ def tensors_to_observe(model: ir.Model, layers: Sequence[Layer]) -> tuple[str, .
 
 
 def find_range(histogram: Histogram, grid: IntegerGrid, method: Ranges) -> tuple[float, float]:
-    """The range [low, high] of an activation."""
+    """The range [low, high] of an activation.
+
+    "squared-error" reaches MARGIN beyond its optimum for the samples that were seen, at most
+    to the ends that were seen: others have larger values, and large ones matter most.
+    """
     if method == "min-max":
         return range_min_max(histogram)
     if method == "percentile":
         return range_percentile(histogram, PERCENT)
     if method == "squared-error":
-        return range_squared_error(histogram, grid)
-    options = [find_range(histogram, grid, one) for one in ("min-max", "percentile", "squared-error")]
+        seen = range_min_max(histogram)
+        low, high = range_squared_error(histogram, grid)
+        return max(low * MARGIN, seen[0]), min(high * MARGIN, seen[1])
+    methods: tuple[Ranges, ...] = ("min-max", "percentile", "squared-error")
+    options = [find_range(histogram, grid, one) for one in methods]
     lows, highs = (np.array(ends) for ends in zip(*options, strict=True))
     errors = expected_squared_error(histogram, lows, highs, grid)
     return options[int(np.argmin(errors))]
-
-
-def round_layer(
-    layer: Layer, moments: Moments | None, *, rounding: Rounding, pair_limit: bool
-) -> Rounded:
-    """Round a layer's weight to int8 codes, one scale an output channel.
-
-    moments: of what reaches the layer, in kernel order; without them (or with groups) the
-    rounding is to nearest. Depthwise kernels multiply single channels: no pairs there.
-    """
-    order = kernel_order(layer)
-    matrix = weight_matrix(layer)[:, order].astype(np.float64)
-    depthwise = layer.kind == "Conv" and layer.groups > 1 and layer.weight_shape[1] == 1
-    limit = PAIR_LIMIT if pair_limit and not depthwise else None
-    block = (1, -1)
-    importance = None
-    if moments is not None:
-        importance = np.broadcast_to(np.diag(moments.second), matrix.shape)
-    low, high = range_squared_error_of_array(
-        matrix, WEIGHTS, block_shape=block, importance=importance, pair_limit=limit
-    )
-    scale, zero = scale_and_zero_point(low, high, WEIGHTS)
-    scale, zero = np.asarray(scale).reshape(-1), np.asarray(zero).reshape(-1)
-    note = ""
-    if rounding == "compensated" and moments is not None and moments.count:
-        codes, info = round_with_compensation(
-            matrix, moments.second, scale, zero, WEIGHTS, order="descending", pair_limit=limit
-        )
-        if info.damping > 0.01:
-            note = f"second moments needed damping of {info.damping:g} to be invertible"
-    else:
-        codes = round_to_nearest(matrix, scale, zero, WEIGHTS)
-        if limit is not None:
-            codes = limit_pairs(codes, matrix / scale[:, None], WEIGHTS, pair_limit=limit)
-    shift = np.zeros(len(matrix))
-    if moments is not None and moments.count:
-        values = codes.astype(np.float64) * scale[:, None]
-        shift = mean_shift(matrix, moments.mean, values, moments.mean)
-    plain = np.empty_like(codes)
-    plain[:, order] = codes
-    return Rounded(plain, scale.astype(np.float32), shift, note)
 
 
 def _insert_codes(
@@ -219,7 +160,7 @@ def _insert_codes(
 
 
 def _redirect(
-    graph: ir.Graph,
+    edit: Editor,
     value: ir.Value,
     coded: ir.Value,
     decoded: ir.Value,
@@ -235,11 +176,12 @@ def _redirect(
         if use.node is not encoder and (whole or use.node.name in placement.nodes):
             use.node.replace_input_with(use.idx, decoded)
     if whole and value.is_graph_output():
-        name, value.name = value.name, f"{value.name}_float"
+        name, value.name = value.name, edit.unused(f"{value.name}_float")
         decoded.name, decoded.type, decoded.shape = name, value.type, value.shape
-        for index, output in enumerate(graph.outputs):
+        outputs = edit.model.graph.outputs
+        for index, output in enumerate(outputs):
             if output is value:
-                graph.outputs[index] = decoded
+                outputs[index] = decoded
 
 
 def _remove_clamps(graph: ir.Graph, placement: Placement) -> None:
@@ -252,6 +194,37 @@ def _remove_clamps(graph: ir.Graph, placement: Placement) -> None:
                 use.node.replace_input_with(use.idx, source)
             graph.remove(node, safe=True)
             drop_unused(constants)
+
+
+def _pad_codes(
+    edit: Editor, placement: Placement, carried: Mapping[str, tuple[ir.Value, ir.Value]]
+) -> None:
+    """Let Pad work on the codes themselves: onnxruntime has no fused form and would go by float.
+
+    A padded zero is the code of the zero point.
+    """
+    graph = edit.model.graph
+    decoded = {second: first for first, second in carried.values()}
+    for node in list(graph):
+        if node.op_type != "Pad" or node.name not in placement.nodes or len(node.inputs) < 2:
+            continue
+        (result,) = node.outputs
+        coded, _ = carried[str(result.name)]
+        encoder = coded.producer()
+        if encoder is None or node.inputs[0] not in decoded:
+            continue
+        zero = encoder.inputs[2]
+        constant = None if len(node.inputs) < 3 else node.inputs[2]
+        if zero is None or zero.const_value is None:
+            continue
+        node.replace_input_with(0, decoded[node.inputs[0]])
+        node.resize_inputs(max(len(node.inputs), 3))
+        node.replace_input_with(2, zero)
+        for use in tuple(coded.uses()):
+            use.node.replace_input_with(use.idx, result)
+        graph.remove(encoder, safe=True)
+        result.type = zero.type
+        drop_unused([constant] if constant is not None else [])
 
 
 def _original_name(value: ir.Value | None, carried: Mapping[str, Any]) -> str:
@@ -270,53 +243,71 @@ def _insert_weight(
 ) -> None:
     graph, node = graph_of(layer), layer.node
     stem = f"{layer.weight.name}"
-    scale = rounded.scale
-    shift = rounded.bias_shift if bias_correction else None
-    bias = _bias(layer, len(scale), shift)
-    codes = rounded.codes
+    bias = _bias(layer, len(rounded.scale), rounded.bias_shift if bias_correction else None)
+    codes, scale = rounded.codes, rounded.scale
     if bias is not None:
-        # The bias is an int32 of scale s_x * s_w: tiny scales (dead channels) would overflow it.
-        least = np.abs(bias) / (float(input_scale) * 2.0**30)
-        if np.any(scale < least):
-            wider = np.maximum(scale, least.astype(np.float32))
-            codes = np.rint(codes * (scale / wider)[:, None]).astype(np.int8)
-            scale = wider
-    axis = layer.out_axis
-    decode = edit.node(
-        "DequantizeLinear",
-        [
-            edit.constant(graph, matrix_to_weight(layer, codes), f"{stem}_codes"),
-            edit.constant(graph, scale, f"{stem}_scale"),
-        ],
-        f"{stem}_dq",
-        attributes={"axis": axis} if axis != 1 else {},
-        dtype=ir.DataType.FLOAT,
-    )
+        codes, scale = _make_room(codes, scale, bias, float(input_scale))
     old = [layer.weight, *([layer.bias] if layer.bias is not None else [])]
-    graph.insert_before(node, decode)
-    node.replace_input_with(1, decode.outputs[0])
+    inputs: list[ir.Value | None] = [
+        edit.constant(graph, matrix_to_weight(layer, codes), f"{stem}_codes"),
+        edit.constant(graph, scale, f"{stem}_scale"),
+    ]
+    if layer.kind == "Gemm":  # onnxruntime makes a QGemm only where there is a zero point
+        inputs.append(edit.constant(graph, np.zeros(len(scale), np.int8), f"{stem}_zero_point"))
+    _decode(edit, layer, 1, inputs, f"{stem}_dq", layer.out_axis)
     if bias is not None:
-        steps = (input_scale.astype(np.float32) * scale).astype(np.float32)
+        steps = input_scale.astype(np.float32) * scale
         whole = np.rint(bias / steps.astype(np.float64)).clip(-(2**31) + 1, 2**31 - 1)
-        decode = edit.node(
-            "DequantizeLinear",
-            [
-                edit.constant(graph, whole.astype(np.int32), f"{stem}_bias"),
-                edit.constant(graph, steps, f"{stem}_bias_scale"),
-            ],
-            f"{stem}_bias_dq",
-            attributes={"axis": 0},
-            dtype=ir.DataType.FLOAT,
-        )
-        graph.insert_before(node, decode)
-        if len(node.inputs) > 2:
-            node.replace_input_with(2, decode.outputs[0])
-        else:
-            node.resize_inputs(3)
-            node.replace_input_with(2, decode.outputs[0])
+        inputs = [
+            edit.constant(graph, whole.astype(np.int32), f"{stem}_bias"),
+            edit.constant(graph, steps, f"{stem}_bias_scale"),
+        ]
+        _decode(edit, layer, 2, inputs, f"{stem}_bias_dq", 0)
     for name in ("alpha", "beta") if layer.kind == "Gemm" else ():
         node.attributes.pop(name, None)  # now in the scale and the bias
     drop_unused(old)
+
+
+def _decode(
+    edit: Editor,
+    layer: Layer,
+    number: int,
+    inputs: list[ir.Value | None],
+    name: str,
+    axis: int,
+) -> None:
+    """Let a layer read constant codes, decoded, as its input of that number."""
+    node = layer.node
+    attributes = {"axis": axis} if axis != 1 else {}
+    decode = edit.node(
+        "DequantizeLinear", inputs, name, attributes=attributes, dtype=ir.DataType.FLOAT
+    )
+    graph_of(layer).insert_before(node, decode)
+    if len(node.inputs) <= number:
+        node.resize_inputs(number + 1)
+    node.replace_input_with(number, decode.outputs[0])
+
+
+def _make_room(
+    codes: NDArray[np.int8],
+    scale: NDArray[np.float32],
+    bias: NDArray[np.float64],
+    input_scale: float,
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Codes and scales with which the bias, an int32 of scale input_scale * scale, fits.
+
+    Channels of tiny weights get a larger scale, as their bias would overflow. Those without
+    weights get one that fits the bias: theirs says nothing, and may be far too coarse.
+    """
+    # The step of a bias stays a normal float32 as well, or it would be 0.
+    least = np.maximum(np.abs(bias) / 2.0**30, 2.0**-126) / input_scale
+    dead = ~codes.any(axis=1) & (bias != 0)
+    wanted = np.maximum(scale, least)
+    wanted[dead] = 2.0**8 * least[dead]
+    wider = wanted.astype(np.float32)
+    moved = wider > scale
+    codes = np.where(moved[:, None], np.rint(codes * (scale / wider)[:, None]), codes)
+    return codes.astype(np.int8), wider
 
 
 def _bias(
@@ -325,12 +316,10 @@ def _bias(
     """The bias in float64 [out] with the shift added; None where there is and needs none."""
     tensor = constant_of(layer.bias)
     if tensor is None:
-        has_bias = len(layer.node.inputs) > 2 and layer.node.inputs[2] is not None
-        if shift is None or layer.kind == "MatMul" or has_bias or not shift.any():
+        if shift is None or layer.kind == "MatMul" or not shift.any():
             return None
         return shift
     bias = np.broadcast_to(tensor.numpy().astype(np.float64).reshape(-1), (outputs,)).copy()
     if layer.kind == "Gemm":
-        beta = layer.node.attributes.get("beta")
-        bias *= beta.as_float() if beta is not None else 1.0
+        bias *= float_of(layer.node, "beta", 1.0)
     return bias if shift is None else bias + shift

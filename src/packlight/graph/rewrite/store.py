@@ -16,35 +16,43 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from packlight.graph.edit import CONTRIB, Editor, drop_unused, graph_of, home_of
-from packlight.graph.layers import Layer, matrix_to_weight, weight_matrix
+from packlight.graph.edit import CONTRIB, Editor, drop_unused, graph_of, home_of, in_function
+from packlight.graph.layers import Layer, find_layers, matrix_to_weight, weight_matrix
 from packlight.graph.rewrite.dynamic import replace_node
+from packlight.graph.rewrite.single import float_of
 from packlight.graph.walk import constant_of
 from packlight.maths.grids import IntegerGrid, quantize, scale_and_zero_point, split_blocks
 from packlight.maths.rounding import round_to_nearest
 
+_LARGEST_HALF = float(np.finfo(np.float16).max)
 _INT8 = IntegerGrid(bits=8, signed=True, symmetric=True)
 BLOCK = 32
 
 
 def store_int8(model: ir.Model, layers: Sequence[Layer]) -> None:
-    """Store all weights of the layers as int8 codes with a scale an output channel, in place."""
+    """Store all weights of the layers as int8 codes with a scale an output channel, in place.
+
+    Other layers that share a weight go on reading it; whatever else reads it gets the codes.
+    """
     edit = Editor(model)
+    others = _other_layers(model, layers)
+    lookups = {layer.node for layer in layers if layer.kind == "Gather"}
     done: set[ir.Value] = set()
     for layer in layers:
         for index, weight in enumerate(layer.weights):
             if weight in done:
                 continue
-            done.add(weight)
-            if layer.kind == "Gather":
+            if layer.node in lookups and all(use.node in lookups for use in weight.uses()):
                 _gather_int8(edit, layer)
             else:
-                _decode_int8(edit, layer, index)
+                done.add(weight)
+                _decode_int8(edit, layer, index, others)
 
 
 def store_float16(model: ir.Model, layers: Sequence[Layer]) -> None:
-    """Store all float32 weights of the layers as float16, in place."""
+    """Store all float32 weights of the layers as float16, in place; sharing as in `store_int8`."""
     edit = Editor(model)
+    others = _other_layers(model, layers)
     done: set[ir.Value] = set()
     for layer in layers:
         for weight in layer.weights:
@@ -53,16 +61,14 @@ def store_float16(model: ir.Model, layers: Sequence[Layer]) -> None:
                 continue
             done.add(weight)
             graph = home_of(weight, layer)
-            half = edit.constant(
-                graph, tensor.numpy().astype(np.float16), f"{weight.name}_half"
-            )
-            cast = edit.node(
-                "Cast", [half], f"{weight.name}_float", attributes={"to": int(tensor.dtype)}
-            )
-            _replace_weight(graph, weight, [cast])
+            half = edit.constant(graph, tensor.numpy().astype(np.float16), f"{weight.name}_half")
+            cast = _cast(edit, half, tensor.dtype, f"{weight.name}_float")
+            _replace_weight(graph, weight, [cast], others)
 
 
-def store_blocks(model: ir.Model, layers: Sequence[Layer], *, bits: int, accuracy_level: int) -> None:
+def store_blocks(
+    model: ir.Model, layers: Sequence[Layer], *, bits: int, accuracy_level: int
+) -> None:
     """Store MatMul, Gemm and Gather weights in blocks of 32 with `bits` (4 or 8), in place.
 
     accuracy_level: what MatMulNBits computes in (0: float32, 4: int8 activations).
@@ -82,7 +88,7 @@ def why_not_blocks(layer: Layer) -> str:
     tensor = constant_of(layer.weight)
     if tensor is None or tensor.dtype != ir.DataType.FLOAT:
         return "weights in blocks need float32 weights"
-    if not isinstance(layer.node.graph, ir.Graph):
+    if in_function(layer):
         return "it lies in a function"
     if layer.shared:
         return "its weight is used elsewhere too"
@@ -99,7 +105,7 @@ def why_not_blocks(layer: Layer) -> str:
 
 def why_not_stored(layer: Layer) -> str:
     """The reason why a layer's weights cannot be stored as int8 codes; '' where they can."""
-    if not isinstance(layer.node.graph, ir.Graph):
+    if in_function(layer):
         return "it lies in a function"
     for weight in layer.weights:
         tensor = constant_of(weight)
@@ -112,28 +118,64 @@ def why_not_stored(layer: Layer) -> str:
     return ""
 
 
-def _decode_int8(edit: Editor, layer: Layer, index: int) -> None:
+def why_not_float16(layer: Layer) -> str:
+    """The reason why a layer's weights cannot be stored as float16; '' where they can."""
+    reason = why_not_stored(layer)
+    if reason:
+        return reason
+    for weight in layer.weights:
+        tensor = constant_of(weight)
+        if tensor is None or tensor.dtype == ir.DataType.FLOAT16:
+            continue
+        largest = float(np.abs(tensor.numpy()).max(initial=0))
+        if largest > _LARGEST_HALF:
+            return f"its largest weight, {largest:g}, is beyond the range of float16"
+    return ""
+
+
+def _other_layers(model: ir.Model, layers: Sequence[Layer]) -> set[ir.Node]:
+    return {layer.node for layer in find_layers(model)} - {layer.node for layer in layers}
+
+
+def _decode_int8(edit: Editor, layer: Layer, index: int, others: set[ir.Node]) -> None:
     weight = layer.weights[index]
     tensor = constant_of(weight)
     assert tensor is not None
     graph = home_of(weight, layer)
-    matrix = weight_matrix(layer, index)
-    if layer.kind == "Gemm":
-        alpha = layer.node.attributes.get("alpha")
-        matrix = matrix / np.float32(alpha.as_float() if alpha is not None else 1.0)
-    reach = np.abs(matrix.astype(np.float64)).max(axis=1)
-    scale, zero = scale_and_zero_point(-reach, reach, _INT8)
-    codes = round_to_nearest(matrix.astype(np.float64), scale, zero, _INT8)
-    scales = np.repeat(np.asarray(scale).reshape(-1, 1), matrix.shape[1], axis=1)
-    shaped = _scale_shape(matrix_to_weight_plain(layer, scales, index))
-    to = edit.constant(graph, matrix_to_weight_plain(layer, codes, index), f"{weight.name}_codes")
-    factor = edit.constant(graph, shaped.astype(tensor.dtype.numpy()), f"{weight.name}_scale")
-    cast = edit.node("Cast", [to], f"{weight.name}_cast", attributes={"to": int(tensor.dtype)})
+    codes, scale = _round_rows(_without_alpha(layer, weight_matrix(layer, index)))
+    scales = np.repeat(scale[:, None], codes.shape[1], axis=1)
+    array = _plain_weight(layer, codes, index)
+    packed = edit.constant(graph, array, f"{weight.name}_codes")
+    shaped = _scale_shape(_plain_weight(layer, scales, index))
+    factor = edit.constant(graph, shaped, f"{weight.name}_scale")
+    cast = _cast(edit, packed, ir.DataType.FLOAT, f"{weight.name}_cast")
     scaled = edit.node("Mul", [cast.outputs[0], factor], f"{weight.name}_decoded")
-    _replace_weight(graph, weight, [cast, scaled])
+    nodes = [cast, scaled]
+    if tensor.dtype != ir.DataType.FLOAT:
+        # Scales stay float32: as float16 those of small weights would lose their digits.
+        nodes.append(_cast(edit, scaled.outputs[0], tensor.dtype, f"{weight.name}_narrow"))
+    _replace_weight(graph, weight, nodes, others)
 
 
-def matrix_to_weight_plain(layer: Layer, matrix: NDArray[Any], index: int) -> NDArray[Any]:
+def _round_rows(matrix: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Codes [rows, in] and scales [rows], each row up to its largest magnitude."""
+    wide = matrix.astype(np.float64)
+    reach = np.abs(wide).max(axis=1)
+    scale, zero = scale_and_zero_point(-reach, reach, _INT8)
+    codes: NDArray[np.int8] = round_to_nearest(wide, scale, zero, _INT8)
+    return codes, np.asarray(scale, np.float32).reshape(-1)
+
+
+def _cast(edit: Editor, value: ir.Value, to: ir.DataType, name: str) -> ir.Node:
+    return edit.node("Cast", [value], name, attributes={"to": int(to)}, dtype=to)
+
+
+def _without_alpha(layer: Layer, matrix: NDArray[Any]) -> NDArray[Any]:
+    alpha = float_of(layer.node, "alpha", 1.0) if layer.kind == "Gemm" else 1.0
+    return matrix if alpha == 1.0 else matrix / matrix.dtype.type(alpha)
+
+
+def _plain_weight(layer: Layer, matrix: NDArray[Any], index: int) -> NDArray[Any]:
     """`matrix_to_weight` without dividing out a Gemm's alpha."""
     if layer.kind == "Gemm":
         return np.ascontiguousarray(matrix if layer.out_axis == 0 else matrix.T)
@@ -154,22 +196,20 @@ def _gather_int8(edit: Editor, layer: Layer) -> None:
     graph, node, weight = graph_of(layer), layer.node, layer.weight
     tensor = constant_of(weight)
     assert tensor is not None
-    matrix = weight_matrix(layer)
-    reach = np.abs(matrix.astype(np.float64)).max(axis=1)
-    scale, zero = scale_and_zero_point(-reach, reach, _INT8)
-    codes = round_to_nearest(matrix.astype(np.float64), scale, zero, _INT8)
+    codes, scale = _round_rows(weight_matrix(layer))
     home = home_of(weight, layer)
     table = edit.constant(home, codes, f"{weight.name}_codes")
-    scales = np.asarray(scale).reshape(-1, 1).astype(tensor.dtype.numpy())
-    factor = edit.constant(home, scales, f"{weight.name}_scale")
+    factor = edit.constant(home, scale[:, None], f"{weight.name}_scale")
     name = str(node.name)
     rows = edit.node("Gather", [table, node.inputs[1]], f"{name}_codes")
-    cast = edit.node(
-        "Cast", [rows.outputs[0]], f"{name}_cast", attributes={"to": int(tensor.dtype)}
-    )
+    cast = _cast(edit, rows.outputs[0], ir.DataType.FLOAT, f"{name}_cast")
     factors = edit.node("Gather", [factor, node.inputs[1]], f"{name}_scale")
     result = edit.node("Mul", [cast.outputs[0], factors.outputs[0]], f"{name}_decoded")
-    graph.insert_before(node, [rows, cast, factors])
+    nodes = [rows, cast, factors]
+    if tensor.dtype != ir.DataType.FLOAT:
+        nodes.append(result)
+        result = _cast(edit, result.outputs[0], tensor.dtype, f"{name}_narrow")
+    graph.insert_before(node, nodes)
     replace_node(graph, node, result)
     drop_unused([weight])
 
@@ -206,7 +246,8 @@ def _matmul_blocks(edit: Editor, layer: Layer, bits: int, accuracy_level: int) -
     values: list[ir.Value | None] = [
         node.inputs[0],
         edit.constant(
-            graph, pack(codes.reshape(outputs * blocks, BLOCK)).reshape(outputs, blocks, -1),
+            graph,
+            pack(codes.reshape(outputs * blocks, BLOCK)).reshape(outputs, blocks, -1),
             f"{weight.name}_codes",
         ),
         edit.constant(graph, scale, f"{weight.name}_scale"),
@@ -228,8 +269,7 @@ def _matmul_blocks(edit: Editor, layer: Layer, bits: int, accuracy_level: int) -
     old = [weight]
     tensor = constant_of(layer.bias)
     if tensor is not None and layer.bias is not None:
-        beta = node.attributes.get("beta")
-        bias = tensor.numpy().astype(np.float32) * np.float32(beta.as_float() if beta else 1.0)
+        bias = tensor.numpy().astype(np.float32) * np.float32(float_of(node, "beta", 1.0))
         added = edit.node(
             "Add",
             [new.outputs[0], edit.constant(graph, bias, f"{weight.name}_bias")],
@@ -265,19 +305,20 @@ def _pack_nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Two 4-bit codes a byte along the last axis, the first in the low half."""
     if codes.shape[-1] % 2:
         codes = np.pad(codes, [*[(0, 0)] * (codes.ndim - 1), (0, 1)])
-    packed: NDArray[np.uint8] = codes[..., 0::2] | (codes[..., 1::2] << 4)
-    return np.ascontiguousarray(packed)
+    return np.ascontiguousarray(
+        codes[..., 0::2] | np.left_shift(codes[..., 1::2], 4, dtype=np.uint8)
+    )
 
 
-def _replace_weight(graph: ir.Graph, weight: ir.Value, decoders: list[ir.Node]) -> None:
-    """Let all readers of `weight` read the last decoder's output; decoders go first."""
+def _replace_weight(
+    graph: ir.Graph, weight: ir.Value, decoders: list[ir.Node], others: set[ir.Node]
+) -> None:
+    """Let all readers of `weight` but `others` read the last decoder's output instead."""
     producer = weight.producer()
     result = decoders[-1].outputs[0]
     result.type, result.shape = weight.type, weight.shape
     for use in tuple(weight.uses()):
-        use.node.replace_input_with(use.idx, result)
-    if producer is not None:
-        graph.insert_before(producer, decoders)
-    else:
-        graph.insert_before(graph[0], decoders)
+        if use.node not in others:
+            use.node.replace_input_with(use.idx, result)
+    graph.insert_before(graph[0] if producer is None else producer, decoders)
     drop_unused([weight])

@@ -1,0 +1,720 @@
+"""The whole path, on the demo model and on models of a few rows."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+import packlight
+from packlight import api
+from packlight.errors import (
+    RuntimeCrashed,
+    UnusableModel,
+    UnusableOutput,
+    UnusableRecipe,
+    UnusableSamples,
+    WrongUsage,
+)
+from packlight.graph.layers import find_layers
+from packlight.measure.evidence import LatencyEvidence
+from packlight.measure.latency import RankedLatency
+from packlight.plan import judge, trials
+from packlight.recipe import CHOICES, Recipe, read_recipe
+
+Array = NDArray[Any]
+Write = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def packed(demo: Path) -> packlight.Result:
+    """The demo, once for all tests."""
+    found = packlight.compress(demo / "digits.onnx", data=demo / "digits.npz")
+    assert isinstance(found, packlight.Result)
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(packed: packlight.Result, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's output folder."""
+    return packed.save(tmp_path_factory.mktemp("demo") / "packed")
+
+
+@pytest.fixture
+def mlp(tmp_path: Path, write_mlp: Write) -> Path:
+    return write_mlp(tmp_path / "net.onnx")
+
+
+def compress(model: Path, **options: Any) -> packlight.Result:
+    found = packlight.compress(model, **options)
+    assert isinstance(found, packlight.Result)
+    return found
+
+
+@pytest.fixture
+def steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latency as a function of the file's size, so that no clock decides what is chosen."""
+
+    def rank(paths: list[Path], feeds: object, **options: object) -> tuple[RankedLatency, ...]:
+        first = paths[0].stat().st_size
+        ratios = [path.stat().st_size / first for path in paths]
+        return tuple(
+            RankedLatency(path, ratio, ratio, (ratio, ratio))
+            for path, ratio in zip(paths, ratios, strict=True)
+        )
+
+    def measure(original: Path, compressed: Path, feeds: object, **options: Any) -> LatencyEvidence:
+        _, found = rank([original, compressed], feeds)
+        return LatencyEvidence(
+            "steady", options["threads"], 1.0, found.ms, found.ratio, found.ratio_interval_95
+        )
+
+    monkeypatch.setattr(trials, "rank_latencies", rank)
+    monkeypatch.setattr(api, "rank_latencies", rank)
+    monkeypatch.setattr(judge, "measure_latency", measure)
+
+
+# The demo ----------------------------------------------------------------------------------------
+
+
+def test_the_demo_meets_its_budget(packed: packlight.Result) -> None:
+    found = packed.evidence
+    assert (packed.verdict, packed.exit_status) == ("met", 0)
+    assert found.metric is not None
+    assert found.metric.name == "top-1 accuracy"
+    assert found.metric.samples == 450
+    assert found.metric.original > 0.97
+    assert found.metric.drop <= 0.01
+    assert found.metric.noise_db is not None and found.metric.noise_db > 30
+    assert found.size_bytes.compressed < 0.35 * found.size_bytes.original
+    assert [trial.chosen for trial in found.trials].count(True) == 1
+    assert len(found.trials) > 4
+
+
+def test_the_result_prints_its_table(packed: packlight.Result) -> None:
+    text = str(packed)
+    assert text.startswith("Budget met.")
+    assert "Top-1 accuracy" in text
+    assert "Latency, 1 thread" in text
+    assert packed._repr_html_().startswith("<pre>Budget met.")
+
+
+def test_the_folder_holds_four_files_and_a_model_that_runs(
+    packed: packlight.Result, folder: Path, demo: Path
+) -> None:
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"model.onnx", "recipe.yaml", "report.html", "report.json"}
+    onnx.checker.check_model(folder / "model.onnx", full_check=True)
+    size = (folder / "model.onnx").stat().st_size
+    assert size == packed.evidence.size_bytes.compressed
+    assert packed.evidence.size_bytes.original == (demo / "digits.onnx").stat().st_size
+    original, compressed = (
+        packlight.load(demo / "digits.onnx"),
+        packlight.load(folder / "model.onnx"),
+    )
+    assert compressed.inputs == original.inputs
+    assert [spec.name for spec in compressed.outputs] == [spec.name for spec in original.outputs]
+    assert "Budget met" in (folder / "report.html").read_text()
+
+
+def test_the_report_keeps_its_contract(folder: Path) -> None:
+    report = json.loads((folder / "report.json").read_text())
+    number, text, pair = (int, float), str, {"original": int, "compressed": int}
+    contract: dict[str, Any] = {
+        "schema": int,
+        "verdict": text,
+        "reason": text,
+        "budget": {"max_drop": number, "max_size_bytes": None, "max_latency_ms": None},
+        "metric": {
+            "name": text,
+            "samples": int,
+            "original": number,
+            "compressed": number,
+            "drop": number,
+            "drop_interval_95": [number, number],
+            "proven": bool,
+        },
+        "size_bytes": pair,
+        "latency_ms": {
+            "runtime": text,
+            "original": number,
+            "compressed": number,
+            "ratio_interval_95": [number, number],
+        },
+        "peak_memory_bytes": pair,
+        "environment": {"packlight": text, "runtime": text},
+        "seed": int,
+        "seconds": number,
+    }
+    check(report, contract, "report")
+    assert report["schema"] == 1
+    assert report["verdict"] in ("met", "best-effort", "not-worth-it")
+    assert report["latency_ms"]["runtime"].startswith("onnxruntime ")
+    assert report["latency_ms"]["runtime"].endswith(" CPU, 1 thread")
+    assert report["seconds"] > 0
+    for layer in report["layers"]:
+        check(layer, {"name": text, "op": text, "choice": text, "reason": text}, "layer")
+        assert layer["choice"] in CHOICES
+        assert layer["error_db"] is None or isinstance(layer["error_db"], float)
+    for skipped in report["not_compressed"]:
+        check(skipped, {"name": text, "reason": text}, "not_compressed")
+
+
+def check(found: Any, wanted: Any, place: str) -> None:
+    """Whether a value has the keys and types of a contract; keys may be added."""
+    if isinstance(wanted, dict):
+        assert isinstance(found, dict), place
+        for key, inner in wanted.items():
+            assert key in found, f"{place} lacks {key}"
+            check(found[key], inner, f"{place}.{key}")
+    elif isinstance(wanted, list):
+        assert isinstance(found, list) and len(found) == len(wanted), place
+        for one, inner in zip(found, wanted, strict=True):
+            check(one, inner, place)
+    elif wanted is None:
+        assert found is None, place
+    else:
+        assert isinstance(found, wanted), f"{place} is {found!r}"
+        assert isinstance(found, bool) == (wanted is bool), place
+
+
+def test_compressed_and_kept_and_skipped_are_all_layers(
+    packed: packlight.Result, demo: Path
+) -> None:
+    found = packed.evidence
+    model = packlight.load(demo / "digits.onnx")
+    assert [layer.name for layer in found.layers] == [layer.name for layer in find_layers(model.ir)]
+    compressed = {layer.name for layer in found.layers if layer.choice != "float32"}
+    left = {skipped.name for skipped in found.not_compressed}
+    assert compressed and compressed.isdisjoint(left)
+    assert compressed | left >= {layer.name for layer in found.layers}
+    assert all(skipped.reason for skipped in found.not_compressed)
+    assert all(layer.reason for layer in found.layers if layer.choice == "float32")
+    assert dict(packed.recipe.layers) == {layer.name: layer.choice for layer in found.layers}
+    for layer in found.layers:
+        assert layer.bytes_original > 0
+        assert (layer.bytes_compressed < layer.bytes_original) == (layer.choice != "float32")
+        assert layer.ms_original is not None
+
+
+def test_the_recipe_gives_the_same_bytes_again(
+    packed: packlight.Result, folder: Path, demo: Path, tmp_path: Path
+) -> None:
+    assert read_recipe(folder / "recipe.yaml") == packed.recipe
+    again = compress(
+        demo / "digits.onnx", data=demo / "digits.npz", recipe=folder / "recipe.yaml"
+    ).save(tmp_path / "again")
+    for name in ("model.onnx", "recipe.yaml"):
+        assert (again / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+def test_an_output_folder_is_replaced_only_when_forced(
+    packed: packlight.Result, tmp_path: Path
+) -> None:
+    out = packed.save(tmp_path / "out")
+    (out / "mine.txt").write_text("kept?")
+    with pytest.raises(UnusableOutput, match="--force"):
+        packed.save(out)
+    assert (out / "mine.txt").exists()
+    packed.save(out, force=True)
+    assert len(list(out.iterdir())) == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+# Determinism -------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_bytes(
+    steady: None, mlp: Path, rows: Array, tmp_path: Path
+) -> None:
+    first = compress(mlp, data=rows, seed=7).save(tmp_path / "a")
+    second = compress(mlp, data=rows, seed=7).save(tmp_path / "b")
+    for name in ("model.onnx", "recipe.yaml"):
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+def test_a_recipe_brings_its_seed(steady: None, mlp: Path, rows: Array, tmp_path: Path) -> None:
+    first = compress(mlp, data=rows, seed=7, max_drop=0.2).save(tmp_path / "a")
+    recipe = first / "recipe.yaml"
+    again = compress(mlp, data=rows, recipe=recipe).save(tmp_path / "b")
+    for name in ("model.onnx", "recipe.yaml"):
+        assert (first / name).read_bytes() == (again / name).read_bytes(), name
+
+
+# Without samples ---------------------------------------------------------------------------------
+
+
+def test_without_samples_accuracy_is_not_claimed(mlp: Path, tmp_path: Path) -> None:
+    found = compress(mlp)
+    assert found.verdict in ("best-effort", "not-worth-it")
+    assert found.evidence.metric is None
+    if found.verdict == "best-effort":
+        assert found.evidence.reason.startswith("accuracy could not be measured")
+    assert "could not be measured" in str(found).splitlines()[0]
+    assert all(trial.drop is None for trial in found.evidence.trials)
+    assert not {choice for _, choice in found.recipe.layers} & {"int8", "int8-wide"}
+    out = found.save(tmp_path / "out")
+    assert json.loads((out / "report.json").read_text())["metric"] is None
+
+
+# Never a success that is none --------------------------------------------------------------------
+
+
+def slow_figure(*paths: Path, threads: int, **options: object) -> LatencyEvidence:
+    return LatencyEvidence("onnxruntime", threads, 1.0, 1.5, 1.5, (1.4, 1.6))
+
+
+def test_a_slower_file_is_not_worth_it(
+    mlp: Path, rows: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge, "measure_latency", slow_figure_of)
+    found = compress(mlp, data=rows, max_drop=0.5)
+    assert (found.verdict, found.exit_status) == ("not-worth-it", 4)
+    assert "slower" in found.evidence.reason
+    assert str(found).startswith("Not worth it")
+
+
+def slow_figure_of(original: Path, compressed: Path, feeds: object, **options: Any) -> Any:
+    return slow_figure(threads=options["threads"])
+
+
+def test_a_file_that_cannot_shrink_is_not_worth_it(tmp_path: Path, write_model: Write) -> None:
+    model = write_model(tmp_path / "net.onnx", "net (float[n, 4] x) => (float[n, 4] y) {y=Relu(x)}")
+    found = compress(model, data=np.ones((8, 4), np.float32))
+    assert found.verdict == "not-worth-it"
+    assert "not smaller" in found.evidence.reason
+    assert found.evidence.layers == ()
+
+
+def test_a_file_that_got_worse_does_not_meet_the_budget(
+    steady: None, mlp: Path, rows: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proof is on the file that is handed over, whatever the search believed of it."""
+    quality = trials.Workbench.quality
+
+    def wrong(self: Any, path: Path, indices: Any, **options: Any) -> Any:
+        found = quality(self, path, indices, **options)
+        if "on_note" in options:  # the proof
+            found = replace(found, compressed=0.5, drop=0.5, drop_interval_95=(0.4, 0.6))
+        return replace(found, proven="on_note" not in options)
+
+    monkeypatch.setattr(trials.Workbench, "quality", wrong)
+    found = compress(mlp, data=rows)
+    assert found.verdict != "met"
+
+
+# Budgets -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        ({"max_size": "100B"}, "size is"),
+        ({"max_latency": "0.01%"}, "latency is"),
+        ({"max_drop": 0, "max_size": "3%"}, "size is"),
+    ],
+)
+def test_a_budget_out_of_reach_is_best_effort(
+    steady: None, mlp: Path, rows: Array, budget: dict[str, Any], words: str
+) -> None:
+    found = compress(mlp, data=rows, **budget)
+    assert (found.verdict, found.exit_status) == ("best-effort", 3)
+    assert re.search(words, found.evidence.reason)
+
+
+@pytest.mark.parametrize("limit", [0.45, 0.6])
+def test_a_size_within_reach_is_kept(steady: None, mlp: Path, rows: Array, limit: float) -> None:
+    found = compress(mlp, data=rows, max_drop=0.9, max_size=f"{limit:%}")
+    assert found.evidence.size_bytes.compressed <= limit * found.evidence.size_bytes.original
+    assert found.verdict == "met"
+
+
+def test_no_drop_allowed_is_kept_on_the_search_samples(
+    steady: None, mlp: Path, rows: Array
+) -> None:
+    found = compress(mlp, data=rows, max_drop=0)
+    (chosen,) = (trial for trial in found.evidence.trials if trial.chosen)
+    assert chosen.drop is not None and chosen.drop <= 0
+    assert found.evidence.budget.max_drop == 0
+
+
+@pytest.mark.parametrize(
+    "budget", [{"max_drop": "5MB"}, {"max_size": "0"}, {"max_latency": "fast"}, {"max_drop": 3}]
+)
+def test_a_budget_that_makes_no_sense_is_told_before_the_model_is_read(
+    tmp_path: Path, budget: dict[str, Any]
+) -> None:
+    with pytest.raises(WrongUsage, match=next(iter(budget)).replace("_", "-")):
+        packlight.compress(tmp_path / "absent.onnx", **budget)
+
+
+# What people have as samples ---------------------------------------------------------------------
+
+
+def labels_of(model: Path, rows: Array) -> Array:
+    """What the model itself says, with every tenth answer wrong."""
+    from packlight.runtime import Process
+
+    with Process() as process:
+        labels = process.load(model).run({"x": rows})["y"].argmax(axis=1)
+    labels[::10] = (labels[::10] + 1) % 4
+    return labels
+
+
+def test_labels_make_accuracy_the_metric(
+    steady: None, mlp: Path, rows: Array, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "s.npz", x=rows, labels=labels_of(mlp, rows))
+    found = compress(mlp, data=tmp_path / "s.npz", max_drop=0.2).evidence.metric
+    assert found is not None
+    assert found.name == "top-1 accuracy"
+    assert found.original == pytest.approx(0.9, abs=0.06)
+
+
+class Tensor:
+    """As much of a PyTorch tensor as packlight may ask for."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        self.shape = array.shape
+        self.requires_grad = True
+
+    def detach(self) -> Tensor:
+        found = Tensor(self.array)
+        found.requires_grad = False
+        return found
+
+    def cpu(self) -> Tensor:
+        return self
+
+    def numpy(self) -> Array:
+        assert not self.requires_grad
+        return self.array
+
+
+class Loader:
+    """Batches of (pictures, labels), as a PyTorch DataLoader gives them."""
+
+    def __init__(self, rows: Array, labels: Array) -> None:
+        self.rows, self.labels = rows, labels
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // 32)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(self.rows), 32):
+            part = slice(start, start + 32)
+            yield Tensor(self.rows[part]), Tensor(self.labels[part])
+
+
+def test_a_data_loader_and_an_iterable_will_do(
+    steady: None, mlp: Path, rows: Array, tmp_path: Path
+) -> None:
+    labels = labels_of(mlp, rows)
+    recipe = Recipe(layers=(("h", "weights-int8"),))
+    loaded = compress(mlp, data=Loader(rows, labels), recipe=recipe).evidence
+    dictionaries = compress(mlp, data=({"x": row} for row in rows), recipe=recipe).evidence
+    assert loaded.metric is not None and dictionaries.metric is not None
+    assert (loaded.metric.name, loaded.metric.samples) == ("top-1 accuracy", 100)
+    assert (dictionaries.metric.name, dictionaries.metric.samples) == ("top-1 agreement", 100)
+
+
+def test_a_metric_of_ones_own(steady: None, mlp: Path, rows: Array, tmp_path: Path) -> None:
+    def closeness(outputs: dict[str, Array], labels: Array | None) -> Array:
+        return 10 - np.abs(outputs["y"]).mean(axis=1)
+
+    recipe = Recipe(layers=(("h", "int8"), ("y", "float16")))
+    found = compress(mlp, data=rows, metric=closeness, max_drop=2, recipe=recipe).evidence
+    assert found.metric is not None
+    assert found.metric.name == "closeness"
+    assert found.budget.max_drop == 2
+    code = (
+        "import numpy as np\ndef score(outputs, labels):\n    return np.ones(len(outputs['y']))\n"
+    )
+    (tmp_path / "own.py").write_text(code)
+    own = compress(mlp, data=rows, metric=f"{tmp_path}/own.py:score", recipe=recipe).evidence
+    assert own.metric is not None
+    assert (own.metric.name, own.metric.drop) == ("score", 0)
+
+
+def test_a_batch_fixed_at_one(steady: None, tmp_path: Path, write_mlp: Write, rows: Array) -> None:
+    model = write_mlp(tmp_path / "net.onnx", rows="1")
+    found = compress(model, data=rows, max_drop=0.2)
+    assert found.verdict in ("met", "best-effort")
+    assert found.evidence.metric is not None and found.evidence.metric.samples == 100
+    assert packlight.load(found.model).inputs[0].shape == (1, 16)
+
+
+def test_several_inputs(steady: None, tmp_path: Path, write_model: Write) -> None:
+    draw = np.random.default_rng(0).standard_normal
+    model = write_model(
+        tmp_path / "net.onnx",
+        """net (float[n, 8] left, float[n, 8] right, bool[n, 1] flag) => (float[n, 32] y) {
+            both = Concat <axis = 1> (left, right)
+            h = MatMul(both, w)
+            zero = Constant <value = float {0}> ()
+            y = Where(flag, h, zero)
+        }""",
+        w=draw((16, 32)).astype(np.float32),
+    )
+    data = {
+        "left": draw((40, 8)).astype(np.float32),
+        "right": draw((40, 8)).astype(np.float32),
+        "flag": np.arange(40)[:, None] % 3 > 0,
+    }
+    found = compress(model, data=data, max_drop=0.1)
+    assert found.evidence.metric is not None
+    assert found.evidence.metric.compressed > 0.9
+    assert len(found.evidence.inputs) == 3
+    del data["right"]
+    with pytest.raises(UnusableSamples, match="right"):
+        packlight.compress(model, data=data)
+
+
+def test_recurrent_states_are_begun_at_zero(
+    steady: None, tmp_path: Path, write_model: Write
+) -> None:
+    draw = np.random.default_rng(0).standard_normal
+    model = write_model(
+        tmp_path / "net.onnx",
+        """net (float[5, 1, 8] x, float[1, 1, 16] h0, float[1, 1, 16] c0)
+            => (float[5, 1, 1, 16] y, float[1, 1, 16] hn, float[1, 1, 16] cn) {
+            y, hn, cn = LSTM <hidden_size = 16> (x, w, r, , , h0, c0)
+        }""",
+        w=0.3 * draw((1, 64, 8)).astype(np.float32),
+        r=0.3 * draw((1, 64, 16)).astype(np.float32),
+    )
+    found = compress(model, data={"x": draw((20, 5, 1, 8)).astype(np.float32)}, max_drop=0.2)
+    assert found.evidence.metric is not None
+    assert any("h0" in note for note in found.evidence.notes)
+    assert packlight.load(found.model).inputs == packlight.load(model).inputs
+
+
+# What goes wrong in the middle -------------------------------------------------------------------
+
+
+def test_a_candidate_whose_file_is_broken_does_not_end_the_run(
+    steady: None, mlp: Path, rows: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = trials.save_model
+    made: list[Path] = []
+
+    def broken(model: Any, path: Path) -> tuple[Path, ...]:
+        files = save(model, path)
+        made.append(path)
+        if len(made) == 2:
+            path.write_bytes(path.read_bytes()[:-200])
+        return files
+
+    monkeypatch.setattr(trials, "save_model", broken)
+    found = compress(mlp, data=rows, max_drop=0.5)
+    assert found.verdict in ("met", "best-effort")
+    failed = [trial for trial in found.evidence.trials if trial.note]
+    assert len(failed) == 1
+    assert failed[0].drop is None and not failed[0].chosen
+
+
+def test_a_crash_of_the_runtime_does_not_end_the_run(
+    steady: None, mlp: Path, rows: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, victims = trials.Process.load, []
+
+    def crash(self: Any, path: Path, **options: Any) -> Any:
+        session = load(self, path, **options)
+        if path.parent.name == "1" and not victims:
+            victims.append(path)
+            self._channel._process.kill()
+        return session
+
+    monkeypatch.setattr(trials.Process, "load", crash)
+    found = compress(mlp, data=rows, max_drop=0.5)
+    assert victims
+    assert found.verdict in ("met", "best-effort")
+    assert sum(bool(trial.note) for trial in found.evidence.trials) == 1
+
+
+def test_a_recipe_whose_file_does_not_run_is_told(
+    mlp: Path, rows: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*args: object, **options: object) -> None:
+        raise RuntimeCrashed("The runtime's process died.")
+
+    monkeypatch.setattr(trials.Workbench, "quality", crash)
+    with pytest.raises(WrongUsage, match=r"does not run.*process died"):
+        packlight.compress(mlp, data=rows, recipe=Recipe(layers=(("h", "int8"),)))
+
+
+def test_an_error_leaves_no_folder_behind(
+    mlp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    with pytest.raises(UnusableSamples):
+        packlight.compress(mlp, data=np.ones((3, 5), np.float32))
+    with pytest.raises(UnusableRecipe):
+        packlight.compress(
+            mlp, data=np.ones((3, 16), np.float32), recipe=Recipe(layers=(("nope", "int8"),))
+        )
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_result_takes_its_folder_along(
+    steady: None, mlp: Path, rows: Array, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    found = compress(mlp, data=rows, recipe=Recipe(layers=(("h", "float16"),)))
+    assert found.model.is_file()
+    assert list(scratch.iterdir()) == [found.model.parents[1]]
+    del found
+    assert list(scratch.iterdir()) == []
+
+
+# Recipes and targets -----------------------------------------------------------------------------
+
+
+def test_a_recipe_is_done_and_not_searched(steady: None, mlp: Path, rows: Array) -> None:
+    recipe = Recipe(layers=(("h", "int8"), ("g", "int8"), ("y", "weights-int8")))
+    found = compress(mlp, data=rows, recipe=recipe)
+    assert found.recipe == recipe
+    assert [layer.choice for layer in found.evidence.layers] == ["int8", "int8", "weights-int8"]
+    assert [trial.label for trial in found.evidence.trials] == ["the given recipe"]
+
+
+def test_a_layer_that_a_recipe_does_not_name_is_accounted_for(
+    steady: None, mlp: Path, rows: Array
+) -> None:
+    found = compress(mlp, data=rows, recipe=Recipe(layers=(("h", "int8"),))).evidence
+    assert [layer.choice for layer in found.layers] == ["int8", "float32", "float32"]
+    assert [skipped.name for skipped in found.not_compressed] == ["g", "y"]
+    assert all("recipe" in skipped.reason for skipped in found.not_compressed)
+
+
+def test_a_choice_that_a_layer_cannot_have_is_refused(tmp_path: Path, write_model: Write) -> None:
+    """What was asked for and cannot be is an error: nothing is left out silently."""
+    weight = np.random.default_rng(0).standard_normal((16, 3, 3, 3)).astype(np.float32)
+    text = "net (float[n, 3, 8, 8] x) => (float[n, 16, 6, 6] y) { y = Conv(x, w) }"
+    model = write_model(tmp_path / "net.onnx", text, w=weight)
+    data = np.ones((8, 3, 8, 8), np.float32)
+    for choice in ("weights-int4", "int8-dynamic"):
+        with pytest.raises((UnusableRecipe, WrongUsage), match=f"'y'.*{choice}|{choice}.*'y'"):
+            packlight.compress(model, data=data, recipe=Recipe(layers=(("y", choice),)))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"target": "lapton"}, WrongUsage, "did you mean 'laptop'"),
+        ({"metric": "top7"}, WrongUsage, "top5"),
+        ({"recipe": Recipe(layers=(("hh", "int8"),))}, UnusableRecipe, "'hh'.*did you mean"),
+        ({"recipe": "absent.yaml"}, UnusableRecipe, "absent.yaml"),
+        ({"preprocess": "imgnet"}, WrongUsage, "imagenet"),
+        ({"metric": "top1"}, WrongUsage, "labels"),
+    ],
+)
+def test_options_that_make_no_sense(
+    mlp: Path, rows: Array, options: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        packlight.compress(mlp, data=rows, **options)
+
+
+def test_a_dry_run_only_says_what_would_happen(mlp: Path, rows: Array) -> None:
+    found = packlight.compress(mlp, data=rows, max_size="1B", dry_run=True)
+    assert isinstance(found, packlight.Forecast)
+    assert found.layers == {"Gemm": 2, "MatMul": 1}
+    assert any("best-effort" in note for note in found.notes)
+
+
+# Two files side by side, and one from inside -----------------------------------------------------
+
+
+def test_compare_reads_both_files(mlp: Path, rows: Array, tmp_path: Path) -> None:
+    packed = compress(mlp, data=rows, recipe=Recipe(layers=(("h", "int8"), ("y", "int8"))))
+    found = packlight.compare(mlp, packed.model, data=rows)
+    metric, size = found.figures.metric, found.figures.size
+    assert metric is not None and metric.samples == 200
+    assert metric.compressed > 0.9
+    assert (size.original, size.compressed) == (
+        mlp.stat().st_size,
+        packed.model.stat().st_size,
+    )
+    assert found.figures.latency.threads == 1
+    assert "top-1 agreement (200 samples)" in str(found)
+    plain = found.evidence_json()
+    assert json.loads(json.dumps(plain, allow_nan=False))["metric"]["samples"] == 200
+    same = packlight.compare(mlp, mlp, data=rows).figures.metric
+    assert same is not None and same.drop == 0
+
+
+def swapped(write_model: Write, path: Path, text: str) -> Path:
+    shape = (16, 4)
+    return write_model(path, text, w=np.ones(shape, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("net (float[n, 16] z) => (float[n, 4] y) { y = MatMul(z, w) }", "different inputs"),
+        ("net (float[n, 8, 16] x) => (float[n, 8, 4] y) { y = MatMul(x, w) }", "different inputs"),
+        (
+            "net (double[n, 16] x) => (float[n, 4] y) { f = Cast<to=1>(x)\n y = MatMul(f, w) }",
+            "different inputs",
+        ),
+        ("net (float[n, 16] x) => (float[n, 4] q) { q = MatMul(x, w) }", "outputs"),
+    ],
+)
+def test_models_that_do_not_belong_together_are_not_compared(
+    mlp: Path, rows: Array, tmp_path: Path, write_model: Write, text: str, words: str
+) -> None:
+    other = swapped(write_model, tmp_path / "other.onnx", text)
+    with pytest.raises(WrongUsage, match=words):
+        packlight.compare(mlp, other, data=rows)
+
+
+def test_inspect_says_where_bytes_and_milliseconds_are(mlp: Path) -> None:
+    found = packlight.inspect(mlp)
+    assert [(layer.op, layer.bytes, layer.macs) for layer in found.layers] == [
+        ("Gemm", 4 * 4096, 4096),
+        ("Gemm", 4 * 65536, 65536),
+        ("MatMul", 4 * 1024, 1024),
+    ]
+    assert found.size_bytes == mlp.stat().st_size
+    # The nodes of this file have no names, and are timed all the same.
+    assert all(layer.ms is not None and layer.ms > 0 for layer in found.layers)
+
+
+def test_load_gives_the_model(mlp: Path) -> None:
+    found = packlight.load(mlp)
+    assert str(found.inputs[0]) == "x: float32[n, 16]"
+    with pytest.raises(UnusableModel):
+        packlight.load(mlp.parent / "absent.onnx")
+
+
+def test_progress_is_told(steady: None, mlp: Path, rows: Array) -> None:
+    class Heard:
+        def __init__(self) -> None:
+            self.stages: list[str] = []
+            self.steps = 0
+
+        def stage(self, name: str, total: int | None = None) -> None:
+            self.stages.append(name)
+
+        def step(self, detail: str = "", advance: int = 1) -> None:
+            self.steps += 1
+
+    heard = Heard()
+    compress(mlp, data=rows, progress=heard, recipe=Recipe(layers=(("h", "int8"),)))
+    assert heard.stages[0] == "reading the model and the samples"
+    assert heard.stages[-1] == "measuring latency and memory"
+    assert heard.steps > 3
