@@ -15,6 +15,10 @@ from hypothesis import settings
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+# Some tests ask onnxruntime itself, which would report to its maker; packlight's own processes
+# must see to that themselves, and are tested without this.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
 settings.register_profile("packlight", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("packlight")
 

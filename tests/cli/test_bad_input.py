@@ -46,11 +46,17 @@ class Place:
         return subprocess.run(
             command,
             cwd=self.folder,
-            env=os.environ | {"TMPDIR": str(self.temporary)},
+            env=self.environment(),
             capture_output=True,
             text=True,
             timeout=120,
         )
+
+    def environment(self) -> dict[str, str]:
+        """As a user's, with a folder for temporary files that can be looked into."""
+        found = os.environ | {"TMPDIR": str(self.temporary), "HOME": str(self.temporary)}
+        del found["ORT_DISABLE_TELEMETRY"]
+        return found
 
     def listing(self) -> list[tuple[str, int]]:
         """Everything that lies here, with its size."""
@@ -286,7 +292,7 @@ CASES: list[tuple[Case, tuple[str, ...]]] = [
     (external_short, ("'w2'", "'w2.bin'", "only 100", "cut short")),
     (broken_weight(np.nan), ("'w2'", "net.onnx", "NaN", "checkpoint that works")),
     (broken_weight(-np.inf), ("'w2'", "net.onnx", "infinity")),
-    (custom_operator, ("net.onnx", "Sparkle", "my.ops")),
+    (custom_operator, ("net.onnx", "'Sparkle'", "'my.ops'", "standard operators")),
     (no_samples_file, ("photos", "check the path")),
     (no_npz, ("s.npz",)),
     (empty_npz, ("s.npz is empty", "again")),
@@ -294,15 +300,15 @@ CASES: list[tuple[Case, tuple[str, ...]]] = [
     (broken_sample(np.nan), ("s.npz", "sample 137", "'x'", "NaN", "remove")),
     (broken_sample(np.inf), ("s.npz", "sample 137", "'x'", "inf")),
     (other_name, ("s.npz", "picture", "x: float32[n, 16]")),
-    (other_type, ("s.npz", "'x'", "x: float32[n, 16]")),
-    (other_shape, ("s.npz", "[20, 15]", "x: float32[n, 16]")),
-    (pickled, ("s.npz", "'x'")),
+    (other_type, ("s.npz", "'x' holds text", "x: float32[n, 16]")),
+    (other_shape, ("s.npz", "[20, 15]", "x: float32[n, 16]", "[samples, 16]")),
+    (pickled, ("s.npz", "'x.npy'", "plain arrays")),
     (zero_samples, ("s.npz", "zero samples")),
     (other_labels, ("s.npz", "199", "200", "labels")),
     (existing_output, ("net.packed exists", "--out", "--force")),
     (output_is_a_file, ("s.npz is a file", "--out")),
     (output_under_a_file, ("s.npz is a file", "--out")),
-    (read_only_output, ("/proc/packed", "--out")),
+    (read_only_output, ("/proc/packed", "nothing may be written in /proc", "--out")),
     (replaces_its_input, ("net.onnx lies in it", "--out")),
     (option("--target", "lapton"), ("lapton", "did you mean 'laptop'")),
     (option("--max-drop", "5MB"), ("--max-drop", "1%")),
@@ -330,7 +336,7 @@ def test_one_sentence_and_nothing_written(place: Place, case: Case, words: tuple
     assert sum(line.startswith("error") for line in done.stderr.splitlines()) == 1
     for word in words:
         assert word in told
-    assert told.endswith(".") or told[-1].isalnum() or told[-1] in ")]'"
+    assert told.endswith((".", "?", "!"))
     assert len(told) < 700
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
@@ -406,7 +412,7 @@ def test_json_is_all_of_stdout(place: Place) -> None:
     assert dry.returncode == 0
 
 
-# Ctrl-C --------------------------------------------------------------------------------------------
+# Ctrl-C ------------------------------------------------------------------------------------------
 
 
 def children_of(process: int) -> list[int]:
@@ -432,20 +438,23 @@ def children_of(process: int) -> list[int]:
         "simplifying",
         "calibrating",
         "trying whole recipes",
-        "timing candidates",
         "proving",
         "measuring latency",
     ],
 )
 def test_an_interrupt_leaves_nothing(place: Place, demo: Path, moment: str) -> None:
+    more = []
+    if moment.startswith(("proving", "measuring")):  # a recipe spares the search
+        (place.folder / "r.yaml").write_text("layers:\n  /head/Gemm: weights-int8\n")
+        more = ["--recipe", "r.yaml"]
     before = place.listing()
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "packlight", "compress", str(demo / "digits.onnx")),
-            *("--data", str(demo / "digits.npz")),
+            *("--data", str(demo / "digits.npz"), *more),
         ],
         cwd=place.folder,
-        env=os.environ | {"TMPDIR": str(place.temporary)},
+        env=place.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

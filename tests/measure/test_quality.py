@@ -123,6 +123,7 @@ def test_the_worst_output_counts_and_is_named() -> None:
         batches(logits=logits, good=y, bad=y),
         batches(logits=logits, good=other, bad=y + 10 * (other - y)),
         max_drop=0.9,
+        output_is_classifier={"logits": True},
         on_note=notes.append,
     )
     assert found.name == "explained variance"
@@ -130,9 +131,24 @@ def test_the_worst_output_counts_and_is_named() -> None:
     assert "worst of 3 outputs counts: bad" in notes[0]
     assert found.agreement == 1
     # One output that is not proven is enough to leave the whole unproven.
-    few = measure(batches(logits=logits, y=y), batches(logits=logits, y=other), max_drop=0.005)
+    few = measure(
+        batches(logits=logits, y=y),
+        batches(logits=logits, y=other),
+        max_drop=0.005,
+        output_is_classifier={"logits": True},
+    )
     assert not few.proven
     assert few.name == "top-1 agreement"
+
+
+def test_beside_other_outputs_only_probabilities_are_a_classifiers() -> None:
+    y, other = regression()
+    logits, _ = classifier(300)
+    boxes = batches(logits=logits, y=y), batches(logits=logits, y=other)
+    assert measure(*boxes).agreement is None
+    odds = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    both = measure(batches(odds=odds, y=y), batches(odds=odds, y=other))
+    assert both.agreement == 1
 
 
 @pytest.mark.parametrize(

@@ -102,5 +102,6 @@ def _end(message: str, status: int, *, debug: bool) -> typer.Exit:
     # Imported here: the page and the tables are not needed to start a command.
     from packlight.report.visible import visible
 
-    typer.echo(f"error: {visible(' '.join(message.split()), limit=2000)}", err=True)
+    told = visible(" ".join(message.split()), limit=2000)
+    typer.echo(f"error: {told}{'' if told.endswith(('.', '!', '?')) else '.'}", err=True)
     return typer.Exit(status)

@@ -129,8 +129,8 @@ def _activations(
     with tempfile.TemporaryDirectory(prefix="packlight-") as folder, ExitStack() as stack:
         if inner:
             path = Path(folder) / "observed.onnx"
-            save_model(with_outputs(model, inner), path)
-            session = process.load(path, threads=cpu_features().cores)
+            save_model(with_outputs(model, inner), path, durable=False)
+            session = process.load(path, threads=cpu_features().cores, spinning=False)
             stack.callback(session.close)
             first = next(iter(batches_of(samples, indices[:1], inputs)))
             sizes = {name: a.nbytes for name, a in session.run(first.feeds, inner).items()}

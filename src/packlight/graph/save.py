@@ -24,13 +24,18 @@ EXTERNAL_TENSOR_BYTES = 1024
 
 
 def save_model(
-    model: ir.Model, path: Path | str, *, external_threshold: int = EXTERNAL_ABOVE_BYTES
+    model: ir.Model,
+    path: Path | str,
+    *,
+    external_threshold: int = EXTERNAL_ABOVE_BYTES,
+    durable: bool = True,
 ) -> tuple[Path, ...]:
     """Write `model` to `path`, whole or not at all; give the files that were written.
 
     The same model gives the same bytes. With more than `external_threshold` bytes of
     tensors, those over 1 KiB go to `<name>.data` next to it. Types of inner tensors are
-    left out where runtimes infer them. The model itself is not changed. Raises
+    left out where runtimes infer them. The model itself is not changed. durable: wait until
+    the disk has it; scratch files need not. Raises
     UnusableOutput when the folder cannot be written or is full, UnusableModel when the
     model has become too large for one file.
     """
@@ -47,7 +52,7 @@ def save_model(
             large = any(tensor.nbytes > EXTERNAL_TENSOR_BYTES for tensor in tensors)
             if large and sum(tensor.nbytes for tensor in tensors) > external_threshold:
                 temporary[data] = _temporary(data, cleanup)
-                _write_external(values, data.name, temporary[data])
+                _write_external(values, data.name, temporary[data], durable)
             _inline_rest(copy, keep=data.name if temporary else None)
             _forget_inner_types(copy)
             try:
@@ -57,11 +62,12 @@ def save_model(
                     f"The model for {path} cannot be written as ONNX ({first_cause(error)})."
                 ) from error
             temporary[path] = _temporary(path, cleanup)
-            _write(temporary[path], content)
+            _write(temporary[path], content, durable)
             _check_written(temporary[path], content, path)
             for final, written in temporary.items():
                 written.replace(final)
-            _sync_folder(path.parent)
+            if durable:
+                _sync_folder(path.parent)
     except OSError as error:
         raise UnusableOutput(
             f"{path} cannot be written ({error.strerror or error}): check that the folder "
@@ -127,7 +133,7 @@ def _needed_ir_version(model: ir.Model) -> int:
         return 8
 
 
-def _write_external(values: list[ir.Value], location: str, target: Path) -> None:
+def _write_external(values: list[ir.Value], location: str, target: Path, durable: bool) -> None:
     with target.open("wb") as file:
         for value in values:
             tensor = value.const_value
@@ -148,7 +154,8 @@ def _write_external(values: list[ir.Value], location: str, target: Path) -> None
                 name=value.name or "",
             )
         file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            os.fsync(file.fileno())
 
 
 def _inline_rest(model: ir.Model, keep: str | None) -> None:
@@ -194,11 +201,12 @@ def _umask() -> int:
     return mask
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes, durable: bool) -> None:
     with path.open("wb") as file:
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            os.fsync(file.fileno())
 
 
 def _check_written(written: Path, content: bytes, final: Path) -> None:

@@ -35,6 +35,10 @@ from packlight.runtime import cpu_features, runtime_name
 from packlight.version import __version__
 
 
+ROUNDS = 200
+"""Interleaved runs of both files for the report's latencies."""
+
+
 @dataclass(frozen=True)
 class Figures:
     """What was measured of the final file against the original."""
@@ -70,12 +74,12 @@ def measure_figures(
     progress.stage("measuring latency and memory", 3)
     source = bench.model.source
     progress.step("one thread", advance=0)
-    one = measure_latency(source, path, feeds, threads=1, rounds=400, seed=bench.seed)
+    one = measure_latency(source, path, feeds, threads=1, rounds=ROUNDS, seed=bench.seed)
     progress.step("all threads")
     many = None
     cores = cpu_features().cores
     if cores > 1:
-        many = measure_latency(source, path, feeds, threads=cores, rounds=400, seed=bench.seed)
+        many = measure_latency(source, path, feeds, threads=cores, rounds=ROUNDS, seed=bench.seed)
     progress.step("memory")
     memory = None
     try:

@@ -84,7 +84,7 @@ def simplify_checked(
 
         def check(candidate: Graph) -> bool:
             path = folder / "simplified.onnx"
-            save_model(candidate, path)
+            save_model(candidate, path, durable=False)
             session = process.load(path)
             try:
                 return all(

@@ -29,6 +29,9 @@ SAFETY = 0.8
 CLEARLY_DB = 0.5
 """Other ranges or corrections must be better by this: few samples tell no finer difference."""
 
+FAITHFUL_DB = 30.0
+"""Above this, balancing channels has next to nothing left to gain."""
+
 INTEGER = ("int8", "int8-wide")
 
 
@@ -114,10 +117,8 @@ def _variants(
         ("percentile ranges", {"ranges": "percentile"}),
         ("equalized channels", {"equalize": True}),
     ):
-        if label == "equalized channels" and bench.form(equalized=True) is bench.form(
-            equalized=False
-        ):
-            continue  # nothing to balance
+        if label == "equalized channels" and not _balances(bench, best):
+            continue
         trial = bench.evaluate(replace(best.recipe, **change), f"{static.label}, {label}")
         progress.step(label)
         if trial.noise_db > best.noise_db + CLEARLY_DB:
@@ -143,6 +144,13 @@ def _variants(
             found.append(bench.evaluate(recipe, f"{best.label}, {label}"))
         progress.step(label)
     return found
+
+
+def _balances(bench: Workbench, best: Tried) -> bool:
+    """Whether balancing channels is worth another calibration pass: it may gain, and can."""
+    if best.noise_db > FAITHFUL_DB:
+        return False
+    return bench.form(equalized=True) is not bench.form(equalized=False)
 
 
 def _timed(bench: Workbench, tried: Sequence[Tried], progress: Progress) -> list[Tried]:

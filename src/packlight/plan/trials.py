@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from packlight.errors import RuntimeCrashed, RuntimeFailure, RuntimeTimedOut
+from packlight.errors import RuntimeFailure, RuntimeRefused
 from packlight.graph.apply import Weights, apply_recipe
 from packlight.graph.layers import find_layers
 from packlight.graph.model import Graph, Model, copy_model, save_model
@@ -134,7 +134,7 @@ class Workbench:
 
     def _load_original(self) -> Session:
         try:
-            return self.process.load(self.model.source, threads=self.threads)
+            return self.process.load(self.model.source, threads=self.threads, spinning=False)
         except BaseException:
             self.process.close()
             self._folder.cleanup()
@@ -210,7 +210,7 @@ class Workbench:
         )
         path = self.folder / f"{len(self._made)}" / "model.onnx"
         path.parent.mkdir()
-        files = save_model(compressed, path)
+        files = save_model(compressed, path, durable=False)
         tried = Tried(label, recipe, path, files, size_of_files(files), notes)
         self._made[recipe] = tried
         return tried
@@ -227,8 +227,8 @@ class Workbench:
             result = replace(tried, metric=metric)
         except RuntimeFailure as error:
             result = replace(tried, failure=str(error))
-            if isinstance(error, (RuntimeCrashed, RuntimeTimedOut)):
-                # The child died with the original's session in it.
+            if not isinstance(error, RuntimeRefused):
+                # The child died with the original's session in it, or has no memory left.
                 self.process.close()
                 self.process = Process()
                 self._original = self._load_original()
@@ -246,7 +246,7 @@ class Workbench:
         on_batch: Callable[[int], None] | None = None,
     ) -> MetricEvidence:
         """The metric of a file against the original on some samples."""
-        session = self.process.load(path, threads=self.threads)
+        session = self.process.load(path, threads=self.threads, spinning=False)
         try:
             labels = self.samples.labels
             pairs = self._pairs(tuple(indices), session, on_batch)

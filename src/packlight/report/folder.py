@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -41,11 +42,23 @@ def check_output(folder: Path, *, force: bool, inputs: Iterable[Path]) -> None:
             f"The output folder {folder} cannot be made, because {parent} is a file: choose "
             "another with --out."
         )
-    if not os.access(parent, os.W_OK | os.X_OK):
+    if not _may_write(parent):
         raise UnusableOutput(
             f"The output folder {folder} cannot be made, because nothing may be written in "
             f"{parent}: choose another with --out."
         )
+
+
+def _may_write(parent: Path) -> bool:
+    """Whether a folder can be made there: tried, since permissions tell half of it."""
+    if not os.access(parent, os.W_OK | os.X_OK):
+        return False
+    try:
+        Path(tempfile.mkdtemp(prefix=".packlight-", dir=parent)).rmdir()
+    except OSError as error:
+        # A disk that is full now may have space when the work is done.
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return True
 
 
 def _check_replaceable(folder: Path, inputs: list[Path]) -> None:

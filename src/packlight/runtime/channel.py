@@ -61,6 +61,11 @@ class Channel:
         """The worker's process id."""
         return self._process.pid
 
+    @property
+    def ended(self) -> bool:
+        """Whether the worker is gone."""
+        return bool(self._ended)
+
     def request(
         self,
         name: str,
@@ -207,8 +212,15 @@ def _spawn(memory_bytes: int) -> tuple[subprocess.Popen[bytes], int, int, int]:
             "path": [entry for entry in sys.path if Path(entry).is_absolute()],
         }
     )
-    # NumPy's own threads have nothing to do there and would only take memory.
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        # NumPy's own threads have nothing to do there and would only take memory.
+        "OPENBLAS_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        # onnxruntime 1.29 and later report what is run to Microsoft, and leave an identifier of
+        # the machine in the user's cache, unless this is set before it is loaded.
+        "ORT_DISABLE_TELEMETRY": "1",
+    }
     with contextlib.ExitStack() as undo:
         theirs_in, requests = _pipe(undo)
         answers, theirs_out = _pipe(undo)

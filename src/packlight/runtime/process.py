@@ -61,11 +61,15 @@ class Process:
         """The child's process id."""
         return self._channel.pid
 
-    def load(self, path: Path, *, threads: int = 1, optimize: bool = True) -> Session:
+    def load(
+        self, path: Path, *, threads: int = 1, optimize: bool = True, spinning: bool = True
+    ) -> Session:
         """A session on the model at `path`; external data is found next to it.
 
         optimize: False turns graph optimizations off: quantized parts between QuantizeLinear
         and DequantizeLinear are then computed in float, as the file says.
+        spinning: threads wait busily for their next work, as is the runtime's default and
+            latency needs; False leaves the cores to others, such as this process.
         Raises RuntimeRefused if the file cannot be read or holds what the runtime lacks.
         """
         _check_threads(threads)
@@ -77,6 +81,7 @@ class Process:
             "path": str(path.absolute()),
             "threads": threads,
             "optimize": optimize,
+            "spinning": spinning,
         }
         answer, _ = self._channel.request("load", header, doing=f"loading {path.name}")
         try:
@@ -203,9 +208,12 @@ class Session:
         return results
 
     def close(self) -> None:
-        """Free the model in the child. Closing twice does nothing."""
-        if not self._closed:
-            self._closed = True
+        """Free the model in the child. Closing twice, or after the child's end, does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        # With the child the model went too: what ended it (Ctrl-C, a crash) is what is to be told.
+        if not self._channel.ended:
             self._channel.request(
                 "close", {"session": self._number}, doing=f"unloading {self.name}"
             )

@@ -11,6 +11,10 @@ _NODE = re.compile(
     r"Name:'(?P<name>[^']*)' Status Message: "
 )
 _SOURCE = re.compile(r"\S+\.(?:cc|cpp|cu|h|hpp|inc):\d+ ")
+_OPERATOR = re.compile(
+    r"(?:Fatal error: )?(?:(?P<domain>\S+):)?(?P<op>[^\s:(]+)\(-?\d+\)"
+    r" is not a registered function/op"
+)
 # The C++ condition that failed, where words follow it.
 _CONDITION = re.compile(r"^[^.]*? was false\. (?=\S)")
 _MEMORY = re.compile(
@@ -40,7 +44,7 @@ def first_sentence(text: str) -> str:
         rest = text[match.end() :]
         rest = rest[_length_of_signature(rest) :]
         text = text[: match.start()] + _CONDITION.sub("", rest, count=1)
-    text = " ".join(text.split())
+    text = _OPERATOR.sub(_name_operator, " ".join(text.split()))
     kept = ""
     for sentence in re.split(r"(?<=[.!?]) +(?=[A-Z])", text):
         if kept and len(kept) + 1 + len(sentence) > _LENGTH:
@@ -51,6 +55,14 @@ def first_sentence(text: str) -> str:
     if not kept:
         return "No reason was given."
     return kept if kept.endswith((".", "!", "?")) else kept + "."
+
+
+def _name_operator(match: re.Match[str]) -> str:
+    domain = f" of the domain {match['domain']!r}" if match["domain"] else ""
+    return (
+        f"it has no implementation of the operator {match['op']!r}{domain}; export the model with "
+        "standard operators"
+    )
 
 
 def _name_node(match: re.Match[str]) -> str:

@@ -101,6 +101,8 @@ def _answer(sessions: Sessions, header: Header, arrays: Arrays) -> tuple[Header,
 def _load(sessions: Sessions, header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
     """A new session; answers with its inputs and outputs in onnxruntime's words."""
     options = _options(header["threads"])
+    if not header["spinning"]:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not header["optimize"]:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     loaded = _open(header["path"], options)

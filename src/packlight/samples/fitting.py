@@ -112,7 +112,8 @@ def check_type(dtype: np.dtype[np.generic], spec: TensorSpec, *, source: str) ->
         )
     if dtype.kind not in "fiub" or (dtype.kind == "f" and wanted.kind != "f"):
         raise UnusableSamples(
-            f"{source}: '{spec.name}' holds {dtype}, but the model expects {spec}; "
+            f"{source}: '{spec.name}' holds {'text' if dtype.kind in 'SU' else dtype}, but the "
+            f"model expects {spec}; "
             "convert the array to that type"
         )
 
@@ -239,12 +240,12 @@ def _first_of(fits: Sequence[Fit], count: int) -> Fit | None:
 
 def _advice(spec: TensorSpec) -> str:
     def text(sizes: Sequence[int | str | None]) -> str:
-        return "[" + ", ".join("?" if dynamic(size) else str(size) for size in sizes) + "]"
+        return f"[samples, {', '.join(str(size or '?') for size in sizes)}]".replace(", ]", "]")
 
-    whole = text(("n", *spec.shape))
+    whole = text(spec.shape)
     if not spec.shape or batch_axis(spec) == 1 or math.prod(_known(spec.shape)) == 0:
         return f"as {whole}"
-    return f"as {text(('n', *spec.shape[1:]))} or {whole}"
+    return f"as {text(spec.shape[1:])} or {whole}"
 
 
 def _known(shape: Shape) -> list[int]:
