@@ -25,6 +25,7 @@ from packlight.measure.evidence import Budget, Evidence, Trial
 from packlight.measure.latency import rank_latencies
 from packlight.measure.quality import Metric, find_metric
 from packlight.plan.budget import parse_drop, parse_latency, parse_size
+from packlight.plan.candidates import describe_targets
 from packlight.plan.forecast import Forecast, forecast
 from packlight.plan.judge import (
     Figures,
@@ -225,9 +226,11 @@ def inspect(
         named = Path(folder) / "model.onnx"
         save_model(source.ir, named)
         times = profile_operators(named, feeds, level="extended")
-    return describe(
+    anatomy = describe(
         source, milliseconds={time.name.removeprefix("fused "): time.ms for time in times}
     )
+    able = describe_targets(find_layers(source.ir), TARGETS)
+    return replace(anatomy, targets=tuple(able.items()))
 
 
 def compare(

@@ -48,8 +48,8 @@ HELPER = (
         ),
         (
             FAILED + "Fatal error: zz:Foo(-1) is not a registered function/op",
-            "it has no implementation of the operator 'Foo' of the domain 'zz'; export the model with "
-            "standard operators.",
+            "it has no implementation of the operator 'Foo' of the domain 'zz'; export the "
+            "model with standard operators.",
         ),
         ("", "No reason was given."),
         ("bell \a and\x1b[31m colour", "bell and [31m colour."),

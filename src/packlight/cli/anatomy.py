@@ -37,6 +37,9 @@ def show_anatomy(anatomy: Anatomy) -> RenderableType:
         saves = f", {format_bytes(item.bytes)} to save" if item.bytes else ""
         found.append(f"{item.kind}{saves}: {visible(item.detail)} ({_name(item.names)})")
     parts += _titled("What looks redundant or special", *_list(found or ["nothing was found"]))
+    if anatomy.targets:
+        able = [f"{visible(name)}: {visible(said, limit=500)}" for name, said in anatomy.targets]
+        parts += _titled("Targets that run it", *_list(able))
     return Group(*parts)
 
 

@@ -56,6 +56,7 @@ class Anatomy:
     parameter_bytes: bytes of all constants, of which layers hold layer_bytes. macs: of all layers
     whose macs are known, for one sample, a symbolic batch counted as 1.
     not_layers: nodes that multiply matrices but cannot be compressed, with reasons.
+    targets: (name, what it can do with this model), filled in by whoever knows targets.
     """
 
     path: str
@@ -73,6 +74,7 @@ class Anatomy:
     operators: tuple[OperatorAnatomy, ...]
     not_layers: tuple[Unquantizable, ...]
     redundancies: tuple[Redundancy, ...]
+    targets: tuple[tuple[str, str], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain dictionaries, lists, numbers and strings."""

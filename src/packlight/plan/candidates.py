@@ -61,6 +61,21 @@ def whole_recipes(
     return recipes
 
 
+def describe_targets(layers: Sequence[Layer], targets: Sequence[Target]) -> dict[str, str]:
+    """By target, in words, how much of a model it can compute in 8-bit integers."""
+    told = {}
+    for target in targets:
+        static = sum(_first(layer, ("int8",), target) == "int8" for layer in layers)
+        dynamic = sum(_first(layer, ("int8-dynamic",), target) != "float32" for layer in layers)
+        stored = sum(not why_not(layer, "weights-int8") for layer in layers)
+        where = "runs here" if target.measured_here else "same file, not measured here"
+        told[target.name] = (
+            f"{target.runtime} ({where}); of {len(layers)} layers {static} can compute in 8-bit "
+            f"integers with calibration, {dynamic} without, {stored} can be stored in 8 bits"
+        )
+    return told
+
+
 def reason_kept(layer: Layer, target: Target) -> str:
     """Why a layer can be nothing but float32; '' where it can be something else."""
     reasons = [why_not(layer, choice) for choice in ("int8", "int8-dynamic", "weights-int8")]

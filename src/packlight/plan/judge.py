@@ -34,7 +34,6 @@ from packlight.progress import SILENT, Progress
 from packlight.runtime import cpu_features, runtime_name
 from packlight.version import __version__
 
-
 ROUNDS = 200
 """Interleaved runs of both files for the report's latencies."""
 

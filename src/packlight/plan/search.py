@@ -76,16 +76,22 @@ def search(
     tried = _timed(bench, tried, progress)
     best = tried[_best(tried, wanted)]
     taken: dict[str, str] = {}
-    start = _most_promising(tried, best, wanted)
-    noise = _noise(bench, start or best, layers, progress)
-    if start is not None:
-        rescued = _timed(bench, _take_back(bench, start, layers, noise, wanted, progress), progress)
-        better = tried + rescued
+    starts = _most_promising(tried, best, wanted)
+    noise = _noise(bench, starts[0] if starts else best, layers, progress)
+    if starts:
+        rescued: list[Tried] = []
+        origin: dict[Recipe, Tried] = {}
+        for start in starts:
+            back = _take_back(bench, start, layers, noise, wanted, progress)
+            origin |= {one.recipe: start for one in back if one.recipe not in origin}
+            rescued += back
+        better = tried + _timed(bench, rescued, progress)
         chosen = better[_best(better, wanted)]
         if chosen.recipe == best.recipe:
             noise = _noise(bench, best, layers, progress)
         else:
             best = chosen
+            start = origin.get(best.recipe, best)
             taken = {
                 name: f"sensitive: {start.recipe.choice(name)} of it alone leaves "
                 f"{noise[name]:.1f} dB at the output"
@@ -174,13 +180,13 @@ def _best(tried: Sequence[Tried], limits: Limits) -> int:
     return choose([_option(one) for one in tried], limits)
 
 
-def _most_promising(tried: Sequence[Tried], best: Tried, limits: Limits) -> Tried | None:
-    """The candidate that only its drop rules out, and that would be clearly better than `best`.
+def _most_promising(tried: Sequence[Tried], best: Tried, limits: Limits) -> list[Tried]:
+    """Candidates that only their drop rules out, and that would be clearly better than `best`.
 
-    Of several the one with the least drop: it needs the fewest layers back.
+    Of several the fastest, and the one with the least drop: that needs the fewest layers back.
     """
     if limits.drop is None:
-        return None
+        return []
     free = replace(limits, drop=None)
     kept = _option(best)
     hopeful = []
@@ -192,7 +198,11 @@ def _most_promising(tried: Sequence[Tried], best: Tried, limits: Limits) -> Trie
         smaller = smaller and option.latency <= kept.latency * (1 + TIE_LATENCY)
         if allowed and option.drop > limits.drop and (faster or smaller or violation(kept, limits)):
             hopeful.append(one)
-    return min(hopeful, key=lambda one: one.drop) if hopeful else None
+    if not hopeful:
+        return []
+    fastest = min(hopeful, key=lambda one: (_option(one).latency, one.drop))
+    nearest = min(hopeful, key=lambda one: one.drop)
+    return [fastest] if nearest is fastest else [fastest, nearest]
 
 
 def _take_back(

@@ -18,7 +18,7 @@ from packlight.maths.balance import equalize_channels
 
 HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool"})
 
-SWEEPS = 4
+SWEEPS = 8
 """A layer in the middle of a chain belongs to two pairs: after a few sweeps they agree."""
 
 

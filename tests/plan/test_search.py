@@ -1,0 +1,241 @@
+"""The search on a bench whose figures follow from a formula: no file is made, no clock read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from packlight.graph.layers import Layer, find_layers
+from packlight.graph.model import load_model
+from packlight.measure.evidence import MetricEvidence
+from packlight.plan import search as room
+from packlight.plan.search import SAFETY, search
+from packlight.plan.solve import Limits
+from packlight.plan.trials import Tried
+from packlight.recipe import Recipe
+from packlight.targets import find_target
+
+# Size and time of a layer, as shares of float32, and the noise that it makes.
+COST = {
+    "float32": (1.0, 1.0, 0.0),
+    "float16": (0.5, 1.0, 1e-7),
+    "weights-int8": (0.25, 1.0, 1e-4),
+    "int8": (0.25, 0.5, 1e-3),
+    "int8-dynamic": (0.25, 0.9, 1e-3),
+    "weights-int4": (0.16, 1.6, 2e-2),
+    "weights-int8-blocks": (0.28, 1.4, 1e-4),
+}
+ALONE = 32
+
+
+@dataclass
+class Bench:
+    """A bench by formula. sensitive: factors on the noise of layers; fails: labels that do."""
+
+    layers: tuple[Layer, ...]
+    sensitive: dict[str, float] = field(default_factory=dict)
+    fails: tuple[str, ...] = ()
+    slow: tuple[str, ...] = ()
+    better: dict[str, object] = field(default_factory=dict)
+    generated: bool = False
+    tried: list[Tried] = field(default_factory=list)
+    alone: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.target, self.seed = find_target("laptop"), 0
+        self.samples = SimpleNamespace(generated=self.generated)
+
+    def first_feeds(self) -> dict[str, Any]:
+        return {}
+
+    def search_indices(self) -> tuple[int, ...]:
+        return tuple(range(100))
+
+    def form(self, *, equalized: bool) -> object:
+        return self
+
+    def make(self, recipe: Recipe, label: str) -> Tried:
+        size = sum(layer.bytes * COST[recipe.choice(layer.name)][0] for layer in self.layers)
+        return Tried(label, recipe, Path(label), (), round(size) - 1)
+
+    def evaluate(
+        self, recipe: Recipe, label: str, *, indices: Sequence[int] | None = None
+    ) -> Tried:
+        made = self.make(recipe, label)
+        if indices is not None:
+            self.alone.append(label)
+            assert len(indices) == ALONE
+        if label in self.fails:
+            made = replace(made, failure="it was refused")
+        else:
+            noise = sum(
+                COST[recipe.choice(layer.name)][2] * self.sensitive.get(layer.name, 1.0)
+                for layer in self.layers
+            )
+            for setting, value in self.better.items():
+                noise *= 0.1 if getattr(recipe, setting) == value else 1.0
+            db = 10 * math.log10(1 / noise) if noise else 200.0
+            made = replace(
+                made,
+                metric=MetricEvidence(
+                    "m", 100, 1.0, 1 - noise, noise, (0, 1), proven=False, noise_db=db
+                ),
+            )
+        if indices is None and all(old.recipe != recipe for old in self.tried):
+            self.tried.append(made)
+        return made
+
+    def rank(self, candidates: Sequence[Tried]) -> list[Tried]:
+        timed = []
+        for one in candidates:
+            total = sum(layer.bytes for layer in self.layers)
+            ratio = sum(
+                layer.bytes
+                * (1.5 if layer.name in self.slow and choice == "int8" else COST[choice][1])
+                for layer in self.layers
+                for choice in [one.recipe.choice(layer.name)]
+            )
+            ratio /= max(total, 1)
+            timed.append(
+                replace(one, latency_ratio=ratio, latency_interval_95=(ratio - 0.01, ratio + 0.01))
+            )
+        self.tried = [
+            next((new for new in timed if new.recipe == old.recipe), old) for old in self.tried
+        ]
+        return timed
+
+
+@pytest.fixture(scope="module")
+def layers(
+    tmp_path_factory: pytest.TempPathFactory, write_model: Callable[..., Path]
+) -> tuple[Layer, ...]:
+    """Four convolutions a, b, c, d of the same size."""
+    draw = np.random.default_rng(0).standard_normal
+    path = write_model(
+        tmp_path_factory.mktemp("search") / "net.onnx",
+        """net (float[1, 16, 8, 8] x) => (float[1, 16, 4, 4] d) {
+            a = Conv(x, wa)
+            b = Conv(a, wb)
+            c = Conv(b, wc)
+            d = Conv(c, wd)
+        }""",
+        **{f"w{name}": draw((16, 16, 2, 2)).astype(np.float32) for name in "abcd"},
+    )
+    return find_layers(load_model(path).ir)
+
+
+@pytest.fixture(autouse=True)
+def no_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "layer_times", lambda path, layers, feeds: {})
+
+
+def limits(layers: Sequence[Layer], drop: float | None = 0.01, share: float = 1.0) -> Limits:
+    return Limits(drop=drop, size=share * sum(layer.bytes for layer in layers) - 1, latency=1.0)
+
+
+def choices(found: Any) -> list[str]:
+    return [choice for _, choice in found.chosen.recipe.layers]
+
+
+def test_the_fastest_that_keeps_to_the_budget_is_chosen(layers: tuple[Layer, ...]) -> None:
+    bench = Bench(layers)
+    found = search(bench, layers, limits(layers))  # type: ignore[arg-type]
+    assert choices(found) == ["int8"] * 4
+    assert found.chosen in found.tried
+    assert found.taken_back == {}
+    assert sorted(found.noise_db) == ["a", "b", "c", "d"]
+
+
+def test_the_search_samples_may_show_only_part_of_the_drop(layers: tuple[Layer, ...]) -> None:
+    for drop in (0.0041 / SAFETY, 0.0039 / SAFETY):  # all in int8 lose 0.004
+        found = search(Bench(layers), layers, limits(layers, drop))  # type: ignore[arg-type]
+        assert (choices(found) == ["int8"] * 4) == (drop * SAFETY > 0.004)
+        assert found.chosen.drop <= drop * SAFETY
+
+
+@pytest.mark.parametrize("sensitive", ["a", "b", "c", "d"])
+def test_only_the_sensitive_layer_is_taken_back(layers: tuple[Layer, ...], sensitive: str) -> None:
+    bench = Bench(layers, sensitive={sensitive: 50.0})
+    found = search(bench, layers, limits(layers, 0.02))  # type: ignore[arg-type]
+    expected = {layer.name: "int8" for layer in layers}
+    expected[sensitive] = (
+        "weights-int8" if sensitive not in "a" else found.chosen.recipe.choice("a")
+    )
+    assert dict(found.chosen.recipe.layers) == expected
+    assert found.chosen.drop <= 0.02 * SAFETY
+    assert found.chosen.recipe.choice(sensitive) != "int8"
+    if found.taken_back:
+        assert list(found.taken_back) == [sensitive]
+        assert "sensitive: int8 of it alone leaves 13.0 dB" in found.taken_back[sensitive]
+
+
+def test_as_few_layers_as_will_do_are_taken_back(layers: tuple[Layer, ...]) -> None:
+    bench = Bench(layers, sensitive={"b": 30.0, "c": 20.0})
+    found = search(bench, layers, limits(layers, 0.04))  # type: ignore[arg-type]
+    back = [name for name, choice in found.chosen.recipe.layers if choice != "int8"]
+    assert len(back) == 1
+    assert found.chosen.drop <= 0.04 * SAFETY
+
+
+def test_no_better_choice_is_missed_by_brute_force(layers: tuple[Layer, ...]) -> None:
+    """Nothing that was tried and keeps to the limits is clearly faster."""
+    bench = Bench(layers, sensitive={"a": 3.0, "b": 30.0, "c": 0.1})
+    found = search(bench, layers, limits(layers))  # type: ignore[arg-type]
+    assert found.chosen.latency_ratio is not None
+    for one in found.tried:
+        if one.latency_ratio is not None and one.drop <= 0.01 * SAFETY:
+            assert found.chosen.latency_ratio <= 1.04 * one.latency_ratio
+
+
+def test_layers_that_are_slow_in_integers_stay_float(
+    layers: tuple[Layer, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = {
+        "simplified only": {"a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0},
+        "int8 static": {"a": 1.4, "b": 0.5, "c": 0.5, "d": 1.3},
+    }
+    monkeypatch.setattr(room, "layer_times", lambda path, layers, feeds: times[str(path)])
+    bench = Bench(layers, slow=("a", "d"))
+    found = search(bench, layers, limits(layers))  # type: ignore[arg-type]
+    assert choices(found) == ["float32", "int8", "int8", "float32"]
+
+
+def test_a_setting_is_kept_where_it_is_clearly_better(layers: tuple[Layer, ...]) -> None:
+    for better in ({"ranges": "percentile"}, {"bias_correction": True}, {"ranges": "min-max"}):
+        found = search(Bench(layers, better=dict(better)), layers, limits(layers))  # type: ignore[arg-type]
+        for setting, value in better.items():
+            assert getattr(found.chosen.recipe, setting) == value
+    plain = search(Bench(layers), layers, limits(layers))  # type: ignore[arg-type]
+    assert plain.chosen.recipe.ranges == Recipe().ranges
+    assert plain.chosen.recipe.bias_correction is False
+
+
+def test_what_fails_is_reported_and_not_chosen(layers: tuple[Layer, ...]) -> None:
+    bench = Bench(layers, fails=("int8 static",))
+    found = search(bench, layers, limits(layers))  # type: ignore[arg-type]
+    assert not found.chosen.failure
+    assert [one.failure for one in found.tried if one.failure] == ["it was refused"]
+
+
+def test_even_where_all_fails_there_is_an_answer(layers: tuple[Layer, ...]) -> None:
+    labels = ("int8 weights", "int8 static", "float16 weights", "int8 dynamic")
+    found = search(Bench(layers, fails=labels), layers, limits(layers))  # type: ignore[arg-type]
+    assert not found.chosen.failure
+
+
+def test_without_samples_nothing_is_computed_in_integers(layers: tuple[Layer, ...]) -> None:
+    found = search(Bench(layers, generated=True), layers, limits(layers))  # type: ignore[arg-type]
+    assert set(choices(found)).isdisjoint({"int8", "int8-wide"})
+
+
+def test_a_model_without_layers(layers: tuple[Layer, ...]) -> None:
+    found = search(Bench(()), (), limits(layers))  # type: ignore[arg-type]
+    assert found.chosen.recipe.layers == ()
+    assert found.noise_db == {}
