@@ -4,6 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 DIGITS := examples/digits
+# Only tests use it: the maths is held to give the same on NumPy and PyTorch. `make test TORCH=`
+# goes without (PyPI's build for Linux is large), and those tests are skipped.
+TORCH  ?= torch
 
 # Targets share one environment: with -j, two installations must not run in it at once.
 .NOTPARALLEL:
@@ -28,7 +31,7 @@ $(VENV)/core.stamp: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/dev.stamp: $(VENV)/core.stamp
 	@echo "installing the development tools into $(VENV)"
-	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@$(PIP) install -c constraints.txt -e '.[dev]' $(TORCH)
 	@touch $@
 
 venv: $(VENV)/core.stamp ## the environment with the command packlight, without development tools

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,10 @@ from packlight.errors import (
     WrongUsage,
 )
 from packlight.graph.layers import find_layers
-from packlight.measure.evidence import LatencyEvidence
+from packlight.measure.evidence import Budget, LatencyEvidence
 from packlight.measure.latency import RankedLatency
 from packlight.plan import judge, trials
+from packlight.plan.solve import Limits
 from packlight.recipe import CHOICES, Recipe, read_recipe
 
 Array = NDArray[Any]
@@ -241,12 +243,14 @@ def test_the_same_seed_gives_the_same_bytes(
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
-def test_a_recipe_brings_its_seed(steady: None, mlp: Path, rows: Array, tmp_path: Path) -> None:
-    first = compress(mlp, data=rows, seed=7, max_drop=0.2).save(tmp_path / "a")
-    recipe = first / "recipe.yaml"
-    again = compress(mlp, data=rows, recipe=recipe).save(tmp_path / "b")
+def test_a_recipe_brings_its_seed(mlp: Path, rows: Array, tmp_path: Path) -> None:
+    recipe = Recipe(layers=(("h", "int8"), ("g", "int8"), ("y", "int8")), seed=7)
+    first = compress(mlp, data=rows, recipe=recipe).save(tmp_path / "a")
+    again = compress(mlp, data=rows, recipe=first / "recipe.yaml").save(tmp_path / "b")
+    other = compress(mlp, data=rows, recipe=replace(recipe, seed=0)).save(tmp_path / "c")
     for name in ("model.onnx", "recipe.yaml"):
         assert (first / name).read_bytes() == (again / name).read_bytes(), name
+        assert (first / name).read_bytes() != (other / name).read_bytes(), name
 
 
 # Without samples ---------------------------------------------------------------------------------
@@ -309,6 +313,19 @@ def test_a_file_that_got_worse_does_not_meet_the_budget(
     monkeypatch.setattr(trials.Workbench, "quality", wrong)
     found = compress(mlp, data=rows)
     assert found.verdict != "met"
+
+
+def test_the_search_looks_for_nothing_slower_or_larger_than_the_original(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(api, "_original_ms", lambda bench: 20.0)
+    bench: Any = SimpleNamespace(model=SimpleNamespace(size_bytes=1000))
+    for budget, size, latency in (
+        (Budget(), 999, 1.0),
+        (Budget(0.01, 400, 5.0), 400, 0.25),
+        (Budget(0.01, 4000, 50.0), 999, 1.0),
+    ):
+        assert api._limits(bench, budget) == Limits(budget.max_drop, size, latency)
 
 
 # Budgets -----------------------------------------------------------------------------------------
@@ -507,8 +524,8 @@ def test_a_candidate_whose_file_is_broken_does_not_end_the_run(
     save = trials.save_model
     made: list[Path] = []
 
-    def broken(model: Any, path: Path) -> tuple[Path, ...]:
-        files = save(model, path)
+    def broken(model: Any, path: Path, **options: Any) -> tuple[Path, ...]:
+        files = save(model, path, **options)
         made.append(path)
         if len(made) == 2:
             path.write_bytes(path.read_bytes()[:-200])

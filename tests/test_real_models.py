@@ -26,8 +26,6 @@ SMALL = (
     "mtcnn_onet",
     "resnet8_cifar10",
     "silero_vad",
-    "silero_vad_half",
-    "silero_vad_op18_ifless",
     "tiny_random_gpt2_past",
     "vww_mobilenet_96",
     "wakewords_computer_v2",
@@ -39,6 +37,8 @@ LARGE = (
     "onnx_light_light_densenet121",
     "onnx_light_light_squeezenet",
     "pytorch_super_resolution",
+    "silero_vad_half",
+    "silero_vad_op18_ifless",
     "ultraface_version-RFB-320",
     "yolox_nano",
 )

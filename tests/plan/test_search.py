@@ -63,7 +63,7 @@ class Bench:
 
     def make(self, recipe: Recipe, label: str) -> Tried:
         size = sum(layer.bytes * COST[recipe.choice(layer.name)][0] for layer in self.layers)
-        return Tried(label, recipe, Path(label), (), round(size) - 1)
+        return Tried(label, recipe, Path(label), (), round(size) + 100)
 
     def evaluate(
         self, recipe: Recipe, label: str, *, indices: Sequence[int] | None = None
@@ -137,7 +137,7 @@ def no_profile(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def limits(layers: Sequence[Layer], drop: float | None = 0.01, share: float = 1.0) -> Limits:
-    return Limits(drop=drop, size=share * sum(layer.bytes for layer in layers) - 1, latency=1.0)
+    return Limits(drop=drop, size=share * sum(layer.bytes for layer in layers) + 200, latency=1.0)
 
 
 def choices(found: Any) -> list[str]:
@@ -165,15 +165,12 @@ def test_only_the_sensitive_layer_is_taken_back(layers: tuple[Layer, ...], sensi
     bench = Bench(layers, sensitive={sensitive: 50.0})
     found = search(bench, layers, limits(layers, 0.02))  # type: ignore[arg-type]
     expected = {layer.name: "int8" for layer in layers}
-    expected[sensitive] = (
-        "weights-int8" if sensitive not in "a" else found.chosen.recipe.choice("a")
-    )
+    expected[sensitive] = "weights-int8"
     assert dict(found.chosen.recipe.layers) == expected
     assert found.chosen.drop <= 0.02 * SAFETY
     assert found.chosen.recipe.choice(sensitive) != "int8"
-    if found.taken_back:
-        assert list(found.taken_back) == [sensitive]
-        assert "sensitive: int8 of it alone leaves 13.0 dB" in found.taken_back[sensitive]
+    reason = "sensitive: int8 of it alone leaves 13.0 dB at the output"
+    assert found.taken_back == {sensitive: reason}
 
 
 def test_as_few_layers_as_will_do_are_taken_back(layers: tuple[Layer, ...]) -> None:

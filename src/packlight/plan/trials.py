@@ -5,6 +5,8 @@ Everything the planner knows of a candidate was measured here, on the file that 
 
 from __future__ import annotations
 
+import itertools
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -113,6 +115,7 @@ class Workbench:
         self._original = self._load_original()
         self._cache: dict[tuple[int, ...], list[tuple[Outputs, Outputs, int]]] = {}
         self._made: dict[Recipe, Tried] = {}
+        self._numbers = itertools.count()
         self._search: tuple[int, ...] | None = None
         # What has the shape of an input is a reconstruction, not a score for each class.
         rebuilt = {spec.shape[1:] for spec in model.inputs if len(spec.shape) > 1}
@@ -208,7 +211,7 @@ class Workbench:
             accuracy_level=self.target.accuracy_level,
             weights=form.weights,
         )
-        path = self.folder / f"{len(self._made)}" / "model.onnx"
+        path = self.folder / f"{next(self._numbers)}" / "model.onnx"
         path.parent.mkdir()
         files = save_model(compressed, path, durable=False)
         tried = Tried(label, recipe, path, files, size_of_files(files), notes)
@@ -219,6 +222,7 @@ class Workbench:
         self, recipe: Recipe, label: str, *, indices: Sequence[int] | None = None
     ) -> Tried:
         """Make a recipe's file and run it on the search samples (or those given)."""
+        known = recipe in self._made
         tried = self.make(recipe, label)
         if indices is None and (tried.metric is not None or tried.failure):
             return tried
@@ -235,6 +239,10 @@ class Workbench:
         if indices is None:
             self._made[recipe] = result
             self.tried.append(result)
+        elif not known:
+            # One layer alone, say: a file for each would fill the disk.
+            del self._made[recipe]
+            shutil.rmtree(tried.path.parent)
         return result
 
     def quality(
@@ -268,21 +276,33 @@ class Workbench:
     def rank(self, candidates: Sequence[Tried], *, seconds: float = 8.0) -> list[Tried]:
         """Time candidates against the original, interleaved, one thread."""
         paths = [self.model.source, *(tried.path for tried in candidates)]
-        ranked = rank_latencies(
-            paths, self.first_feeds(), rounds=100, seconds=seconds, seed=self.seed
-        )
-        timed = []
-        for tried, rank in zip(candidates, ranked[1:], strict=True):
-            result = replace(
-                tried,
-                latency_ms=rank.ms,
-                latency_ratio=rank.ratio,
-                latency_interval_95=rank.ratio_interval_95,
+        try:
+            ranked = rank_latencies(
+                paths, self.first_feeds(), rounds=100, seconds=seconds, seed=self.seed
             )
-            self._made[tried.recipe] = result
-            self.tried = [result if old.recipe == tried.recipe else old for old in self.tried]
-            timed.append(result)
-        return timed
+        except RuntimeFailure as error:
+            # All are held in memory at the same time, and one that fails takes the others along.
+            if len(candidates) > 1:
+                part = seconds / len(candidates)
+                return [self.rank([one], seconds=part)[0] for one in candidates]
+            return [self._keep(replace(candidates[0], failure=str(error)))]
+        return [
+            self._keep(
+                replace(
+                    tried,
+                    latency_ms=rank.ms,
+                    latency_ratio=rank.ratio,
+                    latency_interval_95=rank.ratio_interval_95,
+                )
+            )
+            for tried, rank in zip(candidates, ranked[1:], strict=True)
+        ]
+
+    def _keep(self, result: Tried) -> Tried:
+        """Put a result in the place of what was known of its recipe."""
+        self._made[result.recipe] = result
+        self.tried = [result if old.recipe == result.recipe else old for old in self.tried]
+        return result
 
     def _pairs(
         self,

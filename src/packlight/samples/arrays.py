@@ -201,7 +201,8 @@ def check_labels(labels: Array | None, count: int, *, source: str) -> Array | No
     found = len(labels) if labels.ndim else 0
     if found != count:
         raise UnusableSamples(
-            f"{source}: '{LABELS}' has {found} entries for {count} samples; give one label for each sample"
+            f"{source}: '{LABELS}' has {found} entries for {count} samples; "
+            "give one label for each sample"
         )
     if labels.dtype.kind not in "fiub":
         raise UnusableSamples(
