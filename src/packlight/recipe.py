@@ -87,7 +87,7 @@ def write_recipe(recipe: Recipe) -> str:
     }
     head = (
         "# What packlight did to each layer. Run it again with: packlight compress MODEL "
-        "--recipe recipe.yaml\n# Choices: " + ", ".join(CHOICES) + "\n"
+        "--data SAMPLES --recipe recipe.yaml\n# Choices: " + ", ".join(CHOICES) + "\n"
     )
     text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000)
     return head + text

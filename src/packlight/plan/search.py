@@ -57,7 +57,8 @@ def search(
     *,
     progress: Progress = SILENT,
 ) -> Found:
-    """Find the fastest, then smallest, then most faithful recipe that keeps to the limits.
+    """Find the fastest, then smallest, then most faithful recipe that keeps to the limits;
+    without a limit on the drop the most faithful one.
 
     limits: drop absolute, size in bytes, latency as a ratio to the original's.
     """
@@ -177,7 +178,8 @@ def _option(one: Tried) -> Option:
 
 
 def _best(tried: Sequence[Tried], limits: Limits) -> int:
-    return choose([_option(one) for one in tried], limits)
+    able = [i for i, one in enumerate(tried) if not one.failure] or list(range(len(tried)))
+    return able[choose([_option(tried[i]) for i in able], limits)]
 
 
 def _most_promising(tried: Sequence[Tried], best: Tried, limits: Limits) -> list[Tried]:

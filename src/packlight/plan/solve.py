@@ -50,6 +50,7 @@ def violation(option: Option, limits: Limits) -> float:
 def choose(options: Sequence[Option], limits: Limits) -> int:
     """The number of the best option: fastest, then smallest, then most faithful.
 
+    Where the drop has no limit, the most faithful: a size or a time was asked for, no more.
     Ties are wide, since latencies are measured. Where no option keeps to the limits, the one
     that comes nearest is taken. Raises ValueError without options.
     """
@@ -59,6 +60,9 @@ def choose(options: Sequence[Option], limits: Limits) -> int:
     fitting = [i for i in numbered if violation(options[i], limits) == 0]
     if not fitting:
         return min(numbered, key=lambda i: (violation(options[i], limits), options[i].drop))
+    if limits.drop is None:
+        free = [(options[i].noise_db, -options[i].latency, -options[i].size, i) for i in fitting]
+        return max(free)[-1]
     fastest = min(options[i].latency for i in fitting)
     fast = [i for i in fitting if options[i].latency <= fastest * (1 + TIE_LATENCY)]
     smallest = min(options[i].size for i in fast)

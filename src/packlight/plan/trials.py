@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from packlight.errors import RuntimeFailure, RuntimeRefused
+from packlight.errors import PacklightError, RuntimeFailure, RuntimeRefused
 from packlight.graph.apply import Weights, apply_recipe
 from packlight.graph.layers import find_layers
 from packlight.graph.model import Graph, Model, copy_model, save_model
@@ -223,7 +223,18 @@ class Workbench:
     ) -> Tried:
         """Make a recipe's file and run it on the search samples (or those given)."""
         known = recipe in self._made
-        tried = self.make(recipe, label)
+        try:
+            tried = self.make(recipe, label)
+        except PacklightError:
+            raise
+        except Exception as error:
+            # A graph that a rewrite did not foresee costs one candidate, not the run.
+            reason = f"it could not be made ({type(error).__name__}: {error})"
+            tried = Tried(label, recipe, self.folder, (), 0, failure=reason)
+            if indices is None:
+                self._made[recipe] = tried
+                self.tried.append(tried)
+            return tried
         if indices is None and (tried.metric is not None or tried.failure):
             return tried
         try:
