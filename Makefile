@@ -8,6 +8,9 @@ DIGITS := examples/digits
 # goes without (PyPI's build for Linux is large), and those tests are skipped.
 TORCH  ?= torch
 
+# onnxruntime reports its use otherwise; packlight sets it for its own processes.
+export ORT_DISABLE_TELEMETRY := 1
+
 # Targets share one environment: with -j, two installations must not run in it at once.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
