@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ from onnx import numpy_helper
 # Some tests ask onnxruntime itself, which would report to its maker; packlight's own processes
 # must see to that themselves, and are tested without this.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+# Whoever runs the tests in the background hands down an ignored SIGINT, which tests and the
+# processes they start would never see.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("packlight", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("packlight")
