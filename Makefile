@@ -4,9 +4,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 DIGITS := examples/digits
+# Which benchmark `make bench` runs.
+BENCH  ?= int8
 # Only tests use it: the maths is held to give the same on NumPy and PyTorch. `make test TORCH=`
 # goes without (PyPI's build for Linux is large), and those tests are skipped.
 TORCH  ?= torch
+# Tests of transformer graphs build small models with it, and are skipped without (MODELS=).
+MODELS ?= transformers
 
 # onnxruntime reports its use otherwise; packlight sets it for its own processes.
 export ORT_DISABLE_TELEMETRY := 1
@@ -34,7 +38,7 @@ $(VENV)/core.stamp: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/dev.stamp: $(VENV)/core.stamp
 	@echo "installing the development tools into $(VENV)"
-	@$(PIP) install -c constraints.txt -e '.[dev]' $(TORCH)
+	@$(PIP) install -c constraints.txt -e '.[dev]' $(TORCH) $(MODELS)
 	@touch $@
 
 venv: $(VENV)/core.stamp ## the environment with the command packlight, without development tools
@@ -66,8 +70,8 @@ check: lint types test ## what continuous integration runs
 	  -c constraints.txt -r benchmarks/requirements.txt -e .
 	@touch $@
 
-bench: .bench/bench.stamp ## compares 8-bit quantizers (OPTIONS="--quick --models resnet20")
-	@.bench/bin/python benchmarks/int8.py $(OPTIONS)
+bench: .bench/bench.stamp ## a benchmark: BENCH=int8|fewbits|size|rounding|entropy|budget (OPTIONS="...")
+	@.bench/bin/python benchmarks/$(BENCH).py $(OPTIONS)
 
 clean: ## removes environments, caches and what the demo wrote
 	@rm -rf $(VENV) .bench packed build dist

@@ -623,7 +623,7 @@ def test_a_choice_that_a_layer_cannot_have_is_refused(tmp_path: Path, write_mode
     text = "net (float[n, 3, 8, 8] x) => (float[n, 16, 6, 6] y) { y = Conv(x, w) }"
     model = write_model(tmp_path / "net.onnx", text, w=weight)
     data = np.ones((8, 3, 8, 8), np.float32)
-    for choice in ("weights-int4", "int8-dynamic"):
+    for choice in ("weights-int4-blocks", "int8-dynamic"):
         with pytest.raises((UnusableRecipe, WrongUsage), match=f"'y'.*{choice}|{choice}.*'y'"):
             packlight.compress(model, data=data, recipe=Recipe(layers=(("y", choice),)))
 

@@ -17,7 +17,9 @@ from packlight.recipe import (
     ROUNDINGS,
     Recipe,
     check_layers,
+    parse_choice,
     read_recipe,
+    size_only,
     write_recipe,
 )
 
@@ -36,6 +38,7 @@ RECIPES = st.builds(
         lambda layers: tuple(layers.items())
     ),
     ranges=st.sampled_from(RANGES),
+    sequential=st.booleans(),
     rounding=st.sampled_from(ROUNDINGS),
     bias_correction=st.booleans(),
     equalize=st.booleans(),
@@ -77,7 +80,8 @@ def test_another_choice_for_some_layers() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("layers: {a: int9}", ["'a'", "'int9'", "did you mean 'int8'"]),
+        ("layers: {a: int9}", ["line 1", "'a'", "'int9'", "did you mean 'int"]),
+        ("seed: 3\nlayers:\n  b: int8\n  a: wieghts-nf4", ["line 4", "mean 'weights-nf4'"]),
         ("layers: {a: weight-int8}", ["did you mean 'weights-int8'"]),
         ("layers: {a: [int8]}", ["'a'", "['int8']"]),
         ("layers: {a: {b: int8}}", ["'a'"]),
@@ -89,7 +93,7 @@ def test_another_choice_for_some_layers() -> None:
         ("bias_corection: true", ["did you mean 'bias_correction'"]),
         ("3: 4", ["unknown entry 3"]),
         ("ranges: minmax", ["'minmax'", "did you mean 'min-max'"]),
-        ("rounding: best", ["'best'", "compensated, nearest"]),
+        ("rounding: best", ["line 1", "'best'", "compensated, descent, learned, nearest"]),
         ("seed: true", ["'seed'", "whole number", "True"]),
         ("schema: true", ["'schema'", "whole number"]),
         ("seed: 1.0", ["'seed'", "whole number"]),
@@ -99,8 +103,12 @@ def test_another_choice_for_some_layers() -> None:
         ("target: 3", ["'target'"]),
         ("equalize: 1", ["'equalize'", "true or false"]),
         ("schema: 2", ["schema 2"]),
-        ("layers: {a: int8, a: float32}", ["'a'", "twice"]),
-        ("seed: 1\nlayers: {}\nseed: 2", ["'seed'", "twice"]),
+        ("layers: {a: int8, a: float32}", ["line 1", "'a'", "twice"]),
+        ("layers: {yes: int8, true: int8}", ["line 1", "True", "quotes"]),
+        ("{1: a, 1.0: b}", ["line 1", "unknown entry 1"]),
+        ("seed: 1\nlayers: {}\nseed: 2", ["line 3", "'seed'", "twice"]),
+        ("seed: 1\nlayers: {}\n\nranged: min-max", ["line 4", "'ranged'", "'ranges'"]),
+        ("seed: 1\n\nsequential: maybe", ["line 3", "true or false"]),
         ("[a, b]", ["no recipe"]),
         ("just words", ["no recipe"]),
         ("", ["no recipe"]),
@@ -158,3 +166,46 @@ def test_unknown_layers_are_named_with_the_nearest() -> None:
     check_layers(Recipe(layers=(("conv1", "int8"),)), ["conv1", "conv2"])
     with pytest.raises(UnusableRecipe, match=r"'conv3'.*did you mean 'conv[12]'"):
         check_layers(Recipe(layers=(("conv3", "int8"),)), ["conv1", "conv2"])
+
+
+def test_the_line_of_an_unknown_layer_is_named(tmp_path: Path) -> None:
+    recipe = read(tmp_path, "seed: 1\nlayers:\n  conv1: int8\n\n  conv3: int8\n")
+    with pytest.raises(UnusableRecipe, match=r"recipe.yaml, line 5: .*'conv3'.*'conv[12]'"):
+        check_layers(recipe, ["conv1", "conv2"])
+    moved = recipe.with_choice(["conv1"], "float16")
+    assert moved.place("conv1").endswith("line 3: ") and Recipe().place("conv1") == ""
+    assert recipe == Recipe(layers=recipe.layers, seed=1)  # where it was read is no part of it
+
+
+def test_every_word_says_what_it_is() -> None:
+    for word, about in CHOICES.items():
+        choice = parse_choice(word)
+        assert choice.word == word and choice.about == about and "\n" not in about
+        assert 0 < choice.bits <= 32 and choice.activation_bits in (4, 8, 16, 32)
+    assert len(set(CHOICES.values())) == len(CHOICES)
+    int4, a4 = parse_choice("int4"), parse_choice("int4-a4")
+    assert (int4.weights, int4.compute, int4.activation_bits, int4.bits) == ("int4", "static", 8, 4)
+    assert (a4.weights, a4.compute, a4.activation_bits) == ("int4", "static", 4)
+    assert parse_choice("weights-coded0.5") == parse_choice("weights-coded0.5")
+    assert parse_choice("weights-coded0.5").bits == 0.5
+    assert parse_choice("weights-int4-blocks").bits == 4 + 36 / 32
+    with pytest.raises(UnusableRecipe, match="did you mean 'weights-shared4'"):
+        parse_choice("weights-share4")
+
+
+def test_what_computes_in_float_is_size_only() -> None:
+    only = {word for word in CHOICES if size_only(word)}
+    assert {"float16", "weights-int2", "weights-nf4", "weights-coded2", "int4-a4"} <= only
+    kept = {"float32", "int8", "int2", "int8-wide", "int8-dynamic", "weights-int4-blocks"}
+    assert only.isdisjoint(kept)
+
+
+@pytest.mark.parametrize(("text", "strength"), [("0.5", 0.5), ("0", 0), ("1", 1)])
+def test_smoothing_is_a_number_from_0_to_1(tmp_path: Path, text: str, strength: float) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"smooth: {text}\n")
+    assert read_recipe(path).smooth == strength
+    for wrong in ("1.5", "-0.1", ".nan", "true", "much"):
+        path.write_text(f"smooth: {wrong}\n")
+        with pytest.raises(UnusableRecipe, match="smooth"):
+            read_recipe(path)

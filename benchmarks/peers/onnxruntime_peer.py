@@ -12,26 +12,36 @@ from numpy.typing import NDArray
 
 from peers.opset import raise_opset
 
-TYPES = {"U8": "QUInt8", "S8": "QInt8"}
+TYPES = {"U8": "QUInt8", "S8": "QInt8", "U4": "QUInt4", "S4": "QInt4"}
 
 
 class OnnxRuntimePeer:
     """One choice of number formats and calibrator.
 
-    activations, weights: "U8" or "S8". calibrator: "MinMax", "Entropy" or "Percentile".
+    activations, weights: a key of TYPES. calibrator: "MinMax", "Entropy" or "Percentile".
     reduce_range: 7-bit weights, for processors whose U8S8 kernels saturate.
+    float_ends: the first and the last layer stay float32.
     """
 
     def __init__(
-        self, activations: str, weights: str, calibrator: str, *, reduce_range: bool = False
+        self,
+        activations: str,
+        weights: str,
+        calibrator: str,
+        *,
+        reduce_range: bool = False,
+        float_ends: bool = False,
     ) -> None:
         self.activations = activations
         self.weights = weights
         self.calibrator = calibrator
         self.reduce_range = reduce_range
+        self.float_ends = float_ends
         self.name = f"onnxruntime {activations}{weights} {calibrator}"
         if reduce_range:
             self.name += " reduce_range"
+        if float_ends:
+            self.name += " ends in float"
 
     def quantize(self, model: Path, calibration: Mapping[str, NDArray], out: Path) -> None:
         """Prepares the file as the documentation asks for, then calibrates and quantizes."""
@@ -59,6 +69,7 @@ class OnnxRuntimePeer:
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
                 reduce_range=self.reduce_range,
+                nodes_to_exclude=find_ends(prepared) if self.float_ends else None,
                 activation_type=getattr(QuantType, TYPES[self.activations]),
                 weight_type=getattr(QuantType, TYPES[self.weights]),
                 calibrate_method=getattr(CalibrationMethod, self.calibrator),
@@ -79,3 +90,12 @@ def prepare(model: Path, prepared: Path) -> Path:
         else:
             return prepared
     return model
+
+
+def find_ends(model: Path) -> list[str]:
+    """Returns the names of the first and the last layer with weights, in the file's order."""
+    import onnx
+
+    nodes = onnx.load(model, load_external_data=False).graph.node
+    names = [node.name for node in nodes if node.op_type in ("Conv", "Gemm", "MatMul")]
+    return [names[0], names[-1]]

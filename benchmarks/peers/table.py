@@ -1,4 +1,4 @@
-"""Which quantizers are compared, in which configurations: one literal table.
+"""Which quantizers are compared, in which configurations: one literal table each.
 
 Olive is left out: its static quantization of ONNX files is a front end to
 onnxruntime's `quantize_static`, which has rows of its own here.
@@ -35,3 +35,13 @@ QUICK = (
     "NNCF",
     "packlight",
 )
+
+# `fewbits.py`: those that give 4-bit weights to convolutions of an ONNX file, by its widths.
+# NNCF 3.4 does so for none (its 4 bits are for MatMul and Gemm alone, and its quantization of
+# ONNX files refuses `num_bits=4`); onnxruntime's MatMulNBits quantizer knows no convolutions.
+FEW_BITS: dict[str, tuple[Peer, ...]] = {
+    "W4A8": tuple(OnnxRuntimePeer("U8", "S4", each) for each in ("MinMax", "Percentile")),
+    "W4A4": tuple(
+        OnnxRuntimePeer("U4", "S4", each, float_ends=True) for each in ("MinMax", "Percentile")
+    ),
+}

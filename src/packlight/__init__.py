@@ -8,7 +8,17 @@ from packlight.errors import PacklightError
 from packlight.version import __version__
 
 if TYPE_CHECKING:
-    from packlight.api import Comparison, Forecast, Result, compare, compress, inspect, load
+    from packlight.api import (
+        Comparison,
+        Forecast,
+        Result,
+        compare,
+        compress,
+        inspect,
+        load,
+        pack,
+        unpack,
+    )
     from packlight.graph.anatomy import Anatomy
 
 __all__ = [
@@ -22,6 +32,8 @@ __all__ = [
     "compress",
     "inspect",
     "load",
+    "pack",
+    "unpack",
 ]
 
 

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from packlight.measure.quality import Metric, find_metric
 from packlight.plan.budget import parse_drop, parse_latency, parse_size
 from packlight.plan.candidates import describe_targets
 from packlight.plan.forecast import Forecast, forecast
+from packlight.plan.goal import Goal, average_bits, find_goal
 from packlight.plan.judge import (
     Figures,
     environment,
@@ -40,9 +41,11 @@ from packlight.plan.prepare import (
     prepare_samples,
     simplify_checked,
 )
+from packlight.plan.rules import read_rules
 from packlight.plan.search import Found, search
 from packlight.plan.solve import Limits
 from packlight.plan.trials import GIVEN, Tried, Workbench
+from packlight.plan.workers import parse_workers
 from packlight.progress import SILENT, Progress
 from packlight.recipe import Recipe, read_recipe, write_recipe
 from packlight.report import evidence_table, write_html, write_json
@@ -52,11 +55,20 @@ from packlight.report.snippet import how_to_run
 from packlight.runtime import profile_operators
 from packlight.samples import feeds_of
 from packlight.targets import TARGETS, Target, find_target
+from packlight.transport import pack, unpack
 
-__all__ = ["Comparison", "Forecast", "Result", "compare", "compress", "inspect", "load", "targets"]
-
-DEFAULT_DROP = 0.01
-"""The budget where the user names none: one point of the metric."""
+__all__ = [
+    "Comparison",
+    "Forecast",
+    "Result",
+    "compare",
+    "compress",
+    "inspect",
+    "load",
+    "pack",
+    "targets",
+    "unpack",
+]
 
 
 @dataclass(frozen=True)
@@ -129,9 +141,14 @@ def compress(
     max_drop: str | float | None = None,
     max_size: str | float | None = None,
     max_latency: str | float | None = None,
+    max_download: str | float | None = None,
+    preset: str = "balanced",
     recipe: str | Path | Recipe | None = None,
+    pin: Mapping[str, str] | None = None,
+    forbid: Sequence[str] = (),
     metric: str | Metric | None = None,
     preprocess: str | None = None,
+    workers: int | str = 1,
     seed: int = 0,
     dry_run: bool = False,
     progress: Progress = SILENT,
@@ -141,24 +158,37 @@ def compress(
     data: samples, as `packlight.samples.open_samples` takes them; None: made up, so that
         accuracy cannot be judged. max_drop: "1%" or 0.01, absolute, of the metric (the default
         where no budget is named). max_size: "5MB" or "25%". max_latency: "10ms" or "40%".
-    recipe: do this, with its target and seed, instead of searching. metric: a name or a
-        function of (outputs, labels). dry_run: only say what would happen.
+        max_download: likewise, of the packed file (see `pack`).
+    preset: what is wished for most under the budget: balanced, fastest, smallest, lossless.
+    recipe: do this, with its target and seed, instead of searching; with pins it is a wish for
+        the search. pin: {layer: choice} and forbid: choices, which the search keeps to.
+    metric: a name or a function of (outputs, labels). workers: processes for the search, or a
+        Ray cluster ("ray://host:port"). dry_run: only say what would happen.
     Raises PacklightError with a sentence for the user.
     """
     begun = time.monotonic()
     found_metric = find_metric(metric) if isinstance(metric, str) else metric
-    wanted = _recipe(recipe)
-    if wanted is not None:
-        target, seed = wanted.target, wanted.seed
-    goal = find_target(target)
+    given = _recipe(recipe)
+    if given is not None:
+        target, seed = given.target, given.seed
+    asks = given is not None and (given.searches or bool(pin) or bool(forbid))
+    wanted = None if asks else given
+    goal, wish = find_target(target), find_goal(preset)
+    workers = parse_workers(workers) if isinstance(workers, str) else workers
     share = not callable(found_metric)
     drop = None if max_drop is None else parse_drop(max_drop, share=share)
-    if max_drop is None and max_size is None and max_latency is None and share:
-        drop = DEFAULT_DROP
-    _check_budget(max_size, max_latency)
+    limited = [one for one in (max_size, max_latency, max_download) if one is not None]
+    if max_drop is None and not limited and share:
+        drop = wish.drop
+    _check_budget(max_size, max_latency, max_download)
     progress.stage("reading the model and the samples")
     source = load(model)
     size = None if max_size is None else parse_size(max_size, source.size_bytes)
+    download = (
+        None
+        if max_download is None
+        else parse_size(max_download, source.size_bytes, option="max-download")
+    )
     if dry_run:
         return forecast(source, goal, has_data=data is not None, max_size_bytes=size)
     prepared = prepare_samples(source, data, preprocess=preprocess, seed=seed)
@@ -176,30 +206,46 @@ def compress(
         goal,
         metric=found_metric,
         max_drop=drop,
+        workers=workers,
         seed=seed,
     ) as bench:
         if wanted is not None:
             check_choices(wanted, layers)
+        rules = read_rules(pin or {}, forbid, given if asks else None, layers)
         if wanted is not None or not prepared.samples.generated:
             static = [layer.name for layer in layers if not why_not(layer, "int8")]
             bench.calibrate(static, progress=progress)
-        latency = None if max_latency is None else parse_latency(max_latency, _original_ms(bench))
-        budget = Budget(drop, size, latency)
+        original_ms = None if max_latency is None else _original_ms(bench)
+        latency = None
+        if max_latency is not None and original_ms is not None:
+            latency = parse_latency(max_latency, original_ms)
+        budget = Budget(drop, size, latency, download)
         if wanted is not None:
             chosen = bench.evaluate(wanted, GIVEN)
             found = Found(chosen, tuple(bench.tried))
             if chosen.failure:
                 raise WrongUsage(f"The recipe gives a file that does not run: {chosen.failure}")
         else:
-            found = search(bench, layers, _limits(bench, budget), progress=progress)
+            found = search(
+                bench,
+                layers,
+                _limits(bench, budget, original_ms),
+                goal=wish,
+                rules=rules,
+                given=given if asks and given and given.layers else None,
+                download=download,
+                asked=bool(limited),
+                progress=progress,
+            )
         figures = measure_figures(
             bench,
             found.chosen.path,
             found.chosen.size_bytes,
+            files=found.chosen.files,
             indices=prepared.split.proof or prepared.split.search or prepared.split.calibration,
             progress=progress,
         )
-        evidence = _evidence(bench, prepared, steps, layers, found, figures, budget)
+        evidence = _evidence(bench, prepared, steps, layers, found, figures, budget, wish)
         scratch = _Scratch()
         files = _keep(found.chosen, scratch.path)
     evidence = replace(evidence, seconds=time.monotonic() - begun)
@@ -274,23 +320,31 @@ def _recipe(recipe: str | Path | Recipe | None) -> Recipe | None:
     return recipe if recipe is None or isinstance(recipe, Recipe) else read_recipe(recipe)
 
 
-def _check_budget(max_size: str | float | None, max_latency: str | float | None) -> None:
+def _check_budget(
+    max_size: str | float | None,
+    max_latency: str | float | None,
+    max_download: str | float | None,
+) -> None:
     """Notice a budget that cannot be read before any work."""
     if max_size is not None:
         parse_size(max_size, 1 << 40)
+    if max_download is not None:
+        parse_size(max_download, 1 << 40, option="max-download")
     if max_latency is not None:
         parse_latency(max_latency, 1e6)
 
 
 def _original_ms(bench: Workbench) -> float:
-    return rank_latencies([bench.model.source], bench.first_feeds(), seconds=2.0)[0].ms
+    return rank_latencies(
+        [bench.model.source], bench.first_feeds(), seconds=2.0, engine=bench.device.latency
+    )[0].ms
 
 
-def _limits(bench: Workbench, budget: Budget) -> Limits:
+def _limits(bench: Workbench, budget: Budget, original_ms: float | None) -> Limits:
     """The budget as the search sees it: never slower, never larger than the original."""
     latency = 1.0
-    if budget.max_latency_ms is not None:
-        latency = min(latency, budget.max_latency_ms / max(_original_ms(bench), 1e-9))
+    if budget.max_latency_ms is not None and original_ms is not None:
+        latency = min(latency, budget.max_latency_ms / max(original_ms, 1e-9))
     size = bench.model.size_bytes - 1
     if budget.max_size_bytes is not None:
         size = min(size, budget.max_size_bytes)
@@ -305,9 +359,11 @@ def _evidence(
     found: Found,
     figures: Figures,
     budget: Budget,
+    goal: Goal,
 ) -> Evidence:
     model, chosen, generated = bench.model, found.chosen, prepared.samples.generated
-    verdict, reason = judge(figures, budget, generated=generated)
+    packed = goal.wish in ("download", "nothing") or budget.max_download_bytes is not None
+    verdict, reason = judge(figures, budget, generated=generated, packed=packed)
     about, skipped = layer_evidence(bench, found, layers, bench.first_feeds(), chosen.notes)
     undone = tuple(
         f"simplifying: '{step.name}' was undone, because {step.reason}"
@@ -328,18 +384,20 @@ def _evidence(
         layers=about,
         not_compressed=skipped,
         trials=tuple(
-            _trial(one, chosen=one.recipe == chosen.recipe, generated=generated)
+            _trial(one, chosen=one.recipe == chosen.recipe, generated=generated, layers=layers)
             for one in found.tried
         ),
         notes=(*prepared.notes, *figures.notes, *undone),
         inputs=tuple(str(spec) for spec in model.inputs),
         samples=prepared.samples.source,
-        environment=environment(),
+        environment=environment(bench.device.engine),
         seed=bench.seed,
+        packed_bytes=figures.packed_bytes,
+        preset=goal.name,
     )
 
 
-def _trial(one: Tried, *, chosen: bool, generated: bool) -> Trial:
+def _trial(one: Tried, *, chosen: bool, generated: bool, layers: Sequence[Layer]) -> Trial:
     # On made-up samples a drop says nothing of the user's accuracy.
     drop = None if one.metric is None or generated else one.metric.drop
     return Trial(
@@ -350,6 +408,9 @@ def _trial(one: Tried, *, chosen: bool, generated: bool) -> Trial:
         latency_ratio=one.latency_ratio,
         chosen=chosen,
         note=one.failure,
+        latency_ms=one.latency_ms,
+        packed_bytes=one.packed_bytes,
+        average_bits=average_bits(one.recipe, layers),
     )
 
 

@@ -6,6 +6,7 @@
     |-- UnusableSamples         samples that do not fit the model, or are broken
     |-- UnusableRecipe          a recipe that names what does not exist
     |-- UnusableOutput          an output folder that exists or cannot be written
+    |-- UnusablePack            a transport file, or a folder for one, that cannot be used
     |-- MissingExtra            an optional package that is not installed
     `-- RuntimeFailure          the runtime could not run a file
         |-- RuntimeRefused      it said so
@@ -42,6 +43,10 @@ class UnusableRecipe(PacklightError):
 
 class UnusableOutput(PacklightError):
     """An output folder that exists or cannot be written."""
+
+
+class UnusablePack(PacklightError):
+    """A transport file that is damaged, or a folder that cannot become one."""
 
 
 class MissingExtra(PacklightError):

@@ -4,43 +4,161 @@
 schema: 1
 target: laptop
 ranges: squared-error        # of activations: squared-error, min-max, percentile, least-error
-rounding: compensated        # of static int8 weights: compensated or nearest
+rounding: compensated        # of weights: compensated, descent, learned or nearest
+sequential: false            # rounding sees the inputs that quantized layers give
 bias_correction: false
 layers:
   /conv1/Conv: int8
   /linear/Gemm: weights-int8
+```
+
+With `layers` alone a recipe is done as it stands. With `pins` or `forbid` it is searched for a
+better one, in which pinned layers keep their choice and forbidden choices do not occur:
+
+```yaml
+pins:
+  /linear/Gemm: float32
+forbid: [int8-dynamic, weights-int4]
 ```
 """
 
 from __future__ import annotations
 
 import difflib
+import math
+import re
 import reprlib
+import textwrap
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from packlight.errors import UnusableRecipe
 
-CHOICES: dict[str, str] = {
-    "float32": "left as it is",
-    "int8": "8-bit weights and activations, computed in integers (static)",
-    "int8-wide": "8-bit weights, 16-bit activations",
-    "int8-dynamic": "8-bit weights, activations quantized while the model runs",
-    "weights-int8": "8-bit weights in the file, computed in float",
-    "weights-int8-blocks": "8-bit weights in blocks of 32, packed in memory too",
-    "weights-int4": "4-bit weights in blocks of 32, packed in memory too",
-    "float16": "16-bit floats in the file, computed in float32",
-}
+Compute = Literal["float", "static", "dynamic", "blocks"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What may happen to a layer.
+
+    word: as it stands in a recipe. weights: the form of its weights ("float32", "float16",
+        "int2" ... "int8", "ternary", "nf4", "shared4", "coded", ...).
+    compute: "float" (decoded when the file is loaded), "static" and "dynamic" (activations of
+        fewer bits), "blocks" (an operator that reads packed weights).
+    activation_bits: 32 where activations stay float, 4 where float kernels see rounded ones.
+    bits: nominal bits a weight, scales of blocks included, those of channels not.
+    about: one line for people.
+    """
+
+    word: str
+    weights: str
+    compute: Compute
+    activation_bits: int
+    bits: float
+    about: str
+
+
+# word, form of the weights, bits a weight with its block's scale, and what it is.
+_FORMATS: tuple[tuple[str, str, float, str], ...] = (
+    ("ternary", "ternary", math.log2(3), "weights -1, 0 or 1 times a scale"),
+    ("binary", "binary", 1.0, "weights -1 or 1 times a scale"),
+    ("nf4", "nf4", 4.5, "16 quantiles of the normal distribution, blocks of 64"),
+    ("fp4", "fp4", 4.0, "4-bit floats (e2m1), one scale a channel"),
+    ("mxfp4", "mxfp4", 4.25, "4-bit floats, power-of-two scales for blocks of 32"),
+    ("nvfp4", "nvfp4", 4.5, "4-bit floats, 8-bit float scales for blocks of 16"),
+    ("fp8", "fp8", 8.0, "8-bit floats (e4m3), one scale a channel"),
+    ("pow2", "pow2", 4.0, "signed powers of two, one scale a channel"),
+    *(
+        (f"shared{k}", f"shared{k}", float(k), f"{2**k} values shared by a layer")
+        for k in range(2, 9)
+    ),
+    *(
+        (f"coded{bits:g}", "coded", bits, f"about {bits:g} bits a weight once the file is packed")
+        for bits in (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
+    ),
+)
+
+
+def _list_choices() -> tuple[Choice, ...]:
+    static = "weights and 8-bit activations, computed in integers"
+    stored = "computed in float"
+    blocks = "in blocks of 32, packed in memory too"
+    found = [
+        Choice("float32", "float32", "float", 32, 32.0, "left as it is"),
+        Choice("int8", "int8", "static", 8, 8.0, f"8-bit {static} (static)"),
+    ]
+    for bits in range(7, 1, -1):
+        about = f"{bits}-bit {static}, stored in 8 bits or fewer once packed"
+        found.append(Choice(f"int{bits}", f"int{bits}", "static", 8, float(bits), about))
+    found.append(
+        Choice("int8-wide", "int8", "static", 16, 8.0, "8-bit weights, 16-bit activations")
+    )
+    for bits in (8, 4, 3):
+        about = f"{bits}-bit weights, activations rounded to 4 bits, {stored}"
+        found.append(Choice(f"int{bits}-a4", f"int{bits}", "static", 4, float(bits), about))
+    about = "8-bit weights, activations quantized while the model runs"
+    found.append(Choice("int8-dynamic", "int8", "dynamic", 8, 8.0, about))
+    for bits in range(8, 1, -1):
+        about = f"{bits}-bit weights in the file, one scale a channel, {stored}"
+        found.append(Choice(f"weights-int{bits}", f"int{bits}", "float", 32, float(bits), about))
+    for bits in (8, 4, 2):
+        about = f"{bits}-bit weights {blocks}"
+        word, size = f"weights-int{bits}-blocks", bits + (32 + bits) / 32
+        found.append(Choice(word, f"int{bits}", "blocks", 32, size, about))
+    for word, form, size, about in _FORMATS:
+        found.append(Choice(f"weights-{word}", form, "float", 32, size, f"{about}, {stored}"))
+    half = "16-bit floats in the file, computed in float32"
+    found.append(Choice("float16", "float16", "float", 32, 16.0, half))
+    return tuple(found)
+
+
+_CHOICES: dict[str, Choice] = {choice.word: choice for choice in _list_choices()}
+
+CHOICES: dict[str, str] = {word: choice.about for word, choice in _CHOICES.items()}
+
+LEAST_CODED, MOST_CODED = 0.05, 6.0
+"""Bits a weight of choices that are coded."""
+
+_CODED_PREFIX = "weights-coded"
 
 RANGES = ("squared-error", "min-max", "percentile", "least-error")
-ROUNDINGS = ("compensated", "nearest")
+ROUNDINGS = ("compensated", "descent", "learned", "nearest")
 MOST_BYTES = 4 << 20
 """Tens of thousands of layers fit; reading more YAML would take minutes."""
 _DEEPEST = 4
+
+
+def parse_choice(word: str) -> Choice:
+    """The choice of that word. Raises UnusableRecipe with the nearest one otherwise.
+
+    Besides those listed, weights may be coded with any number of bits: `weights-coded0.35`.
+    """
+    if not is_choice(word):
+        raise UnusableRecipe(f"There is no choice {word!r}{_nearest_choices(word)}.")
+    if word in _CHOICES:
+        return _CHOICES[word]
+    bits = float(word[len(_CODED_PREFIX) :])
+    about = f"about {bits:g} bits a weight once the file is packed, computed in float"
+    return Choice(word, "coded", "float", 32, bits, about)
+
+
+def is_choice(word: str) -> bool:
+    """Whether there is such a choice."""
+    bits = word[len(_CODED_PREFIX) :] if word.startswith(_CODED_PREFIX) else ""
+    if not re.fullmatch(r"[0-9](\.[0-9]{1,3})?", bits):
+        return word in _CHOICES
+    return word in _CHOICES or LEAST_CODED <= float(bits) <= MOST_CODED
+
+
+def size_only(word: str) -> bool:
+    """Whether a choice makes the file smaller and nothing else: the runtime computes in float."""
+    choice = parse_choice(word)
+    rounded = choice.activation_bits == 4
+    return word != "float32" and (choice.compute == "float" or rounded)
 
 
 @dataclass(frozen=True)
@@ -49,21 +167,43 @@ class Recipe:
 
     layers: (name, choice) in graph order; a layer that is not named stays float32.
     equalize: balance channels between neighbouring layers before quantization.
+    smooth: strength (0 to 1) with which range is moved from activations into weights; 0: off.
+    rounding: of weights, where second moments of their inputs were observed: "compensated",
+        "descent" (and then code by code), "learned"; "nearest" asks for none of it.
+    sequential: rounding sees the inputs that the quantized layers before it give.
     pair_limit: keep codes of neighbouring weights from saturating x86 kernels.
+    pins, forbid: (layer, choice) and choices that a search must keep to; with either the recipe
+        asks for a search.
+    places: (layer, "file, line 3") for messages, where the recipe was read from a file.
     """
 
     target: str = "laptop"
     layers: tuple[tuple[str, str], ...] = ()
     ranges: str = "squared-error"
     rounding: str = "compensated"
+    sequential: bool = False
     bias_correction: bool = False
     equalize: bool = False
+    smooth: float = 0.0
     pair_limit: bool = True
     seed: int = 0
+    pins: tuple[tuple[str, str], ...] = ()
+    forbid: tuple[str, ...] = ()
+    places: tuple[tuple[str, str], ...] = field(default=(), compare=False, repr=False)
 
     def choice(self, layer: str) -> str:
         """What happens to a layer."""
         return dict(self.layers).get(layer, "float32")
+
+    @property
+    def searches(self) -> bool:
+        """Whether it asks for a search, instead of saying all."""
+        return bool(self.pins or self.forbid or not self.layers)
+
+    def place(self, layer: str) -> str:
+        """Where a layer's choice was read, as the beginning of a message: "file, line 3: "."""
+        found = dict(self.places).get(layer)
+        return f"{found}: " if found else ""
 
     def with_choice(self, names: Iterable[str], choice: str) -> Recipe:
         """The same plan with another choice for some layers."""
@@ -80,21 +220,31 @@ def write_recipe(recipe: Recipe) -> str:
         "seed": recipe.seed,
         "ranges": recipe.ranges,
         "rounding": recipe.rounding,
+        "sequential": recipe.sequential,
         "bias_correction": recipe.bias_correction,
         "equalize": recipe.equalize,
+        "smooth": recipe.smooth,
         "pair_limit": recipe.pair_limit,
         "layers": dict(recipe.layers),
     }
+    if recipe.pins:
+        content["pins"] = dict(recipe.pins)
+    if recipe.forbid:
+        content["forbid"] = list(recipe.forbid)
+    words = textwrap.wrap(
+        "Choices: " + ", ".join(CHOICES), 98, break_on_hyphens=False, break_long_words=False
+    )
     head = (
         "# What packlight did to each layer. Run it again with: packlight compress MODEL "
-        "--data SAMPLES --recipe recipe.yaml\n# Choices: " + ", ".join(CHOICES) + "\n"
+        "--data SAMPLES --recipe recipe.yaml\n" + "".join(f"# {line}\n" for line in words)
     )
     text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000)
     return head + text
 
 
 def read_recipe(path: Path | str) -> Recipe:
-    """Read and check a recipe. Raises UnusableRecipe naming the entry and the nearest valid word.
+    """Read and check a recipe. Raises UnusableRecipe naming the line, the entry and the nearest
+    valid word.
 
     Only plain YAML is read: no tags, no aliases, no keys beyond the known ones.
     """
@@ -107,13 +257,15 @@ def read_recipe(path: Path | str) -> Recipe:
         raise UnusableRecipe(f"The recipe {path} cannot be read ({error}).") from error
     try:
         _refuse_extras(text, path)
-        content = yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        content = None if root is None else loader.construct_document(root)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         where = " ".join(str(error).split())[:300]
         raise UnusableRecipe(f"{path} is not valid YAML: {where}") from error
-    if not isinstance(content, dict):
+    if root is None or not isinstance(content, dict):
         raise UnusableRecipe(f"{path} holds no recipe: expected `layers:` with a choice each.")
-    return _checked(content, path)
+    return _checked(content, _line_numbers(root), path)
 
 
 def _refuse_extras(text: str, path: Path) -> None:
@@ -133,7 +285,10 @@ def _refuse_extras(text: str, path: Path) -> None:
             keys, count = seen[-1]
             if keys is not None and count % 2 == 0 and isinstance(event, yaml.ScalarEvent):
                 if event.value in keys:
-                    raise UnusableRecipe(f"{path} has the entry {event.value!r} twice.")
+                    line = event.start_mark.line + 1
+                    raise UnusableRecipe(
+                        f"{path}, line {line}: the entry {event.value!r} is there twice."
+                    )
                 keys.add(event.value)
             seen[-1] = (keys, count + 1)
         if isinstance(event, yaml.ScalarEvent) and event.value == "<<" and event.implicit[0]:
@@ -144,52 +299,109 @@ def _refuse_extras(text: str, path: Path) -> None:
             raise UnusableRecipe(f"{path} is nested deeper than a recipe can be.")
 
 
+def _line_numbers(root: yaml.Node) -> list[tuple[int, list[int]]]:
+    """For each entry of the file, in order: its line, and those of the entries it holds."""
+    if not isinstance(root, yaml.MappingNode):
+        return []
+    return [
+        (key.start_mark.line + 1, [line for line, _ in _line_numbers(value)])
+        for key, value in root.value
+    ]
+
+
 _SETTINGS: dict[str, tuple[type, str]] = {
     "schema": (int, "a whole number"),
     "target": (str, "a name"),
     "seed": (int, "a whole number"),
     "ranges": (str, "a word"),
     "rounding": (str, "a word"),
+    "sequential": (bool, "true or false"),
     "bias_correction": (bool, "true or false"),
     "equalize": (bool, "true or false"),
+    "smooth": (float, "a number from 0 to 1"),
     "pair_limit": (bool, "true or false"),
     "layers": (dict, "a list of `layer: choice`"),
+    "pins": (dict, "a list of `layer: choice`"),
+    "forbid": (list, "a list of choices in brackets"),
 }
 
 
-def _checked(content: Mapping[Any, Any], path: Path) -> Recipe:
+def _checked(
+    content: Mapping[Any, Any], numbers: list[tuple[int, list[int]]], path: Path
+) -> Recipe:
+    # Entries that are one for YAML (yes and true) have fewer keys than lines: no text, so refused.
+    at = {key: f"{path}, line {line}" for key, (line, _) in zip(content, numbers, strict=False)}
     for key, value in content.items():
         if key not in _SETTINGS:
-            raise UnusableRecipe(f"{path}: unknown entry {key!r}{_nearest(key, _SETTINGS)}.")
+            raise UnusableRecipe(f"{at[key]}: unknown entry {key!r}{_nearest(key, _SETTINGS)}.")
         kind, words = _SETTINGS[key]
+        if kind is float and type(value) is int:
+            kind = int
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise UnusableRecipe(f"{path}: {key!r} must be {words}, not {_short(value)}.")
+            raise UnusableRecipe(f"{at[key]}: {key!r} must be {words}, not {_short(value)}.")
     if content.get("schema", 1) != 1:
         raise UnusableRecipe(
-            f"{path} has schema {content['schema']}; this version of packlight reads schema 1."
+            f"{at['schema']}: this is schema {content['schema']}; this version of packlight reads "
+            "schema 1."
         )
     if content.get("seed", 0) < 0:
-        raise UnusableRecipe(f"{path}: 'seed' must be 0 or more, not {content['seed']}.")
+        raise UnusableRecipe(f"{at['seed']}: 'seed' must be 0 or more, not {content['seed']}.")
+    if not 0 <= content.get("smooth", 0) <= 1:
+        raise UnusableRecipe(
+            f"{at['smooth']}: 'smooth' must lie from 0 (off) to 1, not at {content['smooth']}."
+        )
     for key, allowed in (("ranges", RANGES), ("rounding", ROUNDINGS)):
         if key in content and content[key] not in allowed:
             raise UnusableRecipe(
-                f"{path}: {key!r} is {_short(content[key])}{_nearest(content[key], allowed)}; "
+                f"{at[key]}: {key!r} is {_short(content[key])}{_nearest(content[key], allowed)}; "
                 f"it may be {', '.join(allowed)}."
             )
-    layers = []
-    for name, choice in content.get("layers", {}).items():
+    chosen: dict[str, tuple[tuple[str, str], ...]] = {}
+    places: list[tuple[str, str]] = []
+    for key, (_, inner) in zip(content, numbers, strict=False):
+        if key in ("layers", "pins"):
+            chosen[key] = _choices_of(content[key], inner, path)
+            places += [
+                (name, f"{path}, line {line}")
+                for (name, _), line in zip(chosen[key], inner, strict=False)
+            ]
+    for word in content.get("forbid", ()):
+        if not isinstance(word, str) or word not in CHOICES:
+            raise UnusableRecipe(
+                f"{at['forbid']}: there is no choice {_short(word)} to forbid"
+                f"{_nearest_choices(word)}."
+            )
+    settings = {
+        key: value
+        for key, value in content.items()
+        if key not in ("schema", "layers", "pins", "forbid")
+    }
+    return Recipe(
+        layers=chosen.get("layers", ()),
+        pins=chosen.get("pins", ()),
+        forbid=tuple(content.get("forbid", ())),
+        places=tuple(places),
+        **settings,
+    )
+
+
+def _choices_of(
+    entries: Mapping[Any, Any], lines: list[int], path: Path
+) -> tuple[tuple[str, str], ...]:
+    found = []
+    for (name, choice), line in zip(entries.items(), lines, strict=False):
+        where = f"{path}, line {line}"
         if not isinstance(name, str):
             raise UnusableRecipe(
-                f"{path}: the layer {_short(name)} is read as no text: put its name in quotes."
+                f"{where}: the layer {_short(name)} is read as no text: put its name in quotes."
             )
-        if not isinstance(choice, str) or choice not in CHOICES:
+        if not isinstance(choice, str) or not is_choice(choice):
             raise UnusableRecipe(
-                f"{path}: layer {name!r} has the choice {_short(choice)}"
-                f"{_nearest(choice, CHOICES)}; it may be {', '.join(CHOICES)}."
+                f"{where}: layer {name!r} has the choice {_short(choice)}, which there is not"
+                f"{_nearest_choices(choice)}."
             )
-        layers.append((name, choice))
-    settings = {key: value for key, value in content.items() if key not in ("schema", "layers")}
-    return Recipe(layers=tuple(layers), **settings)
+        found.append((name, choice))
+    return tuple(found)
 
 
 def check_layers(recipe: Recipe, names: Iterable[str]) -> None:
@@ -198,8 +410,8 @@ def check_layers(recipe: Recipe, names: Iterable[str]) -> None:
     for name, _ in recipe.layers:
         if name not in known:
             raise UnusableRecipe(
-                f"The recipe names the layer {name!r}, which the model does not have"
-                f"{_nearest(name, known)}."
+                f"{recipe.place(name)}The recipe names the layer {name!r}, which the model "
+                f"does not have{_nearest(name, known)}."
             )
 
 
@@ -210,3 +422,9 @@ def _short(value: object) -> str:
 def _nearest(word: object, known: Iterable[str]) -> str:
     found = difflib.get_close_matches(str(word)[:200], list(known), 1, 0.5)
     return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def _nearest_choices(word: object) -> str:
+    """Words for the end of a sentence: the choice that was meant, or some that are like it."""
+    others = difflib.get_close_matches(str(word)[:200], CHOICES, 6, 0.0)
+    return f"{_nearest(word, CHOICES)}; like it are {', '.join(others)}"

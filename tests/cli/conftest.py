@@ -102,7 +102,7 @@ class FakeTarget:
     runtime: str = "onnxruntime CPU"
     fast: tuple[str, ...] = ("int8", "float32")
     avoid: tuple[str, ...] = ("float16",)
-    measured_here: bool = True
+    measured: str = "onnxruntime"
     note: str = ""
 
 
@@ -140,7 +140,7 @@ class FakeApi:
 
     def targets(self) -> tuple[FakeTarget, ...]:
         self._call("targets", (), {})
-        return (FakeTarget(), FakeTarget(name="phone", measured_here=False, note="slow start"))
+        return (FakeTarget(), FakeTarget(name="phone", measured="predicted", note="slow start"))
 
 
 @pytest.fixture

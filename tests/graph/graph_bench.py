@@ -18,6 +18,7 @@ from packlight.graph.apply import apply_recipe, why_not
 from packlight.graph.layers import find_layers
 from packlight.graph.model import Model, load_model, save_model
 from packlight.graph.observe import Observations, observe
+from packlight.graph.rewrite.blocks import BlockForm
 from packlight.graph.rewrite.quantize import tensors_to_observe
 from packlight.recipe import Recipe
 from packlight.runtime import Process
@@ -69,6 +70,7 @@ class Bench:
         *,
         observations: Observations | None = None,
         accuracy_level: int = 4,
+        block_form: BlockForm = "MatMulNBits",
         **settings: Any,
     ) -> Path:
         """The compressed file; one choice for all layers that can have it, or one a layer."""
@@ -81,7 +83,9 @@ class Bench:
         recipe = Recipe(layers=tuple(choices.items()), **settings)
         if observations is None:
             observations = Observations() if data is None else self.observe(model, data)
-        compressed, _ = apply_recipe(model.ir, recipe, observations, accuracy_level=accuracy_level)
+        compressed, _ = apply_recipe(
+            model.ir, recipe, observations, accuracy_level=accuracy_level, block_form=block_form
+        )
         return self.save(compressed)
 
     def save(self, graph: Any) -> Path:

@@ -33,6 +33,8 @@ def place(
         six=np.full((), 6, np.float32),
         minus=np.full((), -1, np.float32),
         pads=np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+        matrix=RANDOM.standard_normal((6, 6)).astype(np.float32),
+        heads=np.array([0, 4, 6, 6]),
     )
     layers = [one for one in find_layers(model.ir) if chosen is None or one.name in chosen]
     return place_quantization(model.ir, layers), model
@@ -215,3 +217,12 @@ def test_a_value_that_is_output_and_read_by_integer_nodes(bench: Bench) -> None:
     path = bench.apply(model, {"c1": "int8", "c3": "int8", "c5": "int8"}, {"x": x})
     reference, found = bench.run(model, {"x": x}), bench.run(path, {"x": x})
     assert all(snr_db(*pair) > 28 for pair in zip(reference, found, strict=True))
+
+
+def test_products_on_their_way_to_attention_stay_float(bench: Bench) -> None:
+    tail = "r = Transpose <perm = [0, 1, 3, 2]> (q) y = MatMul(q, r)"
+    placement, _ = place(bench, "[layer] m = MatMul(x, matrix) q = Reshape(m, heads) " + tail)
+    assert placement.nodes == {"layer"} and placement.tensors == ("x",)
+    # A Conv gives codes in any case: moving those costs less than moving floats.
+    placement, _ = place(bench, CONV + "[turned] r = Transpose(a) y = Softmax(r)")
+    assert placement.nodes == {"conv", "turned"}

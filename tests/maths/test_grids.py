@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from packlight.maths.grids import (
+    Grid,
     IntegerGrid,
+    LevelGrid,
     dequantize,
     expand_blocks,
     join_blocks,
@@ -220,3 +222,91 @@ def test_pytorch_gives_the_same_numbers() -> None:
             values = dequantize(codes, scale, zero, block_shape=block_shape)
             values_t = dequantize(codes_t, scale_t, zero_t, block_shape=block_shape)
             np.testing.assert_array_equal(values_t.numpy(), values)
+
+
+SQUARES = LevelGrid("squares", (-9.0, -4.0, -1.0, 0.0, 1.0, 4.0, 9.0))
+UNEVEN = LevelGrid("uneven", (-1.5, -0.25, 0.5, 3.0))
+LEVEL_GRIDS = [SQUARES, UNEVEN, LevelGrid("binary", (-1.0, 1.0))]
+
+
+def nearest_slowly(grid: Grid, value: float) -> int:
+    """The nearest code; of two the one of lower magnitude, then the positive one."""
+    levels = grid.steps_of(np.arange(grid.minimum, grid.maximum + 1))
+    order = [(abs(level - value), abs(level), -level) for level in levels]
+    return grid.minimum + order.index(min(order))
+
+
+def test_codes_of_levels_written_out() -> None:
+    steps = np.array([-np.inf, -7, -6.5, -6.4, -0.5, -0.2, 0.5, 0.51, 2.5, 6.5, 6.6, np.inf])
+    expected = [0, 0, 1, 1, 3, 3, 3, 4, 4, 5, 6, 6]
+    np.testing.assert_array_equal(SQUARES.codes_of(steps), expected)
+    assert SQUARES.codes_of(steps.astype(np.float32)).dtype == np.float64
+    codes = np.array([[0, 3], [5, 6]], np.uint8)
+    np.testing.assert_array_equal(SQUARES.steps_of(codes), [[-9, 0], [4, 9]])
+    np.testing.assert_array_equal(SQUARES.steps_of(codes, 0.5), [[-9.5, -0.5], [3.5, 8.5]])
+    binary = LEVEL_GRIDS[2]
+    np.testing.assert_array_equal(binary.codes_of(np.array([-0.1, -0.0, 0.0, 0.1])), [0, 1, 1, 1])
+    assert (SQUARES.minimum, SQUARES.maximum, SQUARES.dtype_name) == (0, 6, "uint8")
+
+
+@pytest.mark.parametrize("grid", LEVEL_GRIDS, ids=lambda grid: grid.name)
+@given(
+    steps=st.lists(st.floats(-20, 20) | st.integers(-40, 40).map(lambda n: n / 8), min_size=1),
+    zero=st.integers(-8, 8).map(lambda n: n / 4),
+)
+def test_a_level_is_the_nearest_and_comes_back(
+    grid: LevelGrid, steps: list[float], zero: float
+) -> None:
+    codes = grid.codes_of(np.array(steps), zero)
+    expected = [nearest_slowly(grid, step + zero) for step in steps]
+    np.testing.assert_array_equal(codes, expected)
+    every = np.arange(grid.maximum + 1)
+    np.testing.assert_array_equal(grid.codes_of(grid.steps_of(every, zero), zero), every)
+
+
+def test_every_level_of_a_full_grid_comes_back() -> None:
+    rng = np.random.default_rng(2)
+    grid = LevelGrid("many", tuple(np.sort(rng.standard_normal(256)).tolist()))
+    every = np.arange(256, dtype=np.uint8)
+    np.testing.assert_array_equal(grid.codes_of(grid.steps_of(every)), every)
+
+
+@pytest.mark.parametrize(
+    ("levels", "said"),
+    [
+        ((1.0,), "1 levels, not 2 to 256"),
+        (tuple(float(n) for n in range(257)), "257 levels"),
+        ((0.0, 1.0, 1.0), "do not ascend: 1.0 before 1.0"),
+        ((1.0, 0.0), "do not ascend"),
+        ((0.0, np.inf), "not finite"),
+        ((0.0, np.nan), "not finite"),
+    ],
+)
+def test_levels_that_are_no_grid_are_refused(levels: tuple[float, ...], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        LevelGrid("odd", levels)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_integer_codes_are_those_of_quantize_and_dequantize(grid: IntegerGrid) -> None:
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal(5000) * 3
+    scale, zero = scale_and_zero_point(-4.0, 5.0, grid)
+    codes = grid.codes_of(x / scale, zero)
+    assert codes.dtype == np.float64
+    np.testing.assert_array_equal(codes, quantize(x, scale, zero, grid, block_shape=(-1,)))
+    values = grid.steps_of(codes.astype(grid.dtype_name), zero) * float(scale)
+    wide = dequantize(codes.astype(np.int64), np.float64(scale), zero, block_shape=(-1,))
+    np.testing.assert_array_equal(values, wide)
+
+
+def test_pytorch_gives_the_same_codes_of_a_grid() -> None:
+    torch = pytest.importorskip("torch")
+    steps = np.random.default_rng(4).standard_normal((3, 50)).astype(np.float32) * 5
+    zero = np.array([[0.0], [1.0], [-2.0]])
+    for grid in (*GRIDS, *LEVEL_GRIDS):
+        codes = grid.codes_of(steps, zero)
+        same = grid.codes_of(torch.asarray(steps), torch.asarray(zero))
+        np.testing.assert_array_equal(same.numpy(), codes)
+        back = grid.steps_of(same, torch.asarray(zero))
+        np.testing.assert_array_equal(back.numpy(), grid.steps_of(codes, zero))

@@ -4,7 +4,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from packlight.maths.grids import IntegerGrid, dequantize, quantize, scale_and_zero_point
@@ -15,6 +15,7 @@ from packlight.maths.ranges import (
     range_percentile,
     range_squared_error,
     range_squared_error_of_array,
+    range_weighted,
 )
 from packlight.maths.rounding import limit_pairs, round_to_nearest
 
@@ -189,3 +190,90 @@ def test_without_values_the_range_is_zero_and_costs_nothing() -> None:
     for found in (range_squared_error(histogram, GRIDS[0]), range_percentile(histogram, 99.0)):
         assert found == (0, 0)
     assert expected_squared_error(histogram, -1.0, 1.0, GRIDS[0]) == 0
+
+
+def weighted_errors(
+    weight: np.ndarray, low: np.ndarray, high: np.ndarray, grid: IntegerGrid, weights: np.ndarray
+) -> np.ndarray:
+    """sum_j H_jj (w_j - q_j)^2 of each block of 10 inputs."""
+    scale, zero = scale_and_zero_point(low, high, grid)
+    codes = quantize(weight, scale, zero, grid, block_shape=(1, 10))
+    off = weight - dequantize(codes, scale, zero, block_shape=(1, 10)).astype(np.float64)
+    return (weights * off**2).reshape(len(weight), -1, 10).sum(axis=2)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(GRIDS), st.integers(-30, 30))
+@settings(max_examples=30, deadline=None)
+def test_weighted_ranges_are_never_worse_than_plain_ones(
+    seed: int, grid: IntegerGrid, power: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    weight = (rng.standard_t(3, (5, 30)) * 2.0**power).astype(np.float32)
+    weights = rng.lognormal(0, 3, 30) * 2.0**power
+    weights[10:20] = 0  # a block that nothing ever reaches
+    h = np.diag(weights)
+    low, high = range_weighted(weight, grid, block_shape=(1, 10), second_moments=h)
+    assert low.shape == high.shape == (5, 3)
+    ours = weighted_errors(weight, low, high, grid, weights)
+    plain = range_squared_error_of_array(weight, grid, block_shape=(1, 10))
+    parts = weight.reshape(5, 3, 10)
+    for other in (plain, (parts.min(axis=2), parts.max(axis=2))):
+        theirs = weighted_errors(weight, *other, grid, weights)
+        assert np.all(ours <= theirs * (1 + 1e-5))
+    np.testing.assert_allclose(high[:, 1], plain[1][:, 1])
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_weighted_ranges_come_near_brute_force(grid: IntegerGrid) -> None:
+    rng = np.random.default_rng(6)
+    weight = rng.standard_normal((6, 10)).astype(np.float32)
+    weights = rng.lognormal(0, 1.5, 10)
+    found = range_weighted(weight, grid, block_shape=(1, 10), second_moments=weights)
+    ours = weighted_errors(weight, *found, grid, weights)
+    fractions = np.linspace(0.05, 1, 40)
+    pairs = list(product(fractions, fractions))
+    if grid.symmetric:
+        pairs = [(f, f) for f in np.linspace(0.05, 1, 400)]
+    ends = (np.minimum(weight.min(axis=1), 0), np.maximum(weight.max(axis=1), 0))
+    best = np.min(
+        [
+            weighted_errors(weight, (ends[0] * a)[:, None], (ends[1] * b)[:, None], grid, weights)
+            for a, b in pairs
+        ],
+        axis=0,
+    )
+    assert ours.sum() <= 1.25 * best.sum()
+    plain = range_squared_error_of_array(weight, grid, block_shape=(1, 10))
+    assert ours.sum() < weighted_errors(weight, *plain, grid, weights).sum()
+
+
+def test_weighted_ranges_take_moments_or_their_diagonal() -> None:
+    rng = np.random.default_rng(7)
+    weight = rng.standard_normal((3, 10)).astype(np.float32)
+    x = rng.standard_normal((40, 10))
+    h = x.T @ x
+    full, diagonal = (
+        range_weighted(weight, GRIDS[0], block_shape=(1, -1), second_moments=m)
+        for m in (h, np.diag(h).copy())
+    )
+    np.testing.assert_array_equal(full, diagonal)
+    none = range_weighted(weight, GRIDS[0], block_shape=(1, -1))
+    plain = range_squared_error_of_array(weight, GRIDS[0], block_shape=(1, -1))
+    np.testing.assert_array_equal(none, plain)
+    with pytest.raises(ValueError, match="do not fit 10 inputs"):
+        range_weighted(weight, GRIDS[0], block_shape=(1, -1), second_moments=h[:3, :3])
+    with pytest.raises(ValueError, match="negative or not finite"):
+        range_weighted(weight, GRIDS[0], block_shape=(1, -1), second_moments=-np.diag(h))
+
+
+def test_pytorch_gives_the_same_weighted_ranges() -> None:
+    torch = pytest.importorskip("torch")
+    weight = np.random.default_rng(8).standard_normal((6, 40)).astype(np.float32)
+    weights = np.random.default_rng(9).lognormal(0, 1, 40)
+    for grid in GRIDS:
+        expected = range_weighted(weight, grid, block_shape=(1, 10), second_moments=weights)
+        found = range_weighted(
+            torch.asarray(weight), grid, block_shape=(1, 10), second_moments=torch.asarray(weights)
+        )
+        for a, b in zip(expected, found, strict=True):
+            np.testing.assert_allclose(b.numpy(), a, rtol=1e-6)

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from onnx import parser
 
 from packlight.errors import RuntimeRefused, WrongUsage
+from packlight.measure import latency
 from packlight.measure.latency import measure_latency, rank_latencies
-from packlight.runtime import Process
+from packlight.runtime import Process, has_engine
+from packlight.runtime.browser import BrowserRun
 
 FEEDS = {"x": np.ones(4, np.float32)}
 
@@ -82,3 +84,31 @@ def test_too_few_rounds_for_an_interval_are_refused(tmp_path: Path) -> None:
         measure_latency(path, path, FEEDS, threads=1, rounds=5)
     with pytest.raises(WrongUsage, match="at least one file"):
         rank_latencies([], FEEDS)
+
+
+@pytest.mark.skipif(not has_engine("openvino"), reason="openvino is not installed")
+def test_openvino_is_timed_in_openvino(tmp_path: Path) -> None:
+    a, b = _save(tmp_path / "a.onnx"), _save(tmp_path / "b.onnx")
+    found = measure_latency(a, b, FEEDS, threads=1, rounds=12, seconds=2, engine="openvino")
+    assert found.runtime.split()[0] == "openvino"
+    assert found.original > 0 and found.compressed > 0
+    assert len(rank_latencies([a, b], FEEDS, rounds=6, engine="openvino")) == 2
+
+
+def test_a_browser_is_timed_in_a_browser_on_one_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def run(paths: list[Path], feeds: Any, **options: Any) -> BrowserRun:
+        asked.append((paths, feeds, options["rounds"], options["seconds"]))
+        return BrowserRun(np.array([[4.0] * 6, [1.0] * 6]), (), "the browser")
+
+    monkeypatch.setattr(latency, "run_in_browser", run)
+    a, b = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    found = measure_latency(a, b, FEEDS, threads=1, rounds=7, seconds=2, engine="browser")
+    assert (found.runtime, found.original, found.ratio) == ("the browser", 4, 0.25)
+    assert asked == [([a, b], FEEDS, 7, 2)]
+    assert rank_latencies([a, b], FEEDS, engine="browser")[1].ratio_interval_95 == (0.25, 0.25)
+    with pytest.raises(WrongUsage, match="one thread"):
+        measure_latency(a, b, FEEDS, threads=2, engine="browser")

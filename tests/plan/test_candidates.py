@@ -69,7 +69,7 @@ def test_each_kind_of_layer_is_tried_with_what_it_can_be(layers: tuple[Layer, ..
     assert mixed[names["MatMul"]] == "int8-dynamic"
     assert mixed[names["LSTM"]] == "int8-dynamic"
     assert mixed[names["Gather"]] == "weights-int8"
-    assert found["int4 weights in blocks"][names["Gather"]] == "weights-int4"
+    assert found["int4 weights in blocks"][names["Gather"]] == "weights-int4-blocks"
     # Dynamic quantization of convolutions is many times slower than float.
     assert all(recipe[names["Conv"]] != "int8-dynamic" for recipe in found.values())
 

@@ -23,7 +23,7 @@ def test_sizes_are_predicted_for_each_candidate(model: Model) -> None:
     found = forecast(model, LAPTOP, has_data=True)
     sizes = found.size_bytes
     assert sizes["simplified only"] == found.original_bytes == model.size_bytes
-    assert sizes["int8 static"] == pytest.approx(model.size_bytes / 4, rel=0.1)
+    assert sizes["int8 static"] == pytest.approx(model.size_bytes / 4, rel=0.15)
     assert sizes["float16 weights"] == pytest.approx(model.size_bytes / 2, rel=0.1)
     assert found.layers == {"Gemm": 2, "MatMul": 1}
     assert found.memory_bytes > model.size_bytes

@@ -29,7 +29,7 @@ COST = {
     "weights-int8": (0.25, 1.0, 1e-4),
     "int8": (0.25, 0.5, 1e-3),
     "int8-dynamic": (0.25, 0.9, 1e-3),
-    "weights-int4": (0.16, 1.6, 2e-2),
+    "weights-int4-blocks": (0.16, 1.6, 2e-2),
     "weights-int8-blocks": (0.28, 1.4, 1e-4),
 }
 ALONE = 32
@@ -58,8 +58,8 @@ class Bench:
     def search_indices(self) -> tuple[int, ...]:
         return tuple(range(100))
 
-    def form(self, *, equalized: bool) -> object:
-        return self
+    def differs(self, *, equalized: bool, smoothed: float = 0.0) -> bool:
+        return False
 
     def make(self, recipe: Recipe, label: str) -> Tried:
         size = sum(layer.bytes * COST[recipe.choice(layer.name)][0] for layer in self.layers)
@@ -91,6 +91,15 @@ class Bench:
         if indices is None and all(old.recipe != recipe for old in self.tried):
             self.tried.append(made)
         return made
+
+    def evaluate_many(
+        self,
+        candidates: Sequence[tuple[Recipe, str]],
+        *,
+        indices: Sequence[int] | None = None,
+        progress: object = None,
+    ) -> list[Tried]:
+        return [self.evaluate(recipe, label, indices=indices) for recipe, label in candidates]
 
     def rank(self, candidates: Sequence[Tried]) -> list[Tried]:
         timed = []

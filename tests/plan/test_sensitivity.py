@@ -14,7 +14,7 @@ from packlight.plan.trials import Tried
 from packlight.recipe import Recipe
 
 RECIPE = Recipe(
-    layers=(("a", "int8"), ("b", "weights-int4"), ("c", "int8")), ranges="percentile", seed=5
+    layers=(("a", "int8"), ("b", "weights-int4-blocks"), ("c", "int8")), ranges="percentile", seed=5
 )
 
 
@@ -49,7 +49,7 @@ def test_each_layer_is_measured_alone_with_its_own_choice_and_the_recipes_settin
     assert [recipe.layers for recipe in bench.asked] == [
         (("c", "int8"),),
         (("a", "int8"),),
-        (("b", "weights-int4"),),
+        (("b", "weights-int4-blocks"),),
     ]
     assert all((one.ranges, one.seed) == ("percentile", 5) for one in bench.asked)
 

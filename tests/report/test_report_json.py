@@ -52,6 +52,15 @@ def test_there_and_back_again(evidence: Evidence) -> None:
     assert json_to_evidence(json.loads(write_json(bare))) == bare
 
 
+def test_a_report_from_before_the_new_figures_of_trials_is_read(evidence: Evidence) -> None:
+    old = json.loads(write_json(evidence))
+    for trial in old["trials"]:
+        for key in ("latency_ms", "packed_bytes", "average_bits", "front"):
+            assert key in trial
+            del trial[key]
+    assert json_to_evidence(old) == evidence
+
+
 def test_what_is_not_finite_is_null(evidence: Evidence) -> None:
     assert evidence.metric is not None
     broken = replace(evidence.metric, drop=math.nan, drop_interval_95=(-math.inf, math.inf))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from packlight.runtime.refusal import first_sentence, speaks_of_memory
+from packlight.runtime.refusal import first_sentence, speaks_of_memory, words_of_openvino
 
 FAILED = "[ONNXRuntimeError] : 1 : FAIL : "
 RUNNING = FAILED + "Non-zero status code returned while running {} node. Name:'{}' Status Message: "
@@ -68,3 +68,39 @@ def test_lack_of_memory_is_recognised() -> None:
     assert speaks_of_memory("terminate called after throwing an instance of 'std::bad_alloc'")
     assert speaks_of_memory("Failed to allocate memory for requested buffer of size 274877906944")
     assert not speaks_of_memory("Got invalid dimensions for input: memory")
+
+
+OPENVINO = (
+    "Exception from src/inference/src/cpp/core.cpp:84:\n"
+    "Check 'false' failed at src/frontends/common/unconverted_ops_report.cpp:151:\n"
+    "FrontEnd API failed with OpConversionFailure:\nModel wasn't fully converted."
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            OPENVINO + "\nSummary:\n-- No conversion rule found for operations: zz.Foo, Bar-21\n\n",
+            "It has no implementation of the operator 'Foo' of the domain 'zz', 'Bar'.",
+        ),
+        (
+            OPENVINO + " Failed operations detailed log:\n-- com.microsoft.Lstm with a message:\n"
+            "While validating ONNX node '<Node(Lstm): y>': Check 'size >= 11' failed at "
+            "src/common.cpp:99:\nFrontEnd API failed with OpConversionFailure:\nexpected 11 "
+            "inputs, got: 1\n\nSummary:\n-- Conversion is failed for: com.microsoft.Lstm\n\n",
+            "It cannot read the operator 'Lstm' of the domain 'com.microsoft': expected 11 "
+            "inputs, got: 1",
+        ),
+        (
+            "Exception from src/a.cpp:224:\nException from src/node.cpp:794:\n[CPU] Reshape node "
+            "with name 'y' Check 'a <= 1 && b == c' failed at src/reshape.cpp:77:\n[cpu]reshape: "
+            "the shape of input data (9) conflicts with the reshape pattern (3.7)\n\n\n",
+            "[CPU] Reshape node with name 'y' [cpu]reshape: the shape of input data (9) conflicts "
+            "with the reshape pattern (3.7)",
+        ),
+        ("FQ stripping failed", "FQ stripping failed"),
+    ],
+)
+def test_openvino_is_understood(text: str, expected: str) -> None:
+    assert words_of_openvino(text) == expected

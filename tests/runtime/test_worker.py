@@ -61,12 +61,12 @@ import json, os, runpy, sys
 requests, to_requests = os.pipe()
 nobody_reads, answers = os.pipe()
 os.close(nobody_reads)  # so that serving ends with the first answer
-text = b'{"request": "hello", "arrays": []}'
+text = b'{"request": "hello", "engine": "onnxruntime", "arrays": []}'
 os.write(to_requests, len(text).to_bytes(8, "little") + text)
 settings = json.dumps({"path": json.loads(sys.argv[2]), "memory_bytes": 1 << 40})
 sys.argv = ["start.py", str(requests), str(answers), settings]
 runpy.run_path(json.loads(START), run_name="__main__")
-ours = ("packlight", "onnx", "scipy", "torch")
+ours = ("packlight", "onnx", "scipy", "torch", "openvino")
 print(json.dumps(sorted(name for name in sys.modules if name.split(".")[0] in ours)))
 """
 
@@ -81,5 +81,5 @@ def test_a_worker_imports_only_what_it_needs() -> None:
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    names = ("", ".refusal", ".trace", ".wire", ".worker")
+    names = ("", ".loaded", ".ort", ".refusal", ".trace", ".wire", ".worker")
     assert json.loads(done.stdout) == ["packlight"] + [f"packlight.runtime{n}" for n in names]

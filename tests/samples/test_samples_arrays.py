@@ -60,6 +60,18 @@ def test_a_fixed_batch_is_filled_up_and_trimmed():
     assert np.array_equal(runs[1].trim(runs[1].feeds["x"]), data[4:])
 
 
+def test_inner_axes_that_count_parts_of_samples_are_trimmed_by_sample():
+    spec = TensorSpec("x", "float32", ("n", 2))
+    (run,) = batches_of(open_samples(numbers(3, 2), [spec]), range(3), [spec])
+    tokens_of_all = numbers(3 * 5, 2)
+    assert np.array_equal(run.trim(tokens_of_all), tokens_of_all)
+    fixed = TensorSpec("x", "float32", (4, 2))
+    runs = list(batches_of(open_samples(numbers(6, 2), [fixed]), range(6), [fixed]))
+    tokens = numbers(4 * 5, 2)
+    assert np.array_equal(runs[1].trim(tokens), tokens[:10])
+    assert runs[1].trim(numbers(7, 2)).shape == (7, 2)  # another axis than that of samples
+
+
 def test_an_axis_more_is_a_whole_feed_for_each_sample():
     spec = TensorSpec("x", "float32", ("time", 4))
     data = numbers(3, 7, 4)

@@ -25,7 +25,25 @@ def test_targets_promise_only_what_can_be_written() -> None:
         assert target.blocks <= BLOCKS
         assert target.accuracy_level in range(5)
         assert target.title and target.runtime and target.fast
+        assert target.activation_bits <= {4, 8, 16} and target.block_bits <= {2, 4, 8}
+        assert bool(target.blocks) == bool(target.block_bits), target.name
         assert target.measured_here or target.note
+
+
+def test_only_what_runs_on_this_machine_is_measured() -> None:
+    measured = {target.name: target.measured for target in TARGETS}
+    assert measured == {
+        "laptop": "onnxruntime",
+        "openvino": "openvino",
+        "browser": "browser",
+        "android": "predicted",
+        "raspberry-pi": "predicted",
+        "nvidia": "predicted",
+        "microcontroller": "predicted",
+    }
+    for target in TARGETS:
+        assert target.measured_here is (target.measured != "predicted")
+        assert target.measured_here or "not of the device" in target.note
 
 
 def test_x86_keeps_the_pair_limit() -> None:
@@ -40,5 +58,5 @@ def test_a_word_that_is_no_target_gets_the_nearest(word: str, near: str) -> None
 
 
 def test_a_word_like_no_target_gets_all_of_them() -> None:
-    with pytest.raises(WrongUsage, match="laptop, browser"):
+    with pytest.raises(WrongUsage, match="laptop, openvino, browser"):
         find_target("zzz")

@@ -1,4 +1,4 @@
-"""The command line: `packlight compress`, `inspect`, `compare`, `targets`. No logic lives here."""
+"""The command line: `packlight compress`, `inspect`, `pack` and others. No logic lives here."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import signal
 import sys
 from typing import TextIO
 
+from packlight.cli import transport as _transport  # adds its commands to the app
 from packlight.cli.commands import app
 from packlight.cli.outcomes import INTERRUPTED, TERMINATED, say_interrupted
 
 __all__ = ["app", "main"]
+
+_COMMANDS = (_transport.pack, _transport.unpack)
 
 
 def main() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from packlight.cli.outcomes import one_sentence
+from packlight.errors import WrongUsage
 from packlight.version import __version__
 
 _BUDGET = "What you allow and ask for"
@@ -47,6 +49,8 @@ packlight compress net.onnx --data photos/
 packlight compress net.onnx --data samples.npz --max-drop 1% --out packed/
 
 packlight compress net.onnx --data samples.npz --max-size 25% --target browser
+
+packlight compress net.onnx --data samples.npz --preset smallest --max-drop 0.5%
 
 Exit status: 0 budget met, 3 best effort, 4 not worth it, 2 wrong usage or unusable input.
 """
@@ -174,6 +178,26 @@ def compress(
             show_default=False,
         ),
     ] = None,
+    max_download: Annotated[
+        str | None,
+        typer.Option(
+            "--max-download",
+            metavar="1MB|5%",
+            help="Largest size of the packed file (see [bold]packlight pack[/bold]).",
+            rich_help_panel=_BUDGET,
+            show_default=False,
+        ),
+    ] = None,
+    preset: Annotated[
+        str,
+        typer.Option(
+            "--preset",
+            metavar="NAME",
+            help="What you want most, the budget kept: balanced (fast, then small), fastest, "
+            "smallest (the download), lossless (nothing is rounded).",
+            rich_help_panel=_BUDGET,
+        ),
+    ] = "balanced",
     metric: Annotated[
         str | None,
         typer.Option(
@@ -189,11 +213,41 @@ def compress(
         typer.Option(
             "--recipe",
             metavar="FILE",
-            help="Do what this recipe.yaml says, instead of searching.",
+            help="Do what this recipe.yaml says, instead of searching. With `pins:` or `forbid:` "
+            "in it: search, and keep to them.",
             rich_help_panel=_MORE,
             show_default=False,
         ),
     ] = None,
+    pin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pin",
+            metavar="LAYER=CHOICE",
+            help="This layer gets this choice, whatever the search finds; may be given again.",
+            rich_help_panel=_MORE,
+            show_default=False,
+        ),
+    ] = None,
+    forbid: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--forbid",
+            metavar="CHOICE",
+            help="No layer gets this choice; may be given again.",
+            rich_help_panel=_MORE,
+            show_default=False,
+        ),
+    ] = None,
+    workers: Annotated[
+        str,
+        typer.Option(
+            "--workers",
+            metavar="N|auto|ray://HOST:PORT",
+            help="Processes that try candidates at the same time, or a Ray cluster.",
+            rich_help_panel=_MORE,
+        ),
+    ] = "1",
     seed: Annotated[
         int,
         typer.Option(
@@ -251,7 +305,12 @@ def compress(
                 max_drop=max_drop,
                 max_size=max_size,
                 max_latency=max_latency,
+                max_download=max_download,
+                preset=preset,
                 recipe=recipe,
+                pin=_pins(pin or ()),
+                forbid=tuple(forbid or ()),
+                workers=workers,
                 metric=metric,
                 preprocess=preprocess,
                 seed=seed,
@@ -273,6 +332,17 @@ def compress(
             print_result(found.evidence, folder)
         status = int(found.exit_status)
     raise typer.Exit(status)
+
+
+def _pins(texts: Sequence[str]) -> dict[str, str]:
+    """`LAYER=CHOICE` texts as a mapping; a layer's name may hold = itself."""
+    pins = {}
+    for text in texts:
+        name, equals, word = text.rpartition("=")
+        if not equals or not name.strip() or not word.strip():
+            raise WrongUsage(f"--pin {text!r}: give LAYER=CHOICE, as in /conv1/Conv=int8.")
+        pins[name.strip()] = word.strip()
+    return pins
 
 
 @app.command(help=_INSPECT, no_args_is_help=True)

@@ -1,7 +1,8 @@
 """One calibration pass: streaming statistics of activations, by the runtime itself.
 
 Memory grows with one batch's activations and the layers' [in, in] moments, never with
-the number of samples.
+the number of samples. Moments beyond `MOMENT_BYTES` are gathered in several passes and
+kept in files, mapped into memory.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,9 @@ MOMENT_ROWS = 32768
 MOMENT_INPUTS = 4608
 """Layers with more inputs get no second moments: [in, in] would not fit the memory."""
 
+MOMENT_BYTES = 1 << 30
+"""Second moments that are gathered in one pass; the others wait for the next one."""
+
 
 @dataclass(frozen=True)
 class Observations:
@@ -65,31 +69,75 @@ def observe(
     layers: Sequence[Layer],
     process: Process,
     seed: int = 0,
+    folder: Path | None = None,
+    moment_bytes: int = MOMENT_BYTES,
     progress: Progress = SILENT,
 ) -> Observations:
     """Run the samples through the model and gather statistics.
 
     tensors: names of float tensors of the main graph whose histograms are wanted.
     layers: those whose inputs' second moments are wanted (ungrouped Conv, Gemm, MatMul).
+    folder: where moments lie that do not fit `moment_bytes` together; it must outlive them.
+    Without it they are all held in memory.
     Raises UnusableSamples where there are no samples, or an activation is NaN or infinite.
     """
     if not indices:
         raise UnusableSamples("There are no samples to calibrate with: give at least one.")
+    groups = list(_moment_groups([one for one in layers if wants_moments(one)], moment_bytes))
+    histograms: Mapping[str, Histogram] = {}
+    moments: dict[str, Moments] = {}
+    for number, group in enumerate(groups or [[]]):
+        # Ranges need all samples, but one pass; the other passes gather moments only.
+        first = number == 0
+        most = len(indices) if first else min(len(indices), MOMENT_SAMPLES)
+        found = _observe_once(
+            model,
+            samples,
+            indices,
+            most,
+            inputs,
+            tensors if first else (),
+            group,
+            process=process,
+            seed=seed,
+            progress=progress,
+        )
+        histograms = found.histograms if first else histograms
+        held = dict(found.moments)
+        if folder is not None and len(groups) > 1:
+            held = {name: _mapped(one, folder) for name, one in held.items()}
+        moments |= held
+    return Observations(histograms, moments, len(indices))
+
+
+def _observe_once(
+    model: ir.Model,
+    samples: Samples,
+    indices: Sequence[int],
+    most: int,
+    inputs: Sequence[TensorSpec],
+    tensors: Sequence[str],
+    layers: Sequence[Layer],
+    *,
+    process: Process,
+    seed: int,
+    progress: Progress,
+) -> Observations:
     readers: dict[str, list[Layer]] = {}
     for layer in layers:
-        if wants_moments(layer) and layer.node.inputs[0] is not None:
-            readers.setdefault(str(layer.node.inputs[0].name), []).append(layer)
+        readers.setdefault(_source(layer), []).append(layer)
     wanted = list(dict.fromkeys([*tensors, *readers]))
     fed = [name for name in wanted if name in {spec.name for spec in inputs}]
     inner = [name for name in wanted if name not in fed]
     histograms = {name: empty_histogram() for name in tensors}
-    moments = {one.name: empty_moments(_inputs(one)) for group in readers.values() for one in group}
+    moments = {layer.name: empty_moments(count_inputs(layer)) for layer in layers}
     generator = np.random.default_rng(seed)
     moment_samples = min(len(indices), MOMENT_SAMPLES)
     rows = max(1, MOMENT_ROWS // moment_samples)
     seen = 0
-    progress.stage("calibrating", len(indices))
-    for run, name, array in _activations(model, samples, indices, inputs, fed, inner, process):
+    progress.stage("calibrating", most)
+    used = indices[:most]
+    for run, name, array in _activations(model, samples, used, inputs, fed, inner, process):
         if name is None:
             seen += run.rows
             progress.step(advance=run.rows)
@@ -134,7 +182,7 @@ def _activations(
             stack.callback(session.close)
             first = next(iter(batches_of(samples, indices[:1], inputs)))
             sizes = {name: a.nbytes for name, a in session.run(first.feeds, inner).items()}
-            batch = int(np.clip(BATCH_BYTES // max(sum(sizes.values()), 1), 1, batch))
+            batch = batch_within(sum(sizes.values()))
             groups = list(_groups(sizes, BATCH_BYTES))
         for run in batches_of(samples, indices, inputs, batch=batch):
             for name in fed:
@@ -166,16 +214,50 @@ def wants_moments(layer: Layer) -> bool:
         layer.kind in ("Conv", "Gemm", "MatMul")
         and not layer.graph_path
         and layer.groups == 1
-        and _inputs(layer) <= MOMENT_INPUTS
+        and count_inputs(layer) <= MOMENT_INPUTS
         and source is not None
         and constant_of(source) is None
     )
 
 
-def _inputs(layer: Layer) -> int:
+def batch_within(size_bytes: int) -> int:
+    """Samples that are run at a time where one has so many bytes of activations: 1 to 32."""
+    return int(np.clip(BATCH_BYTES // max(size_bytes, 1), 1, 32))
+
+
+def count_inputs(layer: Layer) -> int:
+    """Columns of the weight matrix of a Conv, Gemm or MatMul."""
     if layer.kind == "Conv":
         return int(np.prod(layer.weight_shape[1:]))
     return layer.weight_shape[1 - layer.out_axis]
+
+
+def _source(layer: Layer) -> str:
+    source = layer.node.inputs[0]
+    assert source is not None
+    return str(source.name)
+
+
+def _moment_groups(layers: Sequence[Layer], limit: int) -> Iterator[list[Layer]]:
+    """Layers whose second moments fit `limit` bytes together, in order."""
+    group: list[Layer] = []
+    total = 0
+    for layer in layers:
+        size = 8 * count_inputs(layer) ** 2
+        if group and total + size > limit:
+            yield group
+            group, total = [], 0
+        group.append(layer)
+        total += size
+    if group:
+        yield group
+
+
+def _mapped(moments: Moments, folder: Path) -> Moments:
+    """The same moments with their products in a file, read when they are used."""
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=".npy", delete=False) as file:
+        np.save(file, moments.products)
+    return replace(moments, products=np.load(file.name, mmap_mode="r"))
 
 
 def _groups(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:

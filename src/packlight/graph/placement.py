@@ -180,9 +180,22 @@ def _prune(order: list[ir.Node], integer: set[str | None], chosen: set[str | Non
         if node.name not in integer or node.name in chosen:
             continue
         value, _ = _result(node)
-        pointless = node.op_type in _POINTLESS_AT_THE_END and not _read_by(value, integer)
+        pointless = node.op_type in _POINTLESS_AT_THE_END or _comes_as_floats(node)
+        pointless = pointless and not _read_by(value, integer)
         if pointless or value.is_graph_output():
             integer.discard(node.name)
+
+
+def _comes_as_floats(node: ir.Node) -> bool:
+    """Whether a node only moves what a Gemm or MatMul gives, which as the last gives floats.
+
+    Queries, keys and values on their way to attention keep their precision so.
+    """
+    source: ir.Node | None = node
+    while source is not None and source.op_type in MOVES_CODES - {"MaxPool"}:
+        value = source.inputs[0]
+        source = value.producer() if value is not None else None
+    return source is not node and source is not None and source.op_type in ("Gemm", "MatMul")
 
 
 def _read_by(value: ir.Value, integer: set[str | None]) -> bool:

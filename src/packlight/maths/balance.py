@@ -2,9 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 from array_api_compat import array_namespace
 
-from packlight.maths.grids import Array
+from packlight.maths.grids import (
+    Array,
+    IntegerGrid,
+    dequantize,
+    quantize,
+    scale_and_zero_point,
+    split_blocks,
+)
+from packlight.maths.layer import check_moments
+
+STRENGTHS = tuple(step / 20 for step in range(1, 21))
+"""What AWQ's search tries (Lin et al. 2023, section 3.2), and nothing at all."""
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """Scales for the inputs of a layer: activations are divided by them, weights multiplied.
+
+    scales: float64 [in], 1 throughout where nothing was better.
+    rule: "none", "ranges" (SmoothQuant) or "moments" (AWQ). strength: its exponent.
+    error, error_without: mean squared error at the outputs, summed over outputs and weights,
+        with the scales and without any; `error` is never above.
+    """
+
+    scales: Array
+    rule: str
+    strength: float
+    error: float
+    error_without: float
 
 
 def equalize_channels(first_ranges: Array, second_ranges: Array) -> Array:
@@ -51,3 +83,93 @@ def equalizing_scales(
         total = xp.sum(xp.where(alive, logs, 0 * logs))
         logs = logs - total / xp.count_nonzero(alive)
     return xp.where(alive, xp.exp(logs), one)
+
+
+def search_smoothing(
+    weights: Sequence[Array],
+    second_moments: Array,
+    activation_ranges: Array,
+    grid: IntegerGrid,
+    *,
+    block_shape: Sequence[int] = (1, -1),
+    activation_bits: int | None = None,
+    strengths: Sequence[float] = STRENGTHS,
+) -> Smoothing:
+    """Find the input scales s of least error when W diag(s) is rounded instead of W.
+
+    With Q = round(W diag(s)) to nearest on min-max ranges, the error is
+    tr((W - Q / s) H (W - Q / s)^T), and with rounded activations step^2 / 12 |Q|^2 more, where
+    step is that of x / s, one for the whole tensor. Tried are, for each strength t,
+    s = a^t / w^(1-t) of the largest magnitudes a of the activations and w of the weights
+    (SmoothQuant, Xiao et al. 2023, equation 4), s = (E[x^2])^(t/2) (AWQ, Lin et al. 2023,
+    equation 5), and s = 1.
+
+    weights: [out, in] each, all that read the same activations (q, k and v), judged together.
+    second_moments: [in, in]. activation_ranges: [in], largest magnitudes, or [2, in], lowest
+    and highest values. grid, block_shape: of the weights. activation_bits: of unsigned codes
+    for the activations, one scale and zero point a tensor; None leaves them in float.
+    Returns Smoothing. Raises ValueError for shapes that do not fit, no weight, ranges or
+    second moments that are not finite, or a strength outside 0..1.
+    """
+    if not weights:
+        raise ValueError("smoothing needs at least one weight that reads the activations")
+    xp = array_namespace(*weights)
+    inputs = weights[0].shape[1]
+    low, high = _low_and_high(xp, activation_ranges, inputs)
+    if any(weight.shape[1] != inputs for weight in weights):
+        raise ValueError(
+            "weights that read the same activations have as many inputs, "
+            f"not {[int(weight.shape[1]) for weight in weights]}"
+        )
+    w = [xp.astype(weight, xp.float64) for weight in weights]
+    check_moments(second_moments, inputs)
+    h = xp.astype(second_moments, xp.float64)
+    largest = xp.maximum(-low, high)
+    columns = xp.max(xp.abs(xp.concat(w, axis=0)), axis=0)
+    magnitudes = xp.sqrt(xp.clip(xp.linalg.diagonal(h), 0, None))
+    one = xp.ones_like(largest)
+
+    def error(scales: Array) -> float:
+        step = 0.0
+        if activation_bits is not None:
+            step = float(xp.max(high / scales) - xp.min(low / scales)) / (2**activation_bits - 1)
+        total = 0.0
+        for array in w:
+            rounded = _round_min_max(xp, array * scales, grid, block_shape)
+            off = array - rounded / scales
+            total += float(xp.sum(xp.matmul(off, h) * off))
+            total += step * step / 12 * float(xp.sum(rounded * rounded))
+        return total
+
+    without = error(one)
+    best = Smoothing(one, "none", 0.0, without, without)
+    for rule, a, b in (("ranges", largest, columns), ("moments", magnitudes, one)):
+        for strength in strengths:
+            scales = equalizing_scales(a, b, strength=strength)
+            found = error(scales)
+            if found < best.error:
+                best = Smoothing(scales, rule, strength, found, without)
+    return best
+
+
+def _low_and_high(xp: Any, ranges: Array, inputs: int) -> tuple[Array, Array]:
+    """Read ranges [in] or [2, in] as lowest and highest values that contain 0."""
+    if tuple(ranges.shape) not in ((inputs,), (2, inputs)):
+        raise ValueError(
+            f"ranges of shape {tuple(ranges.shape)} do not fit {inputs} inputs: "
+            f"expected ({inputs},) or (2, {inputs})"
+        )
+    wide = xp.astype(ranges, xp.float64)
+    low, high = (-wide, wide) if wide.ndim == 1 else (wide[0, :], wide[1, :])
+    if not bool(xp.all(xp.isfinite(low) & xp.isfinite(high) & (low <= high))):
+        raise ValueError("ranges of activations are finite, with low <= high")
+    return xp.minimum(low, 0 * low), xp.maximum(high, 0 * high)
+
+
+def _round_min_max(xp: Any, array: Array, grid: IntegerGrid, block_shape: Sequence[int]) -> Array:
+    """Give the values that an array takes on a grid that spans each block."""
+    blocks = split_blocks(array, block_shape)
+    low, high = xp.min(blocks, axis=1), xp.max(blocks, axis=1)
+    scale, zero = scale_and_zero_point(low, high, grid)
+    codes = quantize(array, scale, zero, grid, block_shape=block_shape)
+    return dequantize(codes, xp.astype(scale, xp.float64), zero, block_shape=block_shape)

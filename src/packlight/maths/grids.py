@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import cached_property
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from array_api_compat import array_namespace, device
@@ -19,8 +20,36 @@ from array_api_compat import array_namespace, device
 Array: TypeAlias = Any
 """An array of NumPy, PyTorch or another library that array-api-compat knows."""
 
+MOST_LEVELS = 256
+
 _SMALLEST_SCALE = float(np.finfo(np.float32).smallest_normal)
 _LARGEST_SCALE = float(np.finfo(np.float32).max)
+
+
+class Grid(Protocol):
+    """The numbers a code may stand for: value = steps_of(code, zero_point) * scale.
+
+    Rounding needs nothing else of a number format. Codes go from `minimum` to `maximum` and
+    are stored as `dtype_name`.
+    """
+
+    @property
+    def minimum(self) -> int:
+        """The lowest code."""
+
+    @property
+    def maximum(self) -> int:
+        """The highest code."""
+
+    @property
+    def dtype_name(self) -> str:
+        """The integer type that holds a code: "int8", "uint8", ..."""
+
+    def codes_of(self, steps: Array, zero_point: Array | float = 0) -> Array:
+        """Give the codes nearest to steps = value / scale: whole numbers as float64."""
+
+    def steps_of(self, codes: Array, zero_point: Array | float = 0) -> Array:
+        """Give value / scale of codes, as float64."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +116,94 @@ class IntegerGrid:
         """The smallest ordinary integer type that holds a code: "int8", "uint16", ..."""
         width = next(width for width in (8, 16, 32) if self.bits <= width)
         return f"{'int' if self.signed else 'uint'}{width}"
+
+    def codes_of(self, steps: Array, zero_point: Array | float = 0) -> Array:
+        """Give clip(round(steps) + zero_point, minimum, maximum) as float64.
+
+        steps: value / scale, any shape. zero_point: broadcasts against it. Halves go to the
+        even integer before the zero point is added.
+        """
+        xp = _namespace(steps)
+        codes = xp.round(xp.astype(xp.asarray(steps), xp.float64)) + zero_point
+        return codes.clip(self.minimum, self.maximum)
+
+    def steps_of(self, codes: Array, zero_point: Array | float = 0) -> Array:
+        """Give codes - zero_point as float64."""
+        xp = _namespace(codes)
+        return xp.astype(xp.asarray(codes), xp.float64) - zero_point
+
+
+@dataclass(frozen=True)
+class LevelGrid:
+    """Any numbers: value = (levels[code] - zero_point) * scale.
+
+    name: how messages call it. levels: 2 to 256 finite numbers in ascending order; 0 need
+    not be one of them. A code is the index of its level, stored as uint8.
+
+    Raises ValueError for levels that are too few, too many, not finite or not ascending.
+    """
+
+    name: str
+    levels: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not 2 <= len(self.levels) <= MOST_LEVELS:
+            raise ValueError(
+                f"the grid {self.name} has {len(self.levels)} levels, not 2 to {MOST_LEVELS}"
+            )
+        if not all(math.isfinite(level) for level in self.levels):
+            raise ValueError(f"a level of the grid {self.name} is not finite")
+        for lower, upper in zip(self.levels, self.levels[1:], strict=False):
+            if not lower < upper:
+                raise ValueError(
+                    f"the levels of the grid {self.name} do not ascend: {lower} before {upper}"
+                )
+
+    @property
+    def minimum(self) -> int:
+        """The code of the lowest level: 0."""
+        return 0
+
+    @property
+    def maximum(self) -> int:
+        """The code of the highest level."""
+        return len(self.levels) - 1
+
+    @property
+    def dtype_name(self) -> str:
+        """Codes are stored as "uint8"."""
+        return "uint8"
+
+    def codes_of(self, steps: Array, zero_point: Array | float = 0) -> Array:
+        """Give the codes of the levels nearest to steps + zero_point, as float64.
+
+        steps: value / scale, any shape. zero_point: broadcasts against it. Half-way between
+        two levels the one of lower magnitude is taken, and of -a and a the positive one.
+        """
+        xp = _namespace(steps)
+        target = xp.astype(xp.asarray(steps), xp.float64) + zero_point
+        thresholds = xp.asarray(self._thresholds, device=device(target))
+        return xp.astype(xp.searchsorted(thresholds, target), xp.float64)
+
+    def steps_of(self, codes: Array, zero_point: Array | float = 0) -> Array:
+        """Give levels[codes] - zero_point as float64."""
+        xp = _namespace(codes)
+        codes = xp.asarray(codes)
+        levels = xp.asarray(self._levels, device=device(codes))
+        return levels[xp.astype(codes, xp.int64)] - zero_point
+
+    @cached_property
+    def _levels(self) -> Array:
+        return np.asarray(self.levels, np.float64)
+
+    @cached_property
+    def _thresholds(self) -> Array:
+        """What a target must be above to leave a level for the next one."""
+        middles = self._levels[:-1] / 2 + self._levels[1:] / 2
+        # A target on a middle goes down where that is towards 0, otherwise up. The step
+        # below a middle of 0 is a normal number, as some settings flush subnormal ones.
+        below = np.where(middles == 0, -np.finfo(np.float64).tiny, np.nextafter(middles, -np.inf))
+        return np.where(middles > 0, middles, below)
 
 
 def scale_and_zero_point(low: Array, high: Array, grid: IntegerGrid) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""Where to put the grid: min-max, percentile, and least squared error.
+"""Where to put the grid: min-max, percentile, least squared error, plain or weighted.
 
 Every range contains 0, since padding and rectified activations must stay exact.
 The searches weigh what clipping loses at the ends against what a coarser step
@@ -26,6 +26,7 @@ from packlight.maths.grids import (
 )
 from packlight.maths.histograms import Histogram
 from packlight.maths.rounding import limit_pairs
+from packlight.maths.scales import importance_of
 
 Range: TypeAlias = tuple[float, float]
 _Floats: TypeAlias = NDArray[np.float64]
@@ -204,6 +205,54 @@ def range_squared_error_of_array(
             attempt(a + move, b)
             attempt(a, b + move)
     return xp.reshape(low * a, counts), xp.reshape(high * b, counts)
+
+
+def range_weighted(
+    weight: Array,
+    grid: IntegerGrid,
+    *,
+    block_shape: Sequence[int],
+    second_moments: Array | None = None,
+    candidates: int = 24,
+) -> tuple[Array, Array]:
+    """Find for each block the range of least error at the layer's output.
+
+    Minimises sum_j H_jj (w_j - q_j)^2, which is tr((W - Q) H (W - Q)^T) where inputs are not
+    correlated, by the search of `range_squared_error_of_array` (`candidates` shrink factors,
+    both ends by themselves where the grid is not symmetric, then finer). Under that error no
+    block is worse off than by min-max or by plain squared error, and where the inputs of a
+    block never carry anything it gets the latter.
+    weight: [out, in]. second_moments: [in, in], or only its diagonal [in]; None counts all
+    inputs alike. Returns low and high, one entry a block, as `block_counts` says.
+    Raises ValueError for second moments of another size, or a diagonal that is negative or not
+    finite.
+    """
+    plain = range_squared_error_of_array(weight, grid, block_shape=block_shape, shrinks=candidates)
+    if second_moments is None:
+        return plain
+    xp = array_namespace(weight)
+    diagonal = importance_of(second_moments, weight.shape[-1])
+    wide = xp.astype(weight, xp.float64)
+    # Divided by the largest: the search compares sums, which neither vanish nor overflow then.
+    peak = xp.max(diagonal)
+    diagonal = diagonal / xp.where(peak > 0, peak, xp.ones_like(peak))
+    weighted = range_squared_error_of_array(
+        wide, grid, block_shape=block_shape, importance=diagonal, shrinks=candidates
+    )
+
+    def error(low: Array, high: Array) -> Array:
+        scale, zero = scale_and_zero_point(low, high, grid)
+        codes = quantize(wide, scale, zero, grid, block_shape=block_shape)
+        off = wide - dequantize(codes, scale, zero, block_shape=block_shape)
+        return xp.sum(split_blocks(diagonal * off * off, block_shape), axis=1)
+
+    # The search starts from min-max and never gets worse; what is left to compare is plain.
+    better = xp.reshape(error(*weighted) < error(*plain), plain[0].shape)
+    low, high = (
+        xp.where(better, ours, xp.astype(other, xp.float64))
+        for ours, other in zip(weighted, plain, strict=True)
+    )
+    return low, high
 
 
 def _between(share: float, cumulated: _Floats, edges: _Floats, place: int) -> float:

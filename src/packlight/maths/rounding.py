@@ -11,13 +11,27 @@ limit of 128 on the codes of inputs (2j, 2j + 1) nothing can saturate.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
-from packlight.maths.grids import Array, IntegerGrid, dequantize, expand_blocks, quantize
+from packlight.maths.descent import slopes, sweep_codes
+from packlight.maths.factor import factor_moments
+from packlight.maths.grids import Array, Grid, IntegerGrid, expand_blocks
+from packlight.maths.layer import (
+    Precision,
+    block_shape_of,
+    by_input,
+    check_moments,
+    one_a_block,
+    row_slices,
+    working_type,
+)
+from packlight.maths.pairs import code_limits, fit_partner, leave_room
+
+_INNER = 16  # inputs between two small matrix products
 
 
 @dataclass(frozen=True)
@@ -26,22 +40,26 @@ class RoundingInfo:
 
     damping: what was added to the diagonal, as a share of its mean; above what was asked
         for where the second moments had to be made positive definite.
-    error: tr((W - Q) H (W - Q)^T) with the damped H.
+    error: tr((W - Q) H (W - Q)^T) with the damped H, dead inputs left out.
     dead_inputs: inputs that were always 0; their weights are rounded to nearest.
     limited: codes that the pair limit moved.
+    least_pivot: the smallest part of an input's second moment that the inputs after it do
+        not explain, over the mean diagonal. Near the damping where inputs depend on each
+        other linearly, as they must when there were fewer samples than inputs.
     """
 
     damping: float
     error: float
     dead_inputs: int
     limited: int
+    least_pivot: float
 
 
 def round_to_nearest(
     weight: Array,
     scale: Array,
     zero_point: Array,
-    grid: IntegerGrid,
+    grid: Grid,
     *,
     group_size: int | None = None,
 ) -> Array:
@@ -51,8 +69,19 @@ def round_to_nearest(
     (`group_size` is needed where groups do not divide the inputs).
     Returns codes [out, in].
     """
-    block = _block_shape(weight, scale, group_size)
-    return quantize(weight, scale, zero_point, grid, block_shape=block)
+    xp = array_namespace(weight)
+    outputs, inputs = weight.shape
+    block = block_shape_of(weight, scale, group_size)
+    s, z = (one_a_block(xp, values, weight.shape, block) for values in (scale, zero_point))
+    codes = xp.empty((outputs, inputs), dtype=getattr(xp, grid.dtype_name), device=device(weight))
+    for rows in row_slices(outputs):
+        part = weight[rows, :]
+        wide_s, wide_z = (
+            expand_blocks(v[rows, :] if v.shape[0] > 1 else v, part.shape, block) for v in (s, z)
+        )
+        found = grid.codes_of(part / wide_s, xp.astype(wide_z, xp.float64))
+        codes[rows, :] = xp.astype(found, codes.dtype)
+    return codes
 
 
 def round_with_compensation(
@@ -60,13 +89,14 @@ def round_with_compensation(
     second_moments: Array,
     scale: Array,
     zero_point: Array,
-    grid: IntegerGrid,
+    grid: Grid,
     *,
     damping: float = 0.01,
     block: int = 128,
     order: Literal["given", "descending"] = "given",
     pair_limit: int | None = None,
     group_size: int | None = None,
+    precision: Precision | None = None,
 ) -> tuple[Array, RoundingInfo]:
     """Round one input at a time and let the inputs still free make up for the error.
 
@@ -82,63 +112,73 @@ def round_with_compensation(
     order: "descending" rounds the inputs of largest second moment first.
     pair_limit: of two codes at inputs (2j, 2j + 1) with the same sign |c0 + c1| <= pair_limit;
     the earlier one leaves the later its share of the excess, the later one gets what the
-    earlier left, and both errors are compensated as any other.
+    earlier left, and both errors are compensated as any other. Integer grids only.
+    precision: of the large arrays; by itself "float32" for a float32 weight of more than
+    1024 inputs, otherwise "float64". Memory besides the inputs and the codes: two arrays of
+    that type, [in, in] and [in, out].
     Returns codes [out, in] and RoundingInfo.
     Raises ValueError for second moments that are not finite or of another size.
     """
     xp = array_namespace(weight)
-    inputs = weight.shape[1]
-    w = xp.astype(weight, xp.float64)
-    shape = _block_shape(weight, scale, group_size)
-    s = _columns(xp, scale, weight.shape, shape)
-    z = _columns(xp, zero_point, weight.shape, shape)
-    h = _checked(xp, second_moments, inputs)
-    diagonal = xp.linalg.diagonal(h)
-    permutation = list(range(inputs))
+    outputs, inputs = weight.shape
+    dtype = working_type(weight, precision)
+    check_moments(second_moments, inputs)
+    lowest, highest = code_limits(grid, pair_limit)
+    shape = block_shape_of(weight, scale, group_size)
+    s, z = (by_input(xp, values, weight.shape, shape) for values in (scale, zero_point))
+    # Everything is stored last input first: R is then an ordinary Cholesky factor's transpose.
+    index = xp.arange(inputs - 1, -1, -1, device=device(weight))
     if order == "descending":
-        permutation = [int(i) for i in xp.argsort(diagonal, descending=True)]
-    index = xp.asarray(permutation)
-    r, damping = _upper_factor(xp, xp.take(xp.take(h, index, axis=0), index, axis=1), damping)
-    w = xp.take(w, index, axis=1)
-    position = {place: i for i, place in enumerate(permutation)}
+        wide = xp.astype(xp.linalg.diagonal(second_moments), xp.float64)
+        index = xp.flip(xp.argsort(wide, descending=True))
+    places = [int(place) for place in index]
+    position = {place: p for p, place in enumerate(places)}
+    factor = factor_moments(second_moments, index, damping=damping, dtype=dtype)
+    u, pivots = factor.upper, factor.pivots
 
-    lowest, highest = _code_limits(grid, pair_limit)
-    # Inputs first: the inner loop then reads and writes contiguous rows.
-    w_t = xp.asarray(w.T, copy=True)
-    left = xp.zeros_like(w_t)  # w - q of the inputs rounded so far
-    codes = xp.zeros_like(w_t)  # by their original place
-    rounded = [False] * inputs
+    # Inputs are rows: the inner loop reads and writes contiguous memory.
+    left = xp.empty((inputs, outputs), dtype=dtype, device=device(weight))
+    for rows in row_slices(inputs):  # w, and w - q once an input is rounded
+        left[rows, :] = xp.astype(xp.take(weight, index[rows], axis=1), dtype).T
+    codes = xp.empty((inputs, outputs), dtype=getattr(xp, grid.dtype_name), device=device(weight))
     total, limited = 0.0, 0
-    for start in range(0, inputs, block):
-        stop = min(start + block, inputs)
-        carried = xp.matmul(r[:start, start:stop].T, left[:start, :])
-        for i in range(start, stop):
-            place = permutation[i]
-            carry = carried[i - start, :] + xp.matmul(r[start:i, i], left[start:i, :])
-            target = w_t[i, :] + carry / r[i, i]
-            scale_i, zero_i = s[min(place, s.shape[0] - 1), :], z[min(place, z.shape[0] - 1), :]
-            code = xp.round(target / scale_i) + zero_i
-            code = code.clip(lowest, highest)
-            partner = place ^ 1
-            if pair_limit is not None and partner < inputs:
-                if rounded[partner]:
-                    fitting = _fit_partner(xp, code, codes[partner, :], pair_limit)
-                else:
-                    scale_j, zero_j = (
-                        s[min(partner, s.shape[0] - 1), :],
-                        z[min(partner, z.shape[0] - 1), :],
-                    )
-                    ahead = w_t[position[partner], :] / scale_j + zero_j
-                    fitting = _leave_room(xp, code, target / scale_i + zero_i, ahead, pair_limit)
-                limited += int(xp.count_nonzero(fitting != code))
-                code = fitting.clip(lowest, highest)
-            codes[place, :] = code
-            rounded[place] = True
-            value = (code - zero_i) * scale_i
-            left[i, :] = w_t[i, :] - value
-            total += float(xp.sum((target - value) ** 2) * r[i, i] ** 2)
-    dead = int(xp.count_nonzero(diagonal == 0))
-    return _typed(xp, codes.T, grid), RoundingInfo(damping, total, dead, limited)
+    for stop in range(inputs, 0, -block):
+        start = max(stop - block, 0)
+        carried = xp.matmul(u[start:stop, stop:], left[stop:, :])
+        for end in range(stop, start, -_INNER):
+            begin = max(end - _INNER, start)
+            for p in range(end - 1, begin - 1, -1):
+                place = places[p]
+                carry = carried[p - start, :] + xp.matmul(u[p, p + 1 : end], left[p + 1 : end, :])
+                target = left[p, :] + carry / pivots[p]
+                scale_i, zero_i = s.at(place), z.at(place)
+                steps = target / scale_i
+                code = grid.codes_of(steps, zero_i)
+                partner = place ^ 1
+                if pair_limit is not None and partner < inputs:
+                    code = code.clip(lowest, highest)
+                    if position[partner] > p:
+                        known = xp.astype(codes[partner, :], xp.float64)
+                        fitting = fit_partner(xp, code, known, pair_limit)
+                    else:
+                        ahead = left[position[partner], :] / s.at(partner) + z.at(partner)
+                        fitting = leave_room(xp, code, steps + zero_i, ahead, pair_limit)
+                    limited += int(xp.count_nonzero(fitting != code))
+                    code = fitting.clip(lowest, highest)
+                codes[place, :] = xp.astype(code, codes.dtype)
+                value = grid.steps_of(code, zero_i) * scale_i
+                left[p, :] -= xp.astype(value, dtype)
+                if not factor.dead[p]:
+                    total += float(xp.sum((target - value) ** 2)) * pivots[p] ** 2
+            carried[: begin - start, :] += xp.matmul(u[start:begin, begin:end], left[begin:end, :])
+    info = RoundingInfo(
+        damping=factor.damping,
+        error=math.ldexp(total, factor.exponent),
+        dead_inputs=sum(factor.dead),
+        limited=limited,
+        least_pivot=factor.least_pivot,
+    )
+    return xp.asarray(codes.T, copy=True), info
 
 
 def limit_pairs(codes: Array, target: Array, grid: IntegerGrid, *, pair_limit: int) -> Array:
@@ -148,9 +188,8 @@ def limit_pairs(codes: Array, target: Array, grid: IntegerGrid, *, pair_limit: i
     Minimises (c0 - t0)^2 + (c1 - t1)^2 over integers. Returns codes [out, in].
     """
     xp = array_namespace(codes)
-    lowest, highest = _code_limits(grid, pair_limit)
-    wide = xp.astype(codes, xp.float64)
-    wide = wide.clip(lowest, highest)
+    lowest, highest = code_limits(grid, pair_limit)
+    wide = xp.astype(codes, xp.float64).clip(lowest, highest)
     even = 2 * (codes.shape[1] // 2)
     first, second = wide[:, 0:even:2], wide[:, 1:even:2]
     gap = xp.astype(target, xp.float64)[:, 0:even:2] - xp.astype(target, xp.float64)[:, 1:even:2]
@@ -165,7 +204,7 @@ def limit_pairs(codes: Array, target: Array, grid: IntegerGrid, *, pair_limit: i
     wide = xp.asarray(wide, copy=True)
     wide[:, 0:even:2] = xp.where(broken, foot, first)
     wide[:, 1:even:2] = xp.where(broken, bound - foot, second)
-    return _typed(xp, wide, grid)
+    return xp.astype(wide, getattr(xp, grid.dtype_name))
 
 
 def coordinate_descent(
@@ -174,70 +213,46 @@ def coordinate_descent(
     second_moments: Array,
     scale: Array,
     zero_point: Array,
-    grid: IntegerGrid,
+    grid: Grid,
     *,
     sweeps: int = 10,
     pair_limit: int | None = None,
     group_size: int | None = None,
+    precision: Precision | None = None,
 ) -> Array:
     """Move single codes to their best value until none is left that would gain.
 
-    With E = W - Q, moving code i by d changes the error by s^2 d^2 H_ii - 2 s d (E H)_i, least
-    at d = round((E H)_i / (s H_ii)). Where a pair limit holds, codes of a pair also move against
-    each other, since neither may be able to move alone. Never raises tr(E H E^T).
+    With E = W - Q, moving value i by d changes the error by d^2 H_ii - 2 d (E H)_i, least at
+    d = (E H)_i / H_ii: the code nearest to there is the best. Where a pair limit holds, codes
+    of a pair also move against each other, since neither may be able to move alone. Never
+    raises tr(E H E^T), rounding noise of the precision aside.
     weight, codes: [out, in]; the codes must keep the pair limit. second_moments: [in, in].
-    sweeps: at most this often over all inputs. Returns codes [out, in].
+    sweeps: at most this often over all inputs. precision: as in `round_with_compensation`.
+    Returns codes [out, in].
     """
     xp = array_namespace(weight)
     inputs = weight.shape[1]
-    shape = _block_shape(weight, scale, group_size)
-    s = _columns(xp, scale, weight.shape, shape)
-    h = _checked(xp, second_moments, inputs)
-    values = dequantize(codes, scale, zero_point, block_shape=shape)
-    q = xp.asarray(xp.astype(codes, xp.float64).T, copy=True)
-    error = xp.astype(weight, xp.float64) - xp.astype(values, xp.float64)
-    pull = xp.matmul(error, h)  # E H, kept up to date
-    lowest, highest = _code_limits(grid, pair_limit)
-    curvature = [float(value) for value in xp.linalg.diagonal(h)]
-
-    def move(direction: Array, step: Array, rows: Array) -> None:
-        pull[rows, :] -= step[rows][:, None] * direction[None, :]
-
+    dtype = working_type(weight, precision)
+    check_moments(second_moments, inputs)
+    code_limits(grid, pair_limit)
+    shape = block_shape_of(weight, scale, group_size)
+    s, z = (by_input(xp, values, weight.shape, shape) for values in (scale, zero_point))
+    h = xp.astype(second_moments, dtype, copy=False)
+    q = xp.asarray(codes.T, copy=True)
+    pull = slopes(weight, q, h, s, z, grid)
+    final = xp.asarray(q, copy=True)
+    rows = xp.arange(weight.shape[0], device=device(weight))  # those that may still gain
     for _ in range(sweeps):
-        moved = 0
-        for i in range(inputs):
-            if curvature[i] <= 0:
-                continue
-            scale_i = s[min(i, s.shape[0] - 1), :]
-            ideal = q[i, :] + xp.round(pull[:, i] / (scale_i * curvature[i]))
-            ideal = ideal.clip(lowest, highest)
-            if pair_limit is not None and (i ^ 1) < inputs:
-                ideal = _fit_partner(xp, ideal, q[i ^ 1, :], pair_limit)
-            step = (ideal - q[i, :]) * scale_i
-            rows = _nonzero(xp, _gains(step, pull[:, i], curvature[i]))
-            if rows.shape[0]:
-                q[i, rows] = ideal[rows]
-                move(h[i, :], step, rows)
-                moved += 1
-            if pair_limit is None or i % 2 or i + 1 >= inputs:
-                continue
-            scale_j = s[min(i + 1, s.shape[0] - 1), :]
-            for sign in (1.0, -1.0):
-                one, two = q[i, :] + sign, q[i + 1, :] - sign
-                allowed = (one >= lowest) & (one <= highest) & (two >= lowest) & (two <= highest)
-                allowed &= (one * two <= 0) | (xp.abs(one + two) <= pair_limit)
-                slope = sign * (scale_i * pull[:, i] - scale_j * pull[:, i + 1])
-                bend = scale_i**2 * curvature[i] + scale_j**2 * curvature[i + 1]
-                bend = bend - 2 * scale_i * scale_j * h[i, i + 1]
-                rows = _nonzero(xp, allowed & (bend - 2 * slope < -1e-9 * abs(bend)))
-                if rows.shape[0]:
-                    q[i, rows], q[i + 1, rows] = one[rows], two[rows]
-                    move(h[i, :], sign * scale_i, rows)
-                    move(h[i + 1, :], -sign * scale_j, rows)
-                    moved += 1
-        if not moved:
+        moved = sweep_codes(q, pull, h, s, z, grid, pair_limit=pair_limit)
+        final[:, rows] = q
+        kept = xp.nonzero(moved)[0]
+        if not kept.shape[0]:
             break
-    return _typed(xp, q.T, grid)
+        # Rows know nothing of each other: one that stood still in a sweep does so for ever.
+        if kept.shape[0] < 0.75 * rows.shape[0]:
+            rows, q, pull = rows[kept], xp.take(q, kept, axis=1), xp.take(pull, kept, axis=1)
+            s, z = (values.of_outputs(kept) for values in (s, z))
+    return xp.asarray(final.T, copy=True)
 
 
 def output_error(weight: Array, other: Array, second_moments: Array) -> float:
@@ -246,97 +261,9 @@ def output_error(weight: Array, other: Array, second_moments: Array) -> float:
     weight, other: [out, in]. second_moments: [in, in]. Summed over the outputs.
     """
     xp = array_namespace(weight)
-    off = xp.astype(weight, xp.float64) - xp.astype(other, xp.float64)
-    return float(xp.sum(xp.matmul(off, xp.astype(second_moments, xp.float64)) * off))
-
-
-def _gains(step: Array, pull: Array, curvature: float) -> Array:
-    """Say which moves lower the error by more than rounding noise."""
-    change = step * step * curvature - 2 * step * pull
-    return change < -1e-9 * step * step * curvature
-
-
-def _upper_factor(xp: Any, h: Array, damping: float) -> tuple[Array, float]:
-    """Factor H + damping * mean(diagonal) * I as R R^T with R upper triangular.
-
-    It is the Cholesky factor of H read backwards. Returns R and the damping that worked.
-    """
-    diagonal = xp.linalg.diagonal(h)
-    dead = diagonal <= 0
-    alive = int(xp.count_nonzero(~dead))
-    mean = float(xp.sum(diagonal)) / alive if alive else 1.0
-    identity = xp.eye(h.shape[0], dtype=h.dtype)
-    h = h + mean * identity * xp.astype(dead, h.dtype)
-    for attempt in range(12):
-        used = damping if not attempt else max(damping, 1e-7) * 10**attempt
-        backwards = xp.flip(h + used * mean * identity)
-        try:
-            r = xp.flip(xp.linalg.cholesky(backwards))
-        except (np.linalg.LinAlgError, RuntimeError):  # RuntimeError: PyTorch's own
-            continue
-        if bool(xp.all(xp.isfinite(r))):
-            return r, used
-    raise ValueError("the second moments are not positive definite, whatever the damping")
-
-
-def _checked(xp: Any, second_moments: Array, inputs: int) -> Array:
-    if tuple(second_moments.shape) != (inputs, inputs):
-        raise ValueError(
-            f"second moments of shape {tuple(second_moments.shape)} do not fit {inputs} inputs"
-        )
-    h = xp.astype(second_moments, xp.float64)
-    if not bool(xp.all(xp.isfinite(h))):
-        raise ValueError("the second moments are not finite: look for NaN in the samples")
-    return (h + h.T) / 2
-
-
-def _block_shape(weight: Array, scale: Array, group_size: int | None) -> tuple[int, int]:
-    """Tell from a scale's shape how a weight [out, in] is cut into blocks."""
-    outputs, inputs = weight.shape
-    shape = tuple(getattr(scale, "shape", ()))
-    if group_size is not None:
-        return (1, group_size)
-    if len(shape) == 2 and shape[0] == outputs and shape[1] > 1:
-        if inputs % shape[1]:
-            raise ValueError(f"{shape[1]} groups do not divide {inputs} inputs: say the group_size")
-        return (1, inputs // shape[1])
-    return (1, -1) if outputs in shape else (-1, -1)
-
-
-def _columns(xp: Any, values: Array, shape: tuple[int, int], block: tuple[int, int]) -> Array:
-    """Give [in or 1, out or 1] values of each column, for one value a block."""
-    wide = expand_blocks(xp.astype(xp.asarray(values), xp.float64), shape, block)
-    return xp.asarray(wide.T, copy=True)
-
-
-def _code_limits(grid: IntegerGrid, pair_limit: int | None) -> tuple[int, int]:
-    if pair_limit is None:
-        return grid.minimum, grid.maximum
-    if pair_limit < 1:
-        raise ValueError(f"a pair limit is above 0, not {pair_limit}")
-    return max(grid.minimum, -pair_limit), min(grid.maximum, pair_limit)
-
-
-def _fit_partner(xp: Any, code: Array, partner: Array, pair_limit: int) -> Array:
-    """Clamp codes to what their partners leave of the pair limit."""
-    nothing = xp.zeros_like(partner)
-    code = xp.minimum(code, pair_limit - xp.maximum(partner, nothing))
-    return xp.maximum(code, -pair_limit - xp.minimum(partner, nothing))
-
-
-def _leave_room(xp: Any, code: Array, target: Array, ahead: Array, pair_limit: int) -> Array:
-    """Take a code back by half the excess that its partner, not yet rounded, would bring."""
-    total = target + ahead
-    bound = xp.sign(total) * pair_limit
-    half = xp.round((bound + target - ahead) / 2)
-    broken = (target * ahead > 0) & (xp.abs(xp.round(total)) > pair_limit)
-    inside = xp.sign(total) * (xp.sign(total) * half).clip(0, pair_limit)
-    return xp.where(broken, inside, code)
-
-
-def _typed(xp: Any, codes: Array, grid: IntegerGrid) -> Array:
-    return xp.asarray(xp.astype(codes, getattr(xp, grid.dtype_name)), copy=True)
-
-
-def _nonzero(xp: Any, mask: Array) -> Array:
-    return xp.nonzero(mask)[0]
+    h = xp.astype(second_moments, xp.float64, copy=False)
+    total = 0.0
+    for rows in row_slices(weight.shape[0], 1024):
+        off = xp.astype(weight[rows, :], xp.float64) - xp.astype(other[rows, :], xp.float64)
+        total += float(xp.sum(xp.matmul(off, h) * off))
+    return total

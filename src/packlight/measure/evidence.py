@@ -20,6 +20,7 @@ class Budget:
     max_drop: float | None = None
     max_size_bytes: int | None = None
     max_latency_ms: float | None = None
+    max_download_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Pair:
 class LayerEvidence:
     """What became of one layer.
 
-    choice: "int8", "int8-dynamic", "weights-int8", "weights-int4", "float16", "float32", ...
+    choice: "int8", "int8-dynamic", "weights-int8", "weights-int4-blocks", "float16", "float32", ...
     error_db: signal-to-noise ratio at the model's worst output when this layer alone is
         compressed (None: not measured).
     reason: why it was left alone, or why this choice; empty when it is plainly the best.
@@ -105,7 +106,10 @@ class Trial:
     """One whole model that was tried.
 
     drop: of the metric on the search samples (None: not measured).
-    latency_ratio: compressed / original, one thread (None: not measured).
+    latency_ratio: compressed / original, one thread (None: not measured). latency_ms: likewise.
+    packed_bytes: of the entropy-coded file (None: not made).
+    average_bits: a weight, by count of weights (None: not known).
+    front: no other trial is better in one of size, time and drop and as good in the others.
     """
 
     label: str
@@ -115,11 +119,19 @@ class Trial:
     latency_ratio: float | None = None
     chosen: bool = False
     note: str = ""
+    latency_ms: float | None = None
+    packed_bytes: int | None = None
+    average_bits: float | None = None
+    front: bool = False
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that one run of `compress` has to show. `report.json` is this value."""
+    """All that one run of `compress` has to show. `report.json` is this value.
+
+    packed_bytes: of the compressed model's files, entropy coded (None: not made).
+    preset: what was wished for most.
+    """
 
     verdict: Verdict
     reason: str
@@ -140,3 +152,5 @@ class Evidence:
     environment: dict[str, str] = field(default_factory=dict)
     seed: int = 0
     seconds: float = 0.0
+    packed_bytes: int | None = None
+    preset: str = "balanced"

@@ -1,7 +1,7 @@
 """How long files take to run, side by side.
 
-Files are compared by interleaved runs in one process: what slows the machine for a
-while slows both, and cancels in the ratio of each pair.
+Files are compared by interleaved runs in one process (or in one page of a browser): what
+slows the machine for a while slows both, and cancels in the ratio of each pair.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from packlight.errors import WrongUsage
 from packlight.maths.bootstrap import bootstrap_ratio
+from packlight.measure.device import LatencyEngine
 from packlight.measure.evidence import LatencyEvidence
 from packlight.runtime import Limits, Process, runtime_name
+from packlight.runtime.browser import run_in_browser
 
 # Fewer pairs allow no interval at 95 % for a median.
 LEAST_ROUNDS = 6
@@ -51,24 +53,21 @@ def measure_latency(
     seconds: float = 10.0,
     seed: int = 0,
     limits: Limits = _DEFAULT,
+    engine: LatencyEngine = "onnxruntime",
 ) -> LatencyEvidence:
     """Latency of both files in milliseconds, and the ratio compressed / original.
 
     feeds_compressed: None where both take the same. seconds: after that long no further
-    round begins (six are always done). seed: of the bootstrap.
+    round begins (six are always done). seed: of the bootstrap. engine: what runs them; a browser
+    has one thread only.
     """
     feeds = [feeds_original, feeds_original if feeds_compressed is None else feeds_compressed]
-    first, second = rank_latencies(
-        [original, compressed],
-        feeds if feeds_compressed is not None else feeds_original,
-        threads=threads,
-        rounds=rounds,
-        seconds=seconds,
-        seed=seed,
-        limits=limits,
-    )
+    paths = [original, compressed]
+    shared = feeds if feeds_compressed is not None else feeds_original
+    table, runtime = _time(paths, shared, threads, rounds, seconds, limits, engine)
+    first, second = _compare(paths, table, seed)
     return LatencyEvidence(
-        runtime=runtime_name(),
+        runtime=runtime,
         threads=threads,
         original=first.ms,
         compressed=second.ms,
@@ -86,20 +85,46 @@ def rank_latencies(
     seconds: float = 10.0,
     seed: int = 0,
     limits: Limits = _DEFAULT,
+    engine: LatencyEngine = "onnxruntime",
 ) -> tuple[RankedLatency, ...]:
     """Latency of many files, in the order given, each against the first.
 
     feeds: one mapping for all files, or one for each. seconds: for all files together.
-    All files are held in one child at the same time.
+    All files are held in one child at the same time. engine: see measure_latency.
     """
+    table, _ = _time(paths, feeds, threads, rounds, seconds, limits, engine)
+    return _compare(paths, table, seed)
+
+
+def _time(
+    paths: Sequence[Path],
+    feeds: _Feeds | Sequence[_Feeds],
+    threads: int,
+    rounds: int,
+    seconds: float,
+    limits: Limits,
+    engine: LatencyEngine,
+) -> tuple[NDArray[np.float64], str]:
+    """Milliseconds, [files, rounds done], and the name of the runtime that took them."""
     if not paths or rounds < LEAST_ROUNDS:
         raise WrongUsage(
             f"Latency is measured on at least one file in at least {LEAST_ROUNDS} rounds, "
             f"not on {len(paths)} in {rounds}."
         )
+    if engine == "browser":
+        if threads != 1:
+            raise WrongUsage(f"A browser is measured with one thread, not with {threads}.")
+        run = run_in_browser(paths, feeds, rounds=rounds, seconds=seconds, limits=limits)
+        return run.milliseconds, run.runtime
     with Process(limits=limits) as process:
-        sessions = [process.load(path, threads=threads) for path in paths]
+        sessions = [process.load(path, threads=threads, engine=engine) for path in paths]
         table = process.time(sessions, feeds, rounds=rounds, seconds=seconds)
+    return table, runtime_name(engine)
+
+
+def _compare(
+    paths: Sequence[Path], table: NDArray[np.float64], seed: int
+) -> tuple[RankedLatency, ...]:
     # A clock that did not tick between two readings must not divide by zero.
     table = np.maximum(table, 1e-6)
     ranked = []

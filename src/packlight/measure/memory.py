@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from packlight.measure.evidence import Pair
-from packlight.runtime import Limits, measure_peak_memory
+from packlight.runtime import Engine, Limits, measure_peak_memory
 
 _DEFAULT = Limits()
 
@@ -22,13 +22,15 @@ def measure_memory(
     *,
     threads: int = 1,
     limits: Limits = _DEFAULT,
+    engine: Engine = "onnxruntime",
 ) -> Pair:
     """Peak resident set in bytes of a fresh process for each file, which loads and runs it.
 
     feeds_compressed: None where both take the same.
     """
     second = feeds_original if feeds_compressed is None else feeds_compressed
-    return Pair(
-        original=measure_peak_memory(original, feeds_original, threads=threads, limits=limits),
-        compressed=measure_peak_memory(compressed, second, threads=threads, limits=limits),
+    before, after = (
+        measure_peak_memory(path, feeds, threads=threads, limits=limits, engine=engine)
+        for path, feeds in ((original, feeds_original), (compressed, second))
     )
+    return Pair(original=before, compressed=after)

@@ -212,3 +212,24 @@ def _numbers(array: NDArray[Any]) -> _Floats:
         for item in array.reshape(-1)
     ]
     return np.array(digests, np.float64).reshape(array.shape)
+
+
+def equal_outputs(
+    one: Mapping[str, NDArray[Any]], other: Mapping[str, NDArray[Any]], *, tolerance: float = 1e-3
+) -> bool:
+    """Whether two runs gave the same within float tolerance, relative to each output's size."""
+    if one.keys() != other.keys():
+        return False
+    for name, array in one.items():
+        candidate = other[name]
+        if array.shape != candidate.shape or array.dtype != candidate.dtype:
+            return False
+        if not np.issubdtype(array.dtype, np.floating):
+            if not np.array_equal(array, candidate):
+                return False
+            continue
+        a, b = array.astype(np.float64), candidate.astype(np.float64)
+        size = float(np.sqrt(np.mean(np.square(a[np.isfinite(a)])))) if np.isfinite(a).any() else 0
+        if not np.allclose(a, b, rtol=tolerance, atol=tolerance * max(size, 1e-30), equal_nan=True):
+            return False
+    return True

@@ -47,26 +47,26 @@ def parse_drop(value: str | float, *, share: bool = True) -> float:
     return number
 
 
-def parse_size(value: str | float, original_bytes: int) -> int:
+def parse_size(value: str | float, original_bytes: int, *, option: str = "max-size") -> int:
     """The largest size allowed, in bytes: `"5MB"`, `"25%"` of `original_bytes`, `1500000`.
 
     KB, MB and GB are powers of 1000; KiB, MiB and GiB of 1024; a bare number is bytes.
     Raises WrongUsage, naming the option and what it expects.
     """
     expected = "a size such as 5MB, 800KB, or 25% of the original"
-    number, unit = _split(value, option="max-size", expected=expected)
+    number, unit = _split(value, option=option, expected=expected)
     if unit == "%":
         number *= original_bytes / 100
     elif unit:
         factor = _BYTES.get(unit.lower())
         if factor is None:
-            raise _refused("max-size", value, f"the unit {unit!r} is not known", expected)
+            raise _refused(option, value, f"the unit {unit!r} is not known", expected)
         number *= factor
     elif 0 < number < 1:
         hint = f"less than one byte; did you mean {100 * number:g}%?"
-        raise _refused("max-size", value, hint, expected)
+        raise _refused(option, value, hint, expected)
     if not 1 <= number < math.inf:
-        raise _refused("max-size", value, "no file has that size", expected)
+        raise _refused(option, value, "no file has that size", expected)
     return math.floor(number)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from packlight.graph.apply import why_not
 from packlight.graph.layers import Layer
-from packlight.recipe import Recipe
+from packlight.recipe import Recipe, parse_choice
 from packlight.targets import Target
 
 LEAST_SHARE = 0.02
@@ -55,7 +55,7 @@ def whole_recipes(
         add("int8 static", "int8", "weights-int8")
         add("int8 static and dynamic", "int8:Conv", "int8-dynamic", "int8", "weights-int8")
     add("int8 dynamic", "int8-dynamic", "weights-int8")
-    add("int4 weights in blocks", "weights-int4", "weights-int8")
+    add("int4 weights in blocks", "weights-int4-blocks", "weights-int8")
     add("int8 weights in blocks", "weights-int8-blocks", "weights-int8")
     add("float16 weights", "float16")
     return recipes
@@ -92,7 +92,7 @@ def _first(layer: Layer, preferences: Sequence[str], target: Target) -> str:
             continue
         if choice == "int8-dynamic" and layer.kind not in target.dynamic:
             continue
-        if choice in ("weights-int4", "weights-int8-blocks") and layer.kind not in target.blocks:
+        if parse_choice(choice).compute == "blocks" and layer.kind not in target.blocks:
             continue
         if not why_not(layer, choice):
             return choice

@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from packlight.graph.apply import stored_bytes
 from packlight.graph.layers import find_layers, find_unquantizable
 from packlight.graph.model import Model
+from packlight.graph.sizes import stored_bytes
 from packlight.measure.evidence import Skipped
 from packlight.plan.candidates import reason_kept, whole_recipes
 from packlight.targets import Target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from packlight.errors import RuntimeFailure
-from packlight.graph.apply import stored_bytes
 from packlight.graph.layers import Layer, find_layers, find_unquantizable
 from packlight.graph.model import save_model
+from packlight.graph.sizes import stored_bytes
 from packlight.measure.evidence import (
     Budget,
     LatencyEvidence,
@@ -31,11 +32,15 @@ from packlight.plan.solve import SLOWER
 from packlight.plan.speed import layer_times
 from packlight.plan.trials import GIVEN, Tried, Workbench
 from packlight.progress import SILENT, Progress
-from packlight.runtime import cpu_features, runtime_name
+from packlight.runtime import Engine, cpu_features, runtime_name
+from packlight.transport import packed_size
 from packlight.version import __version__
 
 ROUNDS = 200
 """Interleaved runs of both files for the report's latencies."""
+
+MOST_PACKED = 32 << 20
+"""Larger files are not packed for the report: it would take minutes."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class Figures:
     memory: Pair | None
     size: Pair
     notes: tuple[str, ...]
+    packed_bytes: int | None = None
 
 
 def measure_figures(
@@ -55,11 +61,16 @@ def measure_figures(
     path: Path,
     size_bytes: int,
     *,
+    files: Sequence[Path] = (),
     indices: Sequence[int],
     progress: Progress = SILENT,
 ) -> Figures:
-    """Quality on `indices`, latency with one and all threads, memory and size of both files."""
-    notes: list[str] = []
+    """Quality on `indices`, latency with one and all threads, memory and size of both files.
+
+    files: of the compressed model, to be packed; large ones are not.
+    """
+    device = bench.device
+    notes: list[str] = [device.note] if device.note else []
     feeds = bench.first_feeds()
     progress.stage("proving on samples held back", len(indices))
     metric = None
@@ -73,32 +84,53 @@ def measure_figures(
     progress.stage("measuring latency and memory", 3)
     source = bench.model.source
     progress.step("one thread", advance=0)
-    one = measure_latency(source, path, feeds, threads=1, rounds=ROUNDS, seed=bench.seed)
+    one = measure_latency(
+        source, path, feeds, threads=1, rounds=ROUNDS, seed=bench.seed, engine=device.latency
+    )
     progress.step("all threads")
     many = None
     cores = cpu_features().cores
-    if cores > 1:
-        many = measure_latency(source, path, feeds, threads=cores, rounds=ROUNDS, seed=bench.seed)
+    if cores > 1 and device.most_threads is None:
+        many = measure_latency(
+            source,
+            path,
+            feeds,
+            threads=cores,
+            rounds=ROUNDS,
+            seed=bench.seed,
+            engine=device.latency,
+        )
     progress.step("memory")
     memory = None
     try:
-        memory = measure_memory(source, path, feeds)
+        memory = measure_memory(source, path, feeds, engine=device.engine)
     except RuntimeFailure as error:
         notes.append(f"memory could not be measured: {error}")
     progress.step()
-    return Figures(
-        metric, one, many, memory, Pair(bench.model.size_bytes, size_bytes), tuple(notes)
-    )
+    packed = None
+    if files and size_bytes <= MOST_PACKED:
+        progress.stage("packing for the download")
+        packed = packed_size(files)
+    size = Pair(bench.model.size_bytes, size_bytes)
+    return Figures(metric, one, many, memory, size, tuple(notes), packed)
 
 
-def judge(figures: Figures, budget: Budget, *, generated: bool) -> tuple[Verdict, str]:
+def judge(
+    figures: Figures, budget: Budget, *, generated: bool, packed: bool = False
+) -> tuple[Verdict, str]:
     """The verdict, and its reason in one sentence.
+
+    packed: the packed file was wished for, and must be smaller than the original.
 
     met: the budget is kept on the proof samples. best-effort: it is not, or could not be
     measured. not-worth-it: the file is slower, or not smaller, than the original.
     """
     size, latency, metric = figures.size, figures.latency, figures.metric
-    if size.compressed >= size.original:
+    download = figures.packed_bytes
+    smaller = size.compressed < size.original
+    if packed and download is not None:
+        smaller = download < size.original
+    if not smaller:
         return "not-worth-it", (
             f"the best file found is not smaller ({size.compressed} bytes, the original has "
             f"{size.original}): keep the original"
@@ -111,6 +143,8 @@ def judge(figures: Figures, budget: Budget, *, generated: bool) -> tuple[Verdict
     unmet = []
     if budget.max_size_bytes is not None and size.compressed > budget.max_size_bytes:
         unmet.append(f"size is {size.compressed} bytes of {budget.max_size_bytes} allowed")
+    if budget.max_download_bytes is not None and (download or math.inf) > budget.max_download_bytes:
+        unmet.append(f"the packed file has {download} bytes of {budget.max_download_bytes} allowed")
     if budget.max_latency_ms is not None and latency.compressed > budget.max_latency_ms:
         unmet.append(
             f"latency is {latency.compressed:.3g} ms of {budget.max_latency_ms:.3g} allowed"
@@ -178,14 +212,14 @@ def layer_evidence(
     return tuple(evidence), tuple(skipped)
 
 
-def environment() -> dict[str, str]:
+def environment(engine: Engine = "onnxruntime") -> dict[str, str]:
     """The machine and the versions that the figures were measured with."""
     cpu = cpu_features()
     import numpy as np
 
     return {
         "packlight": __version__,
-        "runtime": runtime_name(),
+        "runtime": runtime_name(engine),
         "python": platform.python_version(),
         "numpy": np.__version__,
         "system": f"{platform.system()} {platform.machine()}",

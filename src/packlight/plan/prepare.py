@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from packlight.errors import PacklightError, RuntimeRefused, UnusableModel, WrongUsage
 from packlight.graph.model import Graph, Model, save_model
 from packlight.graph.rewrite.simplify import SimplifyStep, simplify
-from packlight.plan.trials import equal_outputs
+from packlight.graph.tokens import token_limits
+from packlight.measure.outputs import equal_outputs
 from packlight.runtime import Process
 from packlight.samples import (
     PREPROCESS_CANDIDATES,
@@ -146,8 +147,9 @@ def _generated(
     seed: int,
 ) -> Samples:
     refusal: PacklightError | None = None
+    limits = token_limits(model.ir)
     for axes in alternative_axes(model.inputs):
-        samples = generate_samples(model.inputs, seed=seed, axes=axes)
+        samples = generate_samples(model.inputs, seed=seed, axes=axes, limits=limits)
         batch = next(iter(batches_of(samples, (0,), model.inputs)))
         try:
             run(batch.feeds)

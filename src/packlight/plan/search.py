@@ -7,7 +7,11 @@ from dataclasses import dataclass, field, replace
 
 from packlight.graph.apply import why_not
 from packlight.graph.layers import Layer
+from packlight.graph.rewrite.store import holds_exactly
 from packlight.plan.candidates import whole_recipes
+from packlight.plan.goal import BALANCED, Goal, Wish, candidate_words
+from packlight.plan.mixed import Proposal, search_mixed
+from packlight.plan.rules import FREE, Rules, distinct
 from packlight.plan.sensitivity import measure_sensitivity
 from packlight.plan.solve import (
     SLOWER,
@@ -19,9 +23,10 @@ from packlight.plan.solve import (
     violation,
 )
 from packlight.plan.speed import layer_times, slow_in_integers
+from packlight.plan.table import build_table
 from packlight.plan.trials import Tried, Workbench
 from packlight.progress import SILENT, Progress
-from packlight.recipe import Recipe
+from packlight.recipe import Recipe, parse_choice
 
 SAFETY = 0.8
 """Share of the allowed drop that the search samples may show: the proof has others."""
@@ -30,9 +35,15 @@ CLEARLY_DB = 0.5
 """Other ranges or corrections must be better by this: few samples tell no finer difference."""
 
 FAITHFUL_DB = 30.0
-"""Above this, balancing channels has next to nothing left to gain."""
+"""Above this, balancing channels or smoothing has next to nothing left to gain."""
 
 INTEGER = ("int8", "int8-wide")
+
+FINAL = 4
+"""Proposals that are timed, and packed: the smallest of those that keep the drop."""
+
+EXACT_DB = 80.0
+"""Float arithmetic in another order leaves more than this."""
 
 
 @dataclass(frozen=True)
@@ -55,25 +66,36 @@ def search(
     layers: Sequence[Layer],
     limits: Limits,
     *,
+    goal: Goal = BALANCED,
+    rules: Rules = FREE,
+    given: Recipe | None = None,
+    download: int | None = None,
+    asked: bool = False,
     progress: Progress = SILENT,
 ) -> Found:
     """Find the fastest, then smallest, then most faithful recipe that keeps to the limits;
     without a limit on the drop the most faithful one.
 
-    limits: drop absolute, size in bytes, latency as a ratio to the original's.
+    limits: drop absolute, size in bytes, latency as a ratio to the original's. download: bytes
+    of the packed file, None for no limit. goal: what is wished for most; "smallest" and a limit
+    on the download look at the packed file. rules: what the user pinned or forbade. given: a
+    recipe of the user's to begin with.
+    asked: the size or the latency is limited by the user.
     """
     wanted = replace(limits, drop=None if limits.drop is None else limits.drop * SAFETY)
+    if goal.wish == "nothing":
+        return _lossless(bench, layers, rules, progress)
     recipes = whole_recipes(
         layers, bench.target, generated=bench.samples.generated, seed=bench.seed
     )
+    if given is not None:
+        recipes.insert(0, ("the given recipe, pinned", replace(given, pins=(), forbid=())))
+    recipes = distinct((label, rules.honour(recipe, layers)) for label, recipe in recipes)
     progress.stage("trying whole recipes", len(recipes))
-    tried = []
-    for label, recipe in recipes:
-        tried.append(bench.evaluate(recipe, label))
-        progress.step(label)
+    tried = bench.evaluate_many([(recipe, label) for label, recipe in recipes], progress=progress)
     static = next((one for one in tried if _uses(one.recipe, INTEGER)), None)
     if static is not None and not static.failure:
-        tried += _variants(bench, static, layers, progress)
+        tried += _variants(bench, static, layers, rules, progress)
     tried = _timed(bench, tried, progress)
     best = tried[_best(tried, wanted)]
     taken: dict[str, str] = {}
@@ -83,7 +105,7 @@ def search(
         rescued: list[Tried] = []
         origin: dict[Recipe, Tried] = {}
         for start in starts:
-            back = _take_back(bench, start, layers, noise, wanted, progress)
+            back = _take_back(bench, start, layers, noise, wanted, rules, progress)
             origin |= {one.recipe: start for one in back if one.recipe not in origin}
             rescued += back
         better = tried + _timed(bench, rescued, progress)
@@ -99,7 +121,102 @@ def search(
                 for name, choice in best.recipe.layers
                 if choice != start.recipe.choice(name) and name in noise
             }
+    small = goal.wish == "download" or download is not None
+    if small or (asked and (wanted.drop is None or violation(_option(best), wanted))):
+        limits = replace(wanted, size=download) if small else wanted
+        mixed = _mixed(bench, best, tried, layers, limits, small, rules, progress)
+        if mixed is not None and mixed.recipe != best.recipe:
+            best, taken = mixed, {}
     return Found(best, tuple(bench.tried), noise, taken)
+
+
+def _mixed(
+    bench: Workbench,
+    best: Tried,
+    tried: Sequence[Tried],
+    layers: Sequence[Layer],
+    limits: Limits,
+    packed: bool,
+    rules: Rules,
+    progress: Progress,
+) -> Tried | None:
+    """The best recipe with a choice for each layer; None where none was better than `best`.
+
+    packed: sizes are those of the entropy-coded file.
+    """
+    fitting = [one for one in tried if not one.failure and _uses(one.recipe, INTEGER)]
+    base = best if any(word != "float32" for _, word in best.recipe.layers) else None
+    if fitting and (base is None or packed):
+        base = fitting[0] if base is None or not _uses(best.recipe, INTEGER) else base
+    base = base or next((one for one in tried if one.recipe.layers and not one.failure), None)
+    if base is None:
+        return None
+    wish: Wish = "download" if packed else "size"
+    words = [word for word in candidate_words(wish) if rules.allows(word)]
+    examples = [one for one in tried if not one.failure and one is not base]
+    table = build_table(
+        bench,
+        base,
+        layers,
+        words,
+        packed=packed,
+        pins=rules.pins,
+        examples=examples,
+        progress=progress,
+    )
+    proposals: list[Proposal] = []
+    few = any(parse_choice(word).bits < 8 for words in table.words for word in words)
+    for refit in (False, True) if few and not bench.samples.generated else (False,):
+        known = (*tried, *(one.tried for one in proposals))
+        proposals += search_mixed(
+            bench,
+            table,
+            base,
+            limits,
+            "bytes",
+            packed=packed,
+            refit=refit,
+            known=known,
+            progress=progress,
+        )
+    able = [one for one in proposals if not one.tried.failure]
+    if limits.drop is not None:
+        able = [one for one in able if one.tried.drop <= limits.drop] or able
+    able.sort(key=lambda one: one.predicted_bytes)
+    found = list(
+        {one.recipe: one for one in (base, best, *(o.tried for o in able[:FINAL]))}.values()
+    )
+    if packed:
+        found = [bench.pack_trial(one) for one in found if not one.failure]
+    timed = _timed(bench, found, progress)
+    options = [_option(one) for one in timed]
+    if packed:
+        options = [
+            replace(option, size=float(one.packed_bytes or one.size_bytes))
+            for option, one in zip(options, timed, strict=True)
+        ]
+    return timed[choose(options, limits, smallest=packed and limits.drop is not None)]
+
+
+def _lossless(bench: Workbench, layers: Sequence[Layer], rules: Rules, progress: Progress) -> Found:
+    """The smallest of what rounds nothing: the simplified graph, and halves that are exact."""
+    exact = tuple(
+        (layer.name, "float16" if holds_exactly(layer) and rules.allows("float16") else "float32")
+        for layer in layers
+    )
+    plain = Recipe(target=bench.target.name, seed=bench.seed)
+    recipes = distinct(
+        [
+            ("simplified only", replace(plain, layers=tuple((n, "float32") for n, _ in exact))),
+            ("exact halves", replace(plain, layers=exact)),
+        ]
+    )
+    progress.stage("trying what is exact", len(recipes))
+    tried = bench.evaluate_many([(recipe, label) for label, recipe in recipes], progress=progress)
+    tried = [bench.pack_trial(one) for one in _timed(bench, tried, progress) if not one.failure]
+    same = [one for one in tried if one.noise_db >= EXACT_DB or one.noise_db == 0.0] or tried
+    best = min(same, key=lambda one: (one.packed_bytes or one.size_bytes, one.size_bytes))
+    return Found(best, tuple(bench.tried))
 
 
 def _noise(
@@ -112,19 +229,26 @@ def _noise(
 
 
 def _variants(
-    bench: Workbench, static: Tried, layers: Sequence[Layer], progress: Progress
+    bench: Workbench,
+    static: Tried,
+    layers: Sequence[Layer],
+    rules: Rules,
+    progress: Progress,
 ) -> list[Tried]:
     """The static recipe with other settings: those that better it are kept and combined."""
     best = static
     found: list[Tried] = []
-    progress.stage("finding ranges and corrections", 4)
+    progress.stage("finding ranges and corrections", 5)
     for label, change in (
         ("bias correction", {"bias_correction": True}),
         ("min-max ranges", {"ranges": "min-max"}),
         ("percentile ranges", {"ranges": "percentile"}),
         ("equalized channels", {"equalize": True}),
+        ("smoothed activations 0.5", {"smooth": 0.5}),
     ):
         if label == "equalized channels" and not _balances(bench, best):
+            continue
+        if label == "smoothed activations 0.5" and not _smooths(bench, best):
             continue
         trial = bench.evaluate(replace(best.recipe, **change), f"{static.label}, {label}")
         progress.step(label)
@@ -147,7 +271,7 @@ def _variants(
     progress.stage("trying layers in float", len(options))
     for label, names in options.items():
         if names and len(names) < len(ends):
-            recipe = best.recipe.with_choice(names, "float32")
+            recipe = rules.honour(best.recipe.with_choice(names, "float32"), layers)
             found.append(bench.evaluate(recipe, f"{best.label}, {label}"))
         progress.step(label)
     return found
@@ -157,7 +281,14 @@ def _balances(bench: Workbench, best: Tried) -> bool:
     """Whether balancing channels is worth another calibration pass: it may gain, and can."""
     if best.noise_db > FAITHFUL_DB:
         return False
-    return bench.form(equalized=True) is not bench.form(equalized=False)
+    return bench.differs(equalized=True)
+
+
+def _smooths(bench: Workbench, best: Tried) -> bool:
+    """Whether smoothing is worth another calibration pass: it may gain, and can."""
+    if best.noise_db > FAITHFUL_DB:
+        return False
+    return bench.differs(equalized=best.recipe.equalize, smoothed=0.5)
 
 
 def _timed(bench: Workbench, tried: Sequence[Tried], progress: Progress) -> list[Tried]:
@@ -213,6 +344,7 @@ def _take_back(
     layers: Sequence[Layer],
     noise_db: dict[str, float],
     limits: Limits,
+    rules: Rules,
     progress: Progress,
 ) -> list[Tried]:
     """Take the most sensitive layers back until the budget is met, as few as will do.
@@ -223,12 +355,17 @@ def _take_back(
     always) more faithful. A layer whose sensitivity was not measured goes back last.
     """
     sizes = {layer.name: max(layer.bytes, 1) for layer in layers}
-    order = [name for name in sizes if start.recipe.choice(name) not in ("float32", "float16")]
+    pinned = dict(rules.pins)
+    order = [
+        name
+        for name in sizes
+        if name not in pinned and start.recipe.choice(name) not in ("float32", "float16")
+    ]
     power = {name: 10 ** (-noise_db.get(name, 300.0) / 10) for name in order}
     order.sort(key=lambda name: power[name] / sizes[name], reverse=True)
     progress.stage("taking sensitive layers back", 2 * max(len(order), 1).bit_length())
     found: list[Tried] = []
-    for milder in ("weights-int8", "float16"):
+    for milder in filter(rules.allows, ("weights-int8", "float16")):
         able = {layer.name for layer in layers if not why_not(layer, milder)}
         back = [name for name in order if name in able and start.recipe.choice(name) != milder]
         low, high, good = 1, len(back), False

@@ -47,12 +47,13 @@ def violation(option: Option, limits: Limits) -> float:
     return worst
 
 
-def choose(options: Sequence[Option], limits: Limits) -> int:
+def choose(options: Sequence[Option], limits: Limits, *, smallest: bool = False) -> int:
     """The number of the best option: fastest, then smallest, then most faithful.
 
-    Where the drop has no limit, the most faithful: a size or a time was asked for, no more.
-    Ties are wide, since latencies are measured. Where no option keeps to the limits, the one
-    that comes nearest is taken. Raises ValueError without options.
+    smallest: smallest, then fastest, then most faithful. Where the drop has no limit, the most
+    faithful: a size or a time was asked for, no more. Ties are wide, since latencies are
+    measured. Where no option keeps to the limits, the one that comes nearest is taken.
+    Raises ValueError without options.
     """
     if not options:
         raise ValueError("there is nothing to choose from")
@@ -63,8 +64,12 @@ def choose(options: Sequence[Option], limits: Limits) -> int:
     if limits.drop is None:
         free = [(options[i].noise_db, -options[i].latency, -options[i].size, i) for i in fitting]
         return max(free)[-1]
+    if smallest:
+        return min(
+            fitting, key=lambda i: (options[i].size, options[i].latency, -options[i].noise_db)
+        )
     fastest = min(options[i].latency for i in fitting)
     fast = [i for i in fitting if options[i].latency <= fastest * (1 + TIE_LATENCY)]
-    smallest = min(options[i].size for i in fast)
-    small = [i for i in fast if options[i].size <= smallest * (1 + TIE_SIZE)]
+    least = min(options[i].size for i in fast)
+    small = [i for i in fast if options[i].size <= least * (1 + TIE_SIZE)]
     return max(small, key=lambda i: (options[i].noise_db, -options[i].size))

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from packlight.errors import RuntimeFailure
 from packlight.graph.layers import Layer
+from packlight.graph.observe import Observations
+from packlight.plan.exchange import Border
 from packlight.runtime import OperatorTime, profile_operators
 
 FUSED = 3
@@ -42,6 +44,41 @@ def layer_times(path: Path, layers: Sequence[Layer], feeds: Feeds) -> dict[str, 
         if known:
             found[layer.name] = known[0]
     return found
+
+
+def border_times(
+    layers: Sequence[Layer], path: Path, feeds: Feeds, observations: Observations
+) -> tuple[Border, ...]:
+    """What converting costs between two layers in a row of which one computes in integers.
+
+    path: a file with quantized layers; the runtime's profile of it tells how long the
+    conversions of an element take. Layers follow each other where one reads, perhaps through
+    an activation, what the other gives.
+    """
+    try:
+        times = profile_operators(path, feeds, level="all")
+    except RuntimeFailure:
+        return ()
+    sizes = {
+        name: histogram.count / max(observations.samples, 1)
+        for name, histogram in observations.histograms.items()
+    }
+    spent = elements = 0.0
+    for one in times:
+        for ending in ("_q", "_dq"):
+            tensor = one.name.removesuffix(ending)
+            if one.op in ("QuantizeLinear", "DequantizeLinear") and tensor in sizes:
+                spent, elements = spent + one.ms, elements + sizes[tensor]
+    if not elements:
+        return ()
+    sources = [layer.node.inputs[0] for layer in layers]
+    known = ["" if source is None else str(source.name) for source in sources]
+    makers = {name: i for i, layer in enumerate(layers) for name in _results(layer)}
+    return tuple(
+        Border(makers[name], i, 2 * spent / elements * sizes[name])
+        for i, name in enumerate(known)
+        if name in makers and name in sizes and makers[name] != i
+    )
 
 
 def slow_in_integers(

@@ -15,25 +15,25 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
 from packlight.errors import PacklightError, RuntimeFailure, RuntimeRefused
-from packlight.graph.apply import Weights, apply_recipe
-from packlight.graph.layers import find_layers
-from packlight.graph.model import Graph, Model, copy_model, save_model
-from packlight.graph.observe import Observations, observe
-from packlight.graph.rewrite.equalize import equalize
-from packlight.graph.rewrite.quantize import tensors_to_observe
+from packlight.graph.apply import apply_recipe
+from packlight.graph.model import Graph, Model, save_model
+from packlight.measure.device import device_of
 from packlight.measure.evidence import MetricEvidence
 from packlight.measure.latency import rank_latencies
 from packlight.measure.quality import Metric, measure_quality
 from packlight.measure.size import size_of_files
+from packlight.plan.evaluate import Evaluation, read_parts, try_file
+from packlight.plan.forms import Forms
+from packlight.plan.workers import run_tasks
 from packlight.progress import SILENT, Progress
 from packlight.recipe import Recipe
 from packlight.runtime import Process, Session, cpu_features
-from packlight.samples import Samples, Split, batches_of
+from packlight.samples import Batch, Samples, Split, batches_of
 from packlight.targets import Target
+from packlight.transport import packed_size
 
 Outputs = dict[str, NDArray[Any]]
 GIVEN = "the given recipe"
@@ -52,6 +52,7 @@ class Tried:
     """One recipe as a file, and what was measured of it on the search samples.
 
     metric: None where it could not be run. latency_ratio: to the original, one thread.
+    packed_bytes: of the entropy-coded file; None where it was not made.
     """
 
     label: str
@@ -64,6 +65,7 @@ class Tried:
     latency_ms: float | None = None
     latency_ratio: float | None = None
     latency_interval_95: tuple[float, float] | None = None
+    packed_bytes: int | None = None
     failure: str = ""
 
     @property
@@ -79,15 +81,6 @@ class Tried:
         return self.metric.noise_db if self.metric.noise_db is not None else 0.0
 
 
-@dataclass(frozen=True)
-class Form:
-    """A graph to compress, what calibration saw of it, and its weights rounded so far."""
-
-    graph: Graph
-    observations: Observations
-    weights: Weights
-
-
 class Workbench:
     """Holds the original, its simplified form and the samples while candidates are tried."""
 
@@ -101,19 +94,28 @@ class Workbench:
         *,
         metric: Metric | str | None = None,
         max_drop: float | None = None,
+        workers: int | str = 1,
         seed: int = 0,
     ) -> None:
         self.model, self.simplified = model, simplified
         self.samples, self.split, self.target = samples, split, target
         self.metric, self.max_drop, self.seed = metric, max_drop, seed
-        self._forms: dict[bool, Form] = {}
-        self._static: tuple[str, ...] = ()
+        self.workers, self.device = workers, device_of(target)
         self.threads = cpu_features().cores
         self.tried: list[Tried] = []
         self._folder = tempfile.TemporaryDirectory(prefix="packlight-")
+        self.forms = Forms(
+            simplified,
+            samples,
+            split.calibration,
+            model.inputs,
+            self.folder,
+            accuracy_level=target.accuracy_level,
+            seed=seed,
+        )
         self.process = Process()
         self._original = self._load_original()
-        self._cache: dict[tuple[int, ...], list[tuple[Outputs, Outputs, int]]] = {}
+        self._cache: dict[tuple[int, ...], list[tuple[Batch, Outputs]]] = {}
         self._made: dict[Recipe, Tried] = {}
         self._numbers = itertools.count()
         self._search: tuple[int, ...] | None = None
@@ -166,44 +168,21 @@ class Workbench:
             self._search = indices[:most]
         return self._search
 
-    def calibrate(self, static: Sequence[str], *, progress: Progress = SILENT) -> None:
-        """Observe what the layers named `static` need to compute in integers."""
-        self._static = tuple(static)
-        self.form(equalized=False, progress=progress)
+    def calibrate(self, names: Sequence[str], *, progress: Progress = SILENT) -> None:
+        """Observe what the layers of those names need to be rounded well."""
+        self.forms.calibrate(names, self.process, progress=progress)
 
-    def form(self, *, equalized: bool, progress: Progress = SILENT) -> Form:
-        """The simplified graph, or that with channels balanced, and what calibration saw of it.
-
-        Balanced it is the plain form again where no two layers can be balanced.
-        """
-        if equalized not in self._forms:
-            graph = self.simplified
-            if equalized:
-                graph = copy_model(graph)
-                if not equalize(graph):
-                    return self.form(equalized=False)
-            layers = [layer for layer in find_layers(graph) if layer.name in self._static]
-            observations = Observations()
-            if layers:
-                observations = observe(
-                    graph,
-                    self.samples,
-                    self.split.calibration,
-                    self.model.inputs,
-                    tensors=tensors_to_observe(graph, layers),
-                    layers=layers,
-                    process=self.process,
-                    seed=self.seed,
-                    progress=progress,
-                )
-            self._forms[equalized] = Form(graph, observations, Weights())
-        return self._forms[equalized]
+    def differs(self, *, equalized: bool, smoothed: float = 0.0) -> bool:
+        """Whether balancing channels, or smoothing on top of it, changes anything at all."""
+        base = self.forms.plain(self.process, equalized=equalized and bool(smoothed))
+        changed = self.forms.plain(self.process, equalized=equalized, smoothed=smoothed)
+        return changed is not base
 
     def make(self, recipe: Recipe, label: str) -> Tried:
         """Write the file of a recipe; a recipe made before is not made again."""
         if recipe in self._made:
             return self._made[recipe]
-        form = self.form(equalized=recipe.equalize)
+        form = self.forms.of(recipe, self.process)
         compressed, notes = apply_recipe(
             form.graph,
             recipe,
@@ -222,39 +201,100 @@ class Workbench:
         self, recipe: Recipe, label: str, *, indices: Sequence[int] | None = None
     ) -> Tried:
         """Make a recipe's file and run it on the search samples (or those given)."""
-        known = recipe in self._made
+        return self.evaluate_many([(recipe, label)], indices=indices)[0]
+
+    def evaluate_many(
+        self,
+        candidates: Sequence[tuple[Recipe, str]],
+        *,
+        indices: Sequence[int] | None = None,
+        progress: Progress = SILENT,
+    ) -> list[Tried]:
+        """Make the files of (recipe, label) and run each on the search samples (or those given).
+
+        Several workers run at the same time; the files are made here. Of samples that are
+        given nothing is kept: those files are for one measurement.
+        """
+        found: list[Tried] = []
+        for some in _chunks(candidates, 8 if indices is not None else len(candidates)):
+            known = [recipe in self._made for recipe, _ in some]
+            tried = [self._make_or_fail(recipe, label) for recipe, label in some]
+            open_ = [
+                i
+                for i, one in enumerate(tried)
+                if not one.failure and (indices is not None or one.metric is None)
+            ]
+            samples = self.search_indices() if indices is None else tuple(indices)
+            for i, result in zip(
+                open_, self._run([tried[i] for i in open_], samples, progress), strict=True
+            ):
+                tried[i] = result
+            for (recipe, _), one, old in zip(some, tried, known, strict=True):
+                if indices is None:
+                    if self._made.get(recipe) is not one or not old:
+                        self._made[recipe] = one
+                        self.tried = [t for t in self.tried if t.recipe != recipe] + [one]
+                elif not old and recipe in self._made:
+                    # One layer alone, say: a file for each would fill the disk.
+                    del self._made[recipe]
+                    shutil.rmtree(one.path.parent)
+            found += tried
+        return found
+
+    def _make_or_fail(self, recipe: Recipe, label: str) -> Tried:
         try:
-            tried = self.make(recipe, label)
+            return self.make(recipe, label)
         except PacklightError:
             raise
         except Exception as error:
             # A graph that a rewrite did not foresee costs one candidate, not the run.
             reason = f"it could not be made ({type(error).__name__}: {error})"
-            tried = Tried(label, recipe, self.folder, (), 0, failure=reason)
-            if indices is None:
-                self._made[recipe] = tried
-                self.tried.append(tried)
-            return tried
-        if indices is None and (tried.metric is not None or tried.failure):
-            return tried
+            return Tried(label, recipe, self.folder, (), 0, failure=reason)
+
+    def _run(
+        self, tried: Sequence[Tried], indices: tuple[int, ...], progress: Progress
+    ) -> list[Tried]:
+        """The same candidates with what was measured of them on some samples."""
+        if self.workers == 1 or len(tried) < 2:
+            found = []
+            for one in tried:
+                found.append(self._run_here(one, indices))
+                progress.step(one.label)
+            return found
+        references = list(self._references(indices))
+        labels = self.samples.labels
+        tasks = [
+            Evaluation(
+                path=one.path,
+                batches=tuple(batch for batch, _ in references),
+                references=tuple(outputs for _, outputs in references),
+                # A cluster's machines need not share a disk.
+                parts=read_parts(one.files) if isinstance(self.workers, str) else (),
+                labels=None if labels is None else labels[list(indices)],
+                metric=self.metric,
+                max_drop=self.max_drop,
+                output_is_classifier=self._classifiers,
+                seed=self.seed,
+                engine=self.device.engine,
+            )
+            for one in tried
+        ]
+        results = run_tasks(try_file, tasks, workers=self.workers, progress=progress)
+        return [
+            replace(one, metric=result.metric, failure=result.failure)
+            for one, result in zip(tried, results, strict=True)
+        ]
+
+    def _run_here(self, one: Tried, indices: tuple[int, ...]) -> Tried:
         try:
-            metric = self.quality(tried.path, self.search_indices() if indices is None else indices)
-            result = replace(tried, metric=metric)
+            return replace(one, metric=self.quality(one.path, indices))
         except RuntimeFailure as error:
-            result = replace(tried, failure=str(error))
             if not isinstance(error, RuntimeRefused):
                 # The child died with the original's session in it, or has no memory left.
                 self.process.close()
                 self.process = Process()
                 self._original = self._load_original()
-        if indices is None:
-            self._made[recipe] = result
-            self.tried.append(result)
-        elif not known:
-            # One layer alone, say: a file for each would fill the disk.
-            del self._made[recipe]
-            shutil.rmtree(tried.path.parent)
-        return result
+            return replace(one, failure=str(error))
 
     def quality(
         self,
@@ -265,7 +305,9 @@ class Workbench:
         on_batch: Callable[[int], None] | None = None,
     ) -> MetricEvidence:
         """The metric of a file against the original on some samples."""
-        session = self.process.load(path, threads=self.threads, spinning=False)
+        session = self.process.load(
+            path, threads=self.threads, spinning=False, engine=self.device.engine
+        )
         try:
             labels = self.samples.labels
             pairs = self._pairs(tuple(indices), session, on_batch)
@@ -289,7 +331,12 @@ class Workbench:
         paths = [self.model.source, *(tried.path for tried in candidates)]
         try:
             ranked = rank_latencies(
-                paths, self.first_feeds(), rounds=100, seconds=seconds, seed=self.seed
+                paths,
+                self.first_feeds(),
+                rounds=100,
+                seconds=seconds,
+                seed=self.seed,
+                engine=self.device.latency,
             )
         except RuntimeFailure as error:
             # All are held in memory at the same time, and one that fails takes the others along.
@@ -309,6 +356,12 @@ class Workbench:
             for tried, rank in zip(candidates, ranked[1:], strict=True)
         ]
 
+    def pack_trial(self, one: Tried) -> Tried:
+        """The same candidate with the size of its entropy-coded file."""
+        if one.packed_bytes is not None or not one.files:
+            return one
+        return self._keep(replace(one, packed_bytes=packed_size(one.files)))
+
     def _keep(self, result: Tried) -> Tried:
         """Put a result in the place of what was known of its recipe."""
         self._made[result.recipe] = result
@@ -321,34 +374,40 @@ class Workbench:
         session: Session,
         on_batch: Callable[[int], None] | None,
     ) -> Iterator[tuple[Outputs, Outputs, int]]:
-        for feeds, reference, trim, rows in self._references(indices):
-            outputs = session.run(feeds)
+        for run, reference in self._references(indices):
+            outputs = session.run(run.feeds)
             # The runtime may give outputs in another order, never under other names.
-            yield reference, {name: trim(array) for name, array in outputs.items()}, rows
+            yield reference, {n: run.trim(array) for n, array in outputs.items()}, run.rows
             if on_batch is not None:
-                on_batch(rows)
+                on_batch(run.rows)
 
-    def _references(self, indices: tuple[int, ...]) -> Iterator[Any]:
-        """Feeds, the original's outputs, how to trim, and rows, batch by batch."""
-        cached: Any = self._cache.get(indices)
+    def _references(self, indices: tuple[int, ...]) -> Iterator[tuple[Batch, Outputs]]:
+        """Each run and the original's outputs of it."""
+        cached = self._cache.get(indices)
         if cached is not None:
             yield from cached
             return
-        kept: list[Any] | None = []
+        kept: list[tuple[Batch, Outputs]] | None = []
         held = 0
         for run in batches_of(self.samples, indices, self.model.inputs):
             outputs = {
                 name: run.trim(array) for name, array in self._original.run(run.feeds).items()
             }
-            item = (run.feeds, outputs, run.trim, run.rows)
-            yield item
+            yield run, outputs
             held += sum(a.nbytes for a in [*run.feeds.values(), *outputs.values()])
             if kept is not None:
-                kept.append(item)
+                kept.append((run, outputs))
                 if held > CACHE_BYTES:
                     kept = None
         if kept is not None and len(self._cache) < 4:
             self._cache[indices] = kept
+
+
+def _chunks(
+    candidates: Sequence[tuple[Recipe, str]], size: int
+) -> Iterator[Sequence[tuple[Recipe, str]]]:
+    for start in range(0, len(candidates), max(size, 1)):
+        yield candidates[start : start + size]
 
 
 def _unzip(
@@ -373,22 +432,3 @@ def _unzip(
             yield rows.pop(0)
 
     return firsts(), seconds(), counts()
-
-
-def equal_outputs(one: Outputs, other: Outputs, *, tolerance: float = 1e-3) -> bool:
-    """Whether two runs gave the same within float tolerance, relative to each output's size."""
-    if one.keys() != other.keys():
-        return False
-    for name, array in one.items():
-        candidate = other[name]
-        if array.shape != candidate.shape or array.dtype != candidate.dtype:
-            return False
-        if not np.issubdtype(array.dtype, np.floating):
-            if not np.array_equal(array, candidate):
-                return False
-            continue
-        a, b = array.astype(np.float64), candidate.astype(np.float64)
-        size = float(np.sqrt(np.mean(np.square(a[np.isfinite(a)])))) if np.isfinite(a).any() else 0
-        if not np.allclose(a, b, rtol=tolerance, atol=tolerance * max(size, 1e-30), equal_nan=True):
-            return False
-    return True

@@ -1,7 +1,7 @@
-"""The size/quality plot of all that was tried, as one inline SVG.
+"""A plot of all that was tried, as one inline SVG.
 
-Left is smaller, up is better. Colours come from the page's style sheet through
-classes, so that the plot is light or dark with the page; nothing is scripted.
+Left is better, up is better. Colours come from the page's style sheet through classes, so that
+the plot is light or dark with the page; nothing is scripted.
 """
 
 from __future__ import annotations
@@ -10,81 +10,86 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from packlight.measure.evidence import Evidence, Trial
-from packlight.report.units import format_bytes, format_number, format_percent
-from packlight.report.visible import escape, visible
-from packlight.report.wording import SHARES
+from packlight.measure.evidence import Evidence
+from packlight.report.labels import Box, find_leader, place_label, text_width
+from packlight.report.views import Limit, Name, Point, View, collect_view
+from packlight.report.visible import escape
 
-_FONT_PX = 12
-_CHARACTER_PX = 6.6  # a cautious mean width at 12 px in the fonts that systems bring
 _MARK_PX = 5.5
+_SMALL_MARK_PX = 4.0
+_FAR = 4.0
+"""Sizes that are so many times one another stand on a logarithmic scale."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 18, 18, 46
 
 
 @dataclass(frozen=True)
-class _Point:
-    """One dot: size in bytes, quality upwards, its label and kind (a class of the style sheet)."""
-
-    x: float
-    y: float
-    label: str
-    kind: str
-    hint: str
-    number: int
-    clipped: bool = False
-
-
-@dataclass(frozen=True)
-class _Box:
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-    def meets(self, other: _Box) -> bool:
-        return (
-            self.left < other.right
-            and other.left < self.right
-            and self.top < other.bottom
-            and other.top < self.bottom
-        )
-
-    def holds(self, x: float, y: float) -> bool:
-        return self.left <= x <= self.right and self.top <= y <= self.bottom
-
-    def within(self, other: _Box) -> bool:
-        return (
-            self.left >= other.left
-            and self.right <= other.right
-            and self.top >= other.top
-            and self.bottom <= other.bottom
-        )
-
-
-@dataclass(frozen=True)
 class _Axis:
-    """A linear scale from values to pixels."""
+    """A scale from values to pixels, linear or (for positive values) logarithmic."""
 
     low: float
     high: float
     start_px: float
     end_px: float
+    log: bool = False
 
     def place(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low)
-        return self.start_px + share * (self.end_px - self.start_px)
+        low, high = self.low, self.high
+        if self.log:
+            low, high, value = math.log(low), math.log(high), math.log(value)
+        return self.start_px + (value - low) / (high - low) * (self.end_px - self.start_px)
 
     def ticks(self, wanted: int) -> list[float]:
+        if self.log:
+            decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            for steps in ((1, 2, 5), (1, 3), (1,)):
+                fine = [step * 10.0**power for power in decades for step in steps]
+                fine = [value for value in fine if self.low <= value <= self.high]
+                if len(fine) <= 2 * wanted:
+                    break
+            return fine[:: max(1, math.ceil(len(fine) / (2 * wanted)))]
         step = _round_step((self.high - self.low) / max(1, wanted))
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
         return [index * step for index in range(first, last + 1)]
 
 
+@dataclass(frozen=True)
+class Layout:
+    """A view on `width` x `height` pixels: scales that say where each point lies."""
+
+    view: View
+    width: int
+    height: int
+    area: Box
+    across: _Axis
+    upwards: _Axis
+
+    def place(self, point: Point) -> tuple[float, float]:
+        """The pixel of a point, from the upper left."""
+        return self.across.place(point.x), self.upwards.place(point.y)
+
+
+def lay_out(view: View, *, width: int, height: int) -> Layout:
+    """Scales that show all points of the view and its limits."""
+    area = Box(_LEFT, _TOP, width - _RIGHT, height - _BOTTOM)
+    xs = [p.x for p in view.points] + [a.value for a in view.limits if a.axis == "x"]
+    ys = [p.y for p in view.points] + [a.value for a in view.limits if a.axis == "y"]
+    # What is a tenth as large is as far away as what is ten times as large.
+    log = view.name != "time-quality" and 0 < _FAR * min(xs) < max(xs)
+    across = _span(xs, area.left, area.right, log=log)
+    return Layout(view, width, height, area, across, _span(ys, area.bottom, area.top))
+
+
 def draw_trials(
-    evidence: Evidence, *, width: int, height: int, name: str, numbers: bool = False
+    evidence: Evidence,
+    *,
+    width: int,
+    height: int,
+    name: str,
+    numbers: bool = False,
+    view: Name = "size-quality",
 ) -> str:
-    """The plot as an SVG of `width` x `height` pixels; empty when there is nothing to plot.
+    """A view as an SVG of `width` x `height` pixels; empty when there is nothing to plot.
 
     name: makes its element ids unique in the page.
     numbers: label all but the chosen one by its number in the table, for small screens.
@@ -92,126 +97,40 @@ def draw_trials(
     Quality is the change of the metric where it was measured, else the signal-to-noise
     ratio of the outputs.
     """
-    points, kind = _collect(evidence)
-    if not points:
+    found = collect_view(evidence, view)
+    if found is None:
         return ""
-    share = evidence.metric is None or evidence.metric.name in SHARES
-    limit, floor = None, None
-    if kind == "drop":
-        limit = evidence.budget.max_drop
-        points, floor = _clip(points, limit, share=share)
-    elif kind == "noise":
-        points = _cap_noise(points)
+    return draw(lay_out(found, width=width, height=height), name=name, numbers=numbers)
+
+
+def draw(layout: Layout, *, name: str, numbers: bool = False) -> str:
+    """The layout as SVG; name and numbers as for `draw_trials`."""
+    view, area = layout.view, layout.area
+    points = list(view.points)
     if numbers:
         points = [replace(p, label=str(p.number)) if p.kind == "tried" else p for p in points]
-    if limit is not None and floor is not None and -limit < floor:
-        limit = None
-    area = _Box(_LEFT, _TOP, width - _RIGHT, height - _BOTTOM)
-    across = _span([p.x for p in points], area.left, area.right)
-    ys = [p.y for p in points] + ([-limit] if limit is not None else [])
-    upwards = _span(ys, area.bottom, area.top)
-
     parts = [
-        f'<svg class="plot" role="img" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}" aria-labelledby="{name}-title {name}-desc">',
-        f'<title id="{name}-title">Size and quality of everything that was tried</title>',
-        f'<desc id="{name}-desc">{escape(_describe(points, kind), limit=2000)}</desc>',
+        f'<svg class="plot" role="img" viewBox="0 0 {layout.width} {layout.height}" '
+        f'width="{layout.width}" height="{layout.height}" '
+        f'aria-labelledby="{name}-title {name}-desc">',
+        f'<title id="{name}-title">{escape(view.title)}</title>',
+        f'<desc id="{name}-desc">{escape(view.described, limit=2000)}</desc>',
+        *_draw_axes(layout),
+        *_draw_front(layout),
     ]
-    parts += _draw_axes(area, across, upwards, kind=kind, share=share)
-    taken = [_mark_box(across.place(p.x), upwards.place(p.y)) for p in points]
-    if limit is not None:
-        text = f"your limit: {_change(-limit, share)}"
-        parts += _draw_limit(area, upwards.place(-limit), text, taken)
-    parts += _draw_points(points, area, across, upwards, taken)
+    taken = [_mark_box(*layout.place(point)) for point in points]
+    for limit in view.limits:
+        place = (layout.across if limit.axis == "x" else layout.upwards).place(limit.value)
+        parts += _draw_limit(area, limit, place, taken)
+    parts += _draw_points(points, layout, taken)
     return "\n".join([*parts, "</svg>"])
 
 
-def _collect(evidence: Evidence) -> tuple[list[_Point], str]:
-    """The points, and what their height is: "drop" of the metric or "noise" in decibels."""
-    numbered = list(enumerate(evidence.trials, start=1))
-    if any(_finite(trial.drop) for _, trial in numbered):
-        kind = "drop"
-    elif any(_finite(trial.noise_db) for _, trial in numbered):
-        kind = "noise"
-    else:
-        return [], "none"
-    points = []
-    if kind == "drop":
-        size = evidence.size_bytes.original
-        points.append(_Point(size, 0.0, "original", "original", "", 0))
-    for number, trial in numbered:
-        value = trial.drop if kind == "drop" else trial.noise_db
-        if value is None or not math.isfinite(value):
-            continue
-        points.append(
-            _Point(
-                x=trial.size_bytes,
-                y=-value if kind == "drop" else value,
-                label=visible(trial.label, limit=36),
-                kind="chosen" if trial.chosen else "tried",
-                hint=_hint(trial, share=evidence.metric is None or evidence.metric.name in SHARES),
-                number=number,
-            )
-        )
-    return points, kind
-
-
-def _hint(trial: Trial, *, share: bool) -> str:
-    parts = [visible(trial.label), format_bytes(trial.size_bytes)]
-    if trial.drop is not None and math.isfinite(trial.drop):
-        parts.append(f"change {_change(-trial.drop, share)}")
-    if trial.noise_db is not None and math.isfinite(trial.noise_db):
-        parts.append(f"{trial.noise_db:.1f} dB")
-    return ", ".join(parts)
-
-
-def _describe(points: Sequence[_Point], kind: str) -> str:
-    tried = [p for p in points if p.kind != "original"]
-    chosen = next((p.hint for p in tried if p.kind == "chosen"), "none of them")
-    what = "change of the metric" if kind == "drop" else "signal-to-noise ratio of the outputs"
-    return (
-        f"{len(tried)} versions by size (across) and {what} (upwards). Chosen: {chosen}. "
-        "All figures are in the table below the plot."
-    )
-
-
-def _clip(
-    points: list[_Point], max_drop: float | None, *, share: bool
-) -> tuple[list[_Point], float | None]:
-    """Points that lost far more than any that matters are put at the lower edge.
-
-    Otherwise one ruined model would press all the others into one line.
-    """
-    chosen = max((-p.y for p in points if p.kind == "chosen"), default=0.0)
-    losses = sorted(-p.y for p in points)
-    middle = losses[len(losses) // 2]
-    matters = max(3 * (max_drop or 0.0), 3 * chosen, 2 * middle, 0.005)
-    if losses[-1] <= 1.5 * matters:
-        return points, None
-    floor = -1.3 * max(max_drop or 0.0, *(loss for loss in losses if loss <= matters))
-    floor = min(floor, -0.25 * matters)
-    return [
-        replace(p, y=floor, clipped=True, label=f"{p.label} ({_change(p.y, share)})")
-        if p.y < floor
-        else p
-        for p in points
-    ], floor
-
-
-def _cap_noise(points: list[_Point]) -> list[_Point]:
-    """Above 60 dB (an error of 0.1 %) outputs are as good as equal: those go to the upper edge."""
-    chosen = max((p.y for p in points if p.kind == "chosen"), default=0.0)
-    ceiling = max(60.0, chosen + 10)
-    return [
-        replace(p, y=ceiling, clipped=True, label=f"{p.label} ({p.y:.0f} dB)")
-        if p.y > ceiling
-        else p
-        for p in points
-    ]
-
-
-def _span(values: Sequence[float], start_px: float, end_px: float) -> _Axis:
+def _span(values: Sequence[float], start_px: float, end_px: float, *, log: bool = False) -> _Axis:
     low, high = min(values), max(values)
+    if log:
+        pad = (high / low) ** 0.08
+        return _Axis(low / pad, high * pad, start_px, end_px, log=True)
     pad = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
     return _Axis(low - pad, high + pad, start_px, end_px)
 
@@ -222,142 +141,122 @@ def _round_step(rough: float) -> float:
     return min((m * power for m in (1, 2, 5, 10)), key=lambda step: abs(math.log(step / rough)))
 
 
-def _draw_axes(area: _Box, across: _Axis, upwards: _Axis, *, kind: str, share: bool) -> list[str]:
+def _draw_axes(layout: Layout) -> list[str]:
+    area, view = layout.area, layout.view
     parts = []
-    for value in upwards.ticks(5):
-        y = upwards.place(value)
-        text = _change(value, share) if kind == "drop" else f"{value:g} dB"
+    for value in layout.upwards.ticks(5):
+        y = layout.upwards.place(value)
         parts.append(
             f'<line class="grid" x1="{area.left}" x2="{area.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
             f'<text class="tick" x="{area.left - 8}" y="{y + 4:.1f}" text-anchor="end">'
-            f"{text}</text>"
+            f"{view.write_y(value)}</text>"
         )
-    for value in across.ticks(max(3, round((area.right - area.left) / 110))):
-        x = across.place(value)
+    for value in layout.across.ticks(max(3, round((area.right - area.left) / 110))):
+        x = layout.across.place(value)
         parts.append(
             f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{area.top}" y2="{area.bottom}"/>'
             f'<text class="tick" x="{x:.1f}" y="{area.bottom + 17}" text-anchor="middle">'
-            f"{format_bytes(value)}</text>"
+            f"{view.write_x(value)}</text>"
         )
     parts.append(
-        f'<text class="axis" x="{area.left}" y="{area.bottom + 38}">← smaller file</text>'
+        f'<text class="axis" x="{area.left}" y="{area.bottom + 38}">{view.better_x}</text>'
         f'<text class="axis" x="{area.right}" y="{area.bottom + 38}" text-anchor="end">'
-        "higher is better ↑</text>"
+        f"{view.better_y}</text>"
     )
     return parts
 
 
-def _draw_limit(area: _Box, y: float, text: str, taken: list[_Box]) -> list[str]:
+def _draw_front(layout: Layout) -> list[str]:
+    """The Pareto front as steps: for each x the best that can be had with so much."""
+    front = sorted((p for p in layout.view.points if p.front), key=lambda p: (p.x, p.y))
+    if len(front) < 2:
+        return []
+    x, y = layout.place(front[0])
+    path = f"M{x:.1f} {y:.1f}"
+    for point in front[1:]:
+        x, y = layout.place(point)
+        path += f"H{x:.1f}V{y:.1f}"
+    return [f'<path class="front-line" d="{path}"/>']
+
+
+def _draw_limit(area: Box, limit: Limit, place: float, taken: list[Box]) -> list[str]:
     """A dashed line at the user's limit; its label goes where no dot is."""
-    width = _text_width(text)
-    label = None
-    for top in (y + 3, y - 18):
-        for right in (area.right - 4, area.left + 4 + width):
-            box = _Box(right - width, top, right, top + 15)
-            if box.within(area) and not any(box.meets(other) for other in taken):
-                label = label or box
-    parts = [
-        f'<line class="limit" x1="{area.left}" x2="{area.right}" y1="{y:.1f}" y2="{y:.1f}"/>',
-    ]
-    taken.append(_Box(area.left, y - 1, area.right, y + 1))
+    width = text_width(limit.text)
+    if limit.axis == "y":
+        line = Box(area.left, place - 1, area.right, place + 1)
+        ends = f'x1="{area.left}" x2="{area.right}" y1="{place:.1f}" y2="{place:.1f}"'
+        corners = [
+            (right - width, top)
+            for top in (place + 3, place - 18)
+            for right in (area.right - 4, area.left + 4 + width)
+        ]
+    else:
+        line = Box(place - 1, area.top, place + 1, area.bottom)
+        ends = f'x1="{place:.1f}" x2="{place:.1f}" y1="{area.top}" y2="{area.bottom}"'
+        corners = [
+            (left, top)
+            for top in (area.top + 2, area.bottom - 17)
+            for left in (place + 5, place - 5 - width)
+        ]
+    boxes = [Box(left, top, left + width, top + 15) for left, top in corners]
+    free = (
+        box for box in boxes if box.within(area) and not any(box.meets(other) for other in taken)
+    )
+    label = next(free, None)
+    parts = [f'<line class="limit" {ends}/>']
+    taken.append(line)
     if label is not None:
         taken.append(label)
         parts.append(
             f'<text class="limit-label" x="{label.right:.1f}" y="{label.bottom - 4:.1f}" '
-            f'text-anchor="end">{text}</text>'
+            f'text-anchor="end">{escape(limit.text)}</text>'
         )
     return parts
 
 
-def _draw_points(
-    points: Sequence[_Point], area: _Box, across: _Axis, upwards: _Axis, taken: list[_Box]
-) -> list[str]:
+def _draw_points(points: Sequence[Point], layout: Layout, taken: list[Box]) -> list[str]:
     marks, labels = [], []
-    # The chosen one and the original get the best places; then from left to right.
-    order = sorted(points, key=lambda p: (p.kind != "chosen", p.kind != "original", p.x, p.y))
+    small = any(not point.named for point in points)
+    # The chosen one and the original get the best places, then the front; from left to right.
+    order = sorted(
+        points, key=lambda p: (p.kind != "chosen", p.kind != "original", not p.front, p.x, p.y)
+    )
     for point in order:
-        x, y = across.place(point.x), upwards.place(point.y)
-        marks.append(_draw_mark(point, x, y))
-        placed = None
+        x, y = layout.place(point)
+        marks.append(_draw_mark(point, x, y, small=small))
         for text in (point.label, str(point.number) if point.number else ""):
             nearest = 15 if point.kind == "chosen" else 10
-            placed = placed or (text and _place_label(text, x, y, nearest, area, taken))
-        if placed:
-            box, text = placed
-            taken.append(box)
-            labels.append(_draw_label(point, text, box, x, y))
-    # Chosen last, so that it lies on top of its neighbours.
-    return [*labels, *reversed(marks)]
+            box = None
+            if text and point.named:
+                box = place_label(text, x, y, nearest, layout.area, taken)
+            if box is not None:
+                taken.append(box)
+                labels.append(_draw_label(point, text, box, x, y))
+                break
+    # Chosen last, so that it lies on top of its neighbours; labels over the crowd.
+    return [*reversed(marks), *labels] if small else [*labels, *reversed(marks)]
 
 
-def _draw_mark(point: _Point, x: float, y: float) -> str:
-    title = f"<title>{escape(point.hint or point.label)}</title>"
+def _draw_mark(point: Point, x: float, y: float, *, small: bool) -> str:
+    kind = f"mark {point.kind}{' front' if point.front else ''}"
     if point.clipped:  # an arrow to where it really lies
-        rise = 10 if point.y < 0 else -10
-        start = f"M{x - 6:.1f} {y - rise / 2:.1f}"
-        shape = f'<path d="{start}h12l-6 {rise}z" class="mark {point.kind}">{title}</path>'
-    elif point.kind == "original":
-        shape = (
-            f'<path d="M{x:.1f} {y - 7:.1f}l7 7l-7 7l-7 -7z" class="mark original">{title}</path>'
+        turn = {"down": 0, "right": -90, "up": 180}[point.clipped]
+        return (
+            f'<path d="M-6 -5h12l-6 10z" transform="translate({x:.1f} {y:.1f}) rotate({turn})" '
+            f'class="{kind}"/>'
         )
-    else:
-        radius = 7 if point.kind == "chosen" else _MARK_PX
-        shape = (
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" class="mark {point.kind}">'
-            f"{title}</circle>"
-        )
-        if point.kind == "chosen":
-            shape = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="11.5" class="ring"/>{shape}'
-    return shape
+    if point.kind == "original":
+        return f'<path d="M{x:.1f} {y - 7:.1f}l7 7l-7 7l-7 -7z" class="{kind}"/>'
+    radius = _SMALL_MARK_PX if small and not point.front else _MARK_PX
+    radius = 7 if point.kind == "chosen" else radius
+    mark = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" class="{kind}"/>'
+    if point.kind == "chosen":
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="11.5" class="ring"/>{mark}'
+    return mark
 
 
-def _place_label(
-    text: str, x: float, y: float, nearest: int, area: _Box, taken: Sequence[_Box]
-) -> tuple[_Box, str] | None:
-    """The first free place around the dot at (x, y), ever further away; None where all are full."""
-    width, height = _text_width(text), _FONT_PX + 3
-    others = [box for box in taken if not box.holds(x, y)]
-    for reach in (nearest, nearest + 4, 22, 32, 44, 58, 76):
-        for step_x, step_y in (
-            *((1, 0), (-1, 0), (0, -1), (0, 1)),
-            *((0.7, -0.8), (-0.7, -0.8), (0.7, 0.8), (-0.7, 0.8)),
-        ):
-            centre_x = x + step_x * reach + (width / 2 if step_x > 0 else -width / 2) * bool(step_x)
-            centre_y = y + step_y * (reach + height / 2)
-            box = _Box(
-                centre_x - width / 2,
-                centre_y - height / 2,
-                centre_x + width / 2,
-                centre_y + height / 2,
-            )
-            if (
-                box.within(area)
-                and not any(box.meets(other) for other in taken)
-                and not _crosses(_leader(x, y, box), others)
-            ):
-                return box, text
-    return None
-
-
-def _leader(x: float, y: float, box: _Box) -> tuple[float, float, float, float] | None:
-    """The line from a dot to its label, where the label is not plainly next to it."""
-    near_x = min(max(x, box.left), box.right)
-    near_y = min(max(y, box.top), box.bottom)
-    far = math.hypot(near_x - x, near_y - y) > 18
-    return (x, y, near_x, near_y) if far else None
-
-
-def _crosses(line: tuple[float, float, float, float] | None, boxes: Sequence[_Box]) -> bool:
-    if line is None:
-        return False
-    x, y, end_x, end_y = line
-    steps = [index / 12 for index in range(1, 12)]
-    path = [(x + t * (end_x - x), y + t * (end_y - y)) for t in steps]
-    return any(box.holds(*place) for box in boxes for place in path)
-
-
-def _draw_label(point: _Point, text: str, box: _Box, x: float, y: float) -> str:
-    line = _leader(x, y, box)
+def _draw_label(point: Point, text: str, box: Box, x: float, y: float) -> str:
+    line = find_leader(x, y, box)
     leader = ""
     if line is not None:
         start_x, start_y, end_x, end_y = line
@@ -371,21 +270,5 @@ def _draw_label(point: _Point, text: str, box: _Box, x: float, y: float) -> str:
     )
 
 
-def _mark_box(x: float, y: float) -> _Box:
-    return _Box(x - 8, y - 8, x + 8, y + 8)
-
-
-def _text_width(text: str) -> float:
-    return _CHARACTER_PX * len(text)
-
-
-def _change(value: float, share: bool) -> str:
-    if abs(value) < 1e-12:
-        return "0 %" if share else "0"
-    if share:
-        return format_percent(value, signed=True)
-    return f"{'+' if value > 0 else ''}{format_number(value)}".replace("-", "−")
-
-
-def _finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
+def _mark_box(x: float, y: float) -> Box:
+    return Box(x - 8, y - 8, x + 8, y + 8)

@@ -9,19 +9,23 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from packlight.measure.evidence import Evidence, LayerEvidence
+from packlight.measure.evidence import Evidence, LayerEvidence, Trial
+from packlight.recipe import CHOICES, size_only
 from packlight.report.bars import Bar, draw_bars, keep_largest
-from packlight.report.plot import draw_trials
+from packlight.report.explorer import write_plots
 from packlight.report.units import (
     format_bytes,
+    format_ms,
     format_number,
     format_percent,
     format_seconds,
 )
+from packlight.report.views import find_front
 from packlight.report.visible import escape, escape_prose
 from packlight.report.wording import count, format_metric
 
 _ROWS = 12
+_TRIALS_SHOWN = 15
 _NAMES_SHOWN = 8
 _LEGEND = (
     '<p class="legend"><span class="key original"></span>original '
@@ -38,43 +42,68 @@ def write_snippet(how_to_run: str) -> str:
 
 
 def write_trials(evidence: Evidence) -> str:
-    """The size/quality plot, for wide and for narrow screens, and the same figures as a table."""
+    """The plots, for wide and for narrow screens, and the same figures as a table."""
     if not evidence.trials:
         return ""
-    wide = draw_trials(evidence, width=880, height=420, name="plot-wide")
-    narrow = draw_trials(evidence, width=340, height=360, name="plot-narrow", numbers=True)
+    plots = write_plots(evidence)
     parts = []
-    if wide:
+    if plots:
         parts.append(
-            "<p>Each dot is a whole model that was built and run. Further left is smaller, higher "
-            "is closer to the original (or better). The ringed one is what you got.</p>"
-            f'<div class="wide">{wide}</div><div class="narrow">{narrow}'
-            '<p class="fine">The numbers are those of the table below.</p></div>'
+            "<p>Each dot is a whole model that was built and run; the ringed one is what you got. "
+            "Left is better, up is better, and the line joins those that no other beats. Point at "
+            "a dot, or reach it with the Tab and arrow keys, to read its figures.</p>"
+            f"{plots}"
         )
-    rows = []
-    name = evidence.metric.name if evidence.metric is not None else "top-1 accuracy"
-    for number, trial in enumerate(evidence.trials, start=1):
-        chosen = ' <span class="pill">chosen</span>' if trial.chosen else ""
-        rows.append(
-            (
-                f"{number}",
-                f"<bdi>{escape(trial.label, limit=120)}</bdi>{chosen}",
-                format_bytes(trial.size_bytes),
-                "" if trial.drop is None else format_metric(name, trial.drop),
-                "" if trial.noise_db is None else f"{format_number(trial.noise_db)} dB",
-                "" if trial.latency_ratio is None else format_percent(trial.latency_ratio),
-                escape_prose(trial.note),
-            )
-        )
-    heads = ("No.", "Version", "Size", "Loss", "Output SNR", "Time, of the original", "Note")
-    table = _write_table(heads, rows, numbers={0, 2, 3, 4, 5}, name="Everything that was tried")
+    front = find_front(evidence.trials)
+    numbered = list(enumerate(evidence.trials, start=1))
+    ordered = sorted(numbered, key=lambda p: (not p[1].chosen, not front[p[0] - 1], p[0]))
+    rows = [_trial_row(number, trial, front[number - 1], evidence) for number, trial in ordered]
+    # A few fit on the screen; of many those that matter come first, and the others are folded.
+    best = sum(front[number - 1] or trial.chosen for number, trial in numbered)
+    shown = len(rows) if len(rows) <= _TRIALS_SHOWN else max(min(best, _TRIALS_SHOWN), 1)
     summary = f"All {count(len(rows), 'version')} in figures"
-    parts.append(_fold(summary, table, opened=not wide))
+    if shown == len(rows):
+        parts.append(_fold(summary, _trial_table(rows, "Everything that was tried"), opened=True))
+    else:
+        head = "Chosen, and what no other beats"
+        if shown < best:
+            head += f" (the first {shown} of {best})"
+        parts.append(f"<h3>{escape(head)}</h3>{_trial_table(rows[:shown], head)}")
+        parts.append(_fold(summary, _trial_table(rows, "Everything that was tried")))
     parts.append(
         '<p class="fine">Loss and output SNR (signal-to-noise ratio) here come from the samples '
         "that were used for choosing; the figures at the top come from other samples.</p>"
     )
     return "".join(parts)
+
+
+def _trial_row(number: int, trial: Trial, front: bool, evidence: Evidence) -> tuple[str, ...]:
+    name = evidence.metric.name if evidence.metric is not None else "top-1 accuracy"
+    pills = ' <span class="pill">chosen</span>' if trial.chosen else ""
+    pills += ' <span class="pill front">front</span>' if front else ""
+    times = [] if trial.latency_ms is None else [format_ms(trial.latency_ms)]
+    if trial.latency_ratio is not None:
+        times.append(format_percent(trial.latency_ratio))
+    return (
+        f"{number}",
+        f"<bdi>{escape(trial.label, limit=120)}</bdi>{pills}",
+        format_bytes(trial.size_bytes),
+        "" if trial.packed_bytes is None else format_bytes(trial.packed_bytes),
+        "" if trial.average_bits is None else format_number(trial.average_bits),
+        "" if trial.drop is None else format_metric(name, trial.drop),
+        "" if trial.noise_db is None else f"{format_number(trial.noise_db)} dB",
+        ", ".join(times),
+        escape_prose(trial.note),
+    )
+
+
+def _trial_table(rows: Sequence[Sequence[str]], name: str) -> str:
+    heads = (
+        *("No.", "Version", "Size", "Packed", "Bits a weight", "Loss", "Output SNR"),
+        *("Time, of the original", "Note"),
+    )
+    table = _write_table(heads, rows, numbers={0, 2, 3, 4, 5, 6, 7}, name=name)
+    return f'<div class="trials">{table}</div>'
 
 
 def write_bytes(evidence: Evidence) -> str:
@@ -148,13 +177,22 @@ def write_errors(evidence: Evidence) -> str:
     return f"<p>{escape_prose(intro)}</p>{table}{tail}"
 
 
+def _smaller_only(choices: Counter[str]) -> str:
+    """A sentence on the layers whose gain is the size of the file and nothing else."""
+    words = [word for word in choices if word in CHOICES and size_only(word)]
+    if not words:
+        return ""
+    layers = count(sum(choices[word] for word in words), "layer")
+    return f" Size only, computed in float as before: {layers} ({', '.join(words)})."
+
+
 def write_kept(evidence: Evidence) -> str:
     """What was not compressed, grouped by reason, and the account that adds up."""
     parts = []
     if evidence.layers:
         choices = Counter(layer.choice for layer in evidence.layers)
         told = ", ".join(f"{number:,} {choice}" for choice, number in choices.most_common())
-        account = f"{count(len(evidence.layers), 'layer')}: {told}."
+        account = f"{count(len(evidence.layers), 'layer')}: {told}.{_smaller_only(choices)}"
         parts.append(f"<p>{escape_prose(account)}</p>")
     if not evidence.not_compressed:
         return "".join([*parts, "<p>Nothing was left alone.</p>"]) if parts else ""

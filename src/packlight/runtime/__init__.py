@@ -2,7 +2,7 @@
 
 from packlight.runtime.cpu import CpuFeatures, cpu_features, parse_cpuinfo
 from packlight.runtime.limits import Limits
-from packlight.runtime.process import Process, Session
+from packlight.runtime.process import Engine, Process, Session, has_engine
 from packlight.runtime.profile import (
     Level,
     OperatorTime,
@@ -14,12 +14,14 @@ from packlight.runtime.profile import (
 
 __all__ = [
     "CpuFeatures",
+    "Engine",
     "Level",
     "Limits",
     "OperatorTime",
     "Process",
     "Session",
     "cpu_features",
+    "has_engine",
     "measure_peak_memory",
     "optimized_graph",
     "parse_cpuinfo",

@@ -88,8 +88,10 @@ class Channel:
                 )
             try:
                 if not self._greeted:
-                    # Starting must not eat the time of the first request.
-                    self._exchange({"request": "hello"}, {}, max(_START_SECONDS, seconds))
+                    # Starting must not eat the time of the first request, and its engine is
+                    # part of that.
+                    hello = {"request": "hello", "engine": header.get("engine", "onnxruntime")}
+                    self._exchange(hello, {}, max(_START_SECONDS, seconds))
                     self._greeted = True
                 answer, results = self._exchange({"request": name, **header}, arrays or {}, seconds)
             except TimeoutError:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from packlight.errors import RuntimeCrashed, RuntimeRefused, WrongUsage
+from packlight.errors import MissingExtra, RuntimeCrashed, RuntimeRefused, WrongUsage
 from packlight.runtime import wire
 from packlight.runtime.channel import Channel
 from packlight.runtime.limits import Limits
 from packlight.tensors import TensorSpec
 
 Feeds = Mapping[str, NDArray[Any]]
+Engine = Literal["onnxruntime", "openvino"]
+"""What a child can run a model in; openvino is an extra."""
 
 _DEFAULT = Limits()
 _ROUNDS_LIMIT = 1_000_000
@@ -62,17 +65,30 @@ class Process:
         return self._channel.pid
 
     def load(
-        self, path: Path, *, threads: int = 1, optimize: bool = True, spinning: bool = True
+        self,
+        path: Path,
+        *,
+        threads: int = 1,
+        optimize: bool = True,
+        spinning: bool = True,
+        engine: Engine = "onnxruntime",
     ) -> Session:
         """A session on the model at `path`; external data is found next to it.
 
         optimize: False turns graph optimizations off: quantized parts between QuantizeLinear
         and DequantizeLinear are then computed in float, as the file says.
         spinning: threads wait busily for their next work, as is the runtime's default and
-            latency needs; False leaves the cores to others, such as this process.
-        Raises RuntimeRefused if the file cannot be read or holds what the runtime lacks.
+            latency needs; False leaves the cores to others, such as this process (openvino
+            never spins).
+        engine: sessions of both engines may live side by side; times are to be compared within
+            one engine, since what the other leaves in the caches slows whoever comes next.
+        Raises RuntimeRefused if the file cannot be read or holds what the runtime lacks, and
+        MissingExtra if the engine is not installed.
         """
         _check_threads(threads)
+        check_engine(engine)
+        if engine != "onnxruntime" and not optimize:
+            raise WrongUsage(f"Only onnxruntime runs a graph as it stands, not {engine}.")
         if not path.is_file():
             raise RuntimeRefused(f"There is no file {path} to load.")
         self._loaded += 1
@@ -82,8 +98,10 @@ class Process:
             "threads": threads,
             "optimize": optimize,
             "spinning": spinning,
+            "engine": engine,
         }
-        answer, _ = self._channel.request("load", header, doing=f"loading {path.name}")
+        where = "" if engine == "onnxruntime" else f" in {engine}"
+        answer, _ = self._channel.request("load", header, doing=f"loading {path.name}{where}")
         try:
             inputs = tuple(_spec_of(entry) for entry in answer["inputs"])
             outputs = tuple(_spec_of(entry) for entry in answer["outputs"])
@@ -279,6 +297,23 @@ def _fit(array: NDArray[Any], spec: TensorSpec, model: str) -> NDArray[Any]:
 
 def _carrier(dtype: str) -> str:
     return _CARRIERS.get(dtype, dtype)
+
+
+def has_engine(engine: Engine) -> bool:
+    """Whether an engine is installed here; nothing of it is imported."""
+    return engine == "onnxruntime" or importlib.util.find_spec(engine) is not None
+
+
+def check_engine(engine: Engine) -> None:
+    """Raises WrongUsage for an unknown engine, and MissingExtra for one that is not installed."""
+    if engine not in get_args(Engine):
+        raise WrongUsage(
+            f"There is no engine {engine!r}: choose one of {', '.join(get_args(Engine))}."
+        )
+    if not has_engine(engine):
+        raise MissingExtra(
+            f"{engine} is not installed here: run `pip install packlight[{engine}]` to use it."
+        )
 
 
 def _check_threads(threads: int) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from packlight.errors import RuntimeCrashed, RuntimeRefused, UnusableOutput, WrongUsage
 from packlight.runtime.channel import Channel
 from packlight.runtime.limits import Limits
-from packlight.runtime.process import Feeds, Process
+from packlight.runtime.process import Engine, Feeds, Process, check_engine
 
 # What the runtime does to a graph before it runs it: "basic" folds and removes; "extended"
 # also fuses, integer operators included; "all" also changes the layout for this machine.
@@ -94,14 +94,19 @@ def profile_operators(
 
 
 def measure_peak_memory(
-    path: Path, feeds: Feeds, *, threads: int = 1, limits: Limits = _DEFAULT
+    path: Path,
+    feeds: Feeds,
+    *,
+    threads: int = 1,
+    limits: Limits = _DEFAULT,
+    engine: Engine = "onnxruntime",
 ) -> int:
     """Peak resident set in bytes of a fresh process that loads the file and runs it twice.
 
     The interpreter and the runtime's own libraries are part of it, as they are for a user.
     """
     with Process(limits=limits) as process:
-        session = process.load(path, threads=threads)
+        session = process.load(path, threads=threads, engine=engine)
         for _ in range(2):
             session.run(feeds)
         return process.peak_memory_bytes()
@@ -131,16 +136,20 @@ def optimized_graph(
         written.replace(out_path)
 
 
-def runtime_name() -> str:
-    """The runtime, its version and its device: "onnxruntime 1.32.0 CPU"."""
+def runtime_name(engine: Engine = "onnxruntime") -> str:
+    """The runtime, its version and its device: "onnxruntime 1.32.0 CPU".
+
+    Raises MissingExtra if it is not installed.
+    """
+    check_engine(engine)
     try:
-        version = importlib.metadata.version("onnxruntime")
+        version = importlib.metadata.version(engine)
     except importlib.metadata.PackageNotFoundError:
-        # It comes under other names too (onnxruntime-gpu, ...): ask the one that is imported.
+        # They come under other names too (onnxruntime-gpu, ...): ask the one that is imported.
         channel = Channel(_DEFAULT)
         try:
-            answer, _ = channel.request("hello", {}, doing="asking for its version")
+            answer, _ = channel.request("hello", {"engine": engine}, doing="asking for its version")
         finally:
             channel.close()
         version = str(answer.get("version"))
-    return f"onnxruntime {version} CPU"
+    return f"{engine} {version} CPU"

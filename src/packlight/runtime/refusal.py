@@ -1,4 +1,4 @@
-"""Turns what onnxruntime says into a sentence for people."""
+"""Turns what runtimes say into a sentence for people."""
 
 from __future__ import annotations
 
@@ -19,10 +19,20 @@ _OPERATOR = re.compile(
 _CONDITION = re.compile(r"^[^.]*? was false\. (?=\S)")
 _MEMORY = re.compile(
     r"bad_?\s?alloc|failed to allocate|unable to allocate|cannot allocate memory|no room for arrays"
-    r"|MemoryError",
+    r"|failed to map segment|MemoryError",
     re.IGNORECASE,
 )
 _LENGTH = 240
+# Where in OpenVINO's sources a message comes from, and what it wraps others in.
+_OPENVINO_PLACE = re.compile(
+    r"Exception from \S+:\d+:\s*|Check '.*?' failed at \S+:\d+:\s*"
+    r"|FrontEnd API failed with \w+:\s*|While validating ONNX node '[^\n]*?':\s*",
+    re.DOTALL,
+)
+_OPENVINO_LACKS = re.compile(r"No conversion rule found for operations?: (?P<names>[^\n]+)")
+_OPENVINO_FAILED = re.compile(
+    r"^-- (?P<name>\S+) with a message:\s*(?P<said>.*?)(?=\n\n|\Z)", re.DOTALL | re.MULTILINE
+)
 
 
 def speaks_of_memory(text: str) -> bool:
@@ -55,6 +65,24 @@ def first_sentence(text: str) -> str:
     if not kept:
         return "No reason was given."
     return kept if kept.endswith((".", "!", "?")) else kept + "."
+
+
+def words_of_openvino(text: str) -> str:
+    """What OpenVINO said, without its sources, and with the operators that it cannot read."""
+    if lacks := _OPENVINO_LACKS.search(text):
+        names = [_openvino_operator(name) for name in lacks["names"].split(", ")]
+        return f"It has no implementation of the operator {', '.join(names)}."
+    if failed := _OPENVINO_FAILED.search(text):
+        said = words_of_openvino(failed["said"])
+        return f"It cannot read the operator {_openvino_operator(failed['name'])}: {said}"
+    return " ".join(_OPENVINO_PLACE.sub("", text).split())
+
+
+def _openvino_operator(name: str) -> str:
+    """`com.microsoft.Foo` or `Foo-21`: the operator, and its domain unless it is ONNX's own."""
+    domain, _, op = name.strip().rpartition(".")
+    op = re.sub(r"-\d+$", "", op)
+    return f"{op!r} of the domain {domain!r}" if domain else f"{op!r}"
 
 
 def _name_operator(match: re.Match[str]) -> str:

@@ -1,15 +1,16 @@
-"""The child program: holds onnxruntime sessions and answers requests about them.
+"""The child program: holds models in an engine and answers requests about them.
 
 It is started by `start.py` and imports nothing of packlight but the files of this
-room that need only the standard library and NumPy. One request is read whole
+room that need only the standard library and NumPy; an engine is imported with its
+first model, so that its memory counts only where it runs. One request is read whole
 before its answer is written, so neither side can wait for the other to read.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
+import importlib
 import os
 import resource
 import select
@@ -17,41 +18,23 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
-from packlight.runtime import refusal, trace, wire
+from packlight.runtime import refusal, wire
+from packlight.runtime.loaded import Loaded
 
 Header = dict[str, Any]
 Arrays = dict[str, NDArray[Any]]
 
-
-@dataclass(frozen=True)
-class Loaded:
-    """An onnxruntime session, and the types of its inputs and outputs by name."""
-
-    session: Any
-    inputs: dict[str, str]
-    outputs: dict[str, str]
-
-
 Sessions = dict[int, Loaded]
 
-# Types that NumPy does not have, with their numbers in ONNX; they travel as the
-# unsigned integer of their width.
-UNTYPED: dict[str, tuple[int, np.dtype[Any]]] = {
-    "tensor(bfloat16)": (16, np.dtype(np.uint16)),
-    "tensor(float8e4m3fn)": (17, np.dtype(np.uint8)),
-    "tensor(float8e4m3fnuz)": (18, np.dtype(np.uint8)),
-    "tensor(float8e5m2)": (19, np.dtype(np.uint8)),
-    "tensor(float8e5m2fnuz)": (20, np.dtype(np.uint8)),
-}
+# The file of this room that speaks to each engine.
+_ENGINES = {"onnxruntime": "ort", "openvino": "openvino"}
 _MESSAGE_LENGTH = 4000
 # Address space beyond the memory limit: libraries, mapped weights, thread stacks and
 # the allocator's reserves are mapped without being memory in use.
@@ -71,7 +54,6 @@ def serve(requests: int, answers: int, *, memory_bytes: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _limit_resources(memory_bytes)
     threading.Thread(target=_leave_with_parent, args=(requests, os.getppid()), daemon=True).start()
-    onnxruntime.set_default_logger_severity(4)
     sessions: Sessions = {}
     while True:
         try:
@@ -92,34 +74,37 @@ def serve(requests: int, answers: int, *, memory_bytes: int) -> None:
 def _answer(sessions: Sessions, header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
     try:
         return _REQUESTS[header["request"]](sessions, header, arrays)
-    except Exception as error:  # onnxruntime raises many types, none of them ours
+    except Exception as error:  # engines raise many types, none of them ours
         message = str(error)[:_MESSAGE_LENGTH]
         memory = isinstance(error, MemoryError) or refusal.speaks_of_memory(message)
         return {"error": "memory" if memory else "refused", "message": message}, {}
 
 
+def _engine(name: str) -> Any:
+    return importlib.import_module(f"packlight.runtime.{_ENGINES[name]}")
+
+
 def _load(sessions: Sessions, header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
     """A new session; answers with its inputs and outputs in onnxruntime's words."""
-    options = _options(header["threads"])
-    if not header["spinning"]:
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if not header["optimize"]:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    loaded = _open(header["path"], options)
+    loaded = _engine(header["engine"]).open_model(
+        header["path"],
+        threads=header["threads"],
+        optimize=header["optimize"],
+        spinning=header["spinning"],
+    )
     sessions[header["session"]] = loaded
-    session = loaded.session
-    return {"inputs": _specs(session.get_inputs()), "outputs": _specs(session.get_outputs())}, {}
+    return {"inputs": loaded.inputs, "outputs": loaded.outputs}, {}
 
 
 def _run(sessions: Sessions, header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
     fetches = header["fetches"]
-    results = _prepare(sessions[header["session"]], arrays, fetches)()
+    results = sessions[header["session"]].prepare(arrays, fetches)()
     return {}, dict(zip(fetches, results, strict=True))
 
 
 def _time(sessions: Sessions, header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
     calls = [
-        _prepare(sessions[number], _feeds_of_group(arrays, group), None)
+        sessions[number].prepare(_feeds_of_group(arrays, group), None)
         for number, group in header["sessions"]
     ]
     seconds = header["seconds"]
@@ -128,26 +113,21 @@ def _time(sessions: Sessions, header: Header, arrays: Arrays) -> tuple[Header, A
 
 
 def _profile(sessions: Sessions, header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
-    options = _options(header["threads"])
-    options.graph_optimization_level = _level(header["level"])
-    options.enable_profiling = True
-    options.profile_file_prefix = str(Path(header["folder"]) / "profile")
-    loaded = _open(header["path"], options)
-    call = _prepare(loaded, arrays, None)
-    for _ in range(header["warmup"] + header["runs"]):
-        call()
-    path = Path(loaded.session.end_profiling())
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        rows = trace.operator_times(trace.read_events(lines), warmup=header["warmup"])
+    rows = _engine("onnxruntime").profile(
+        header["path"],
+        arrays,
+        folder=header["folder"],
+        threads=header["threads"],
+        level=header["level"],
+        runs=header["runs"],
+        warmup=header["warmup"],
+    )
     milliseconds = np.array([row[2] for row in rows], np.float64)
     return {"operators": [row[:2] for row in rows]}, {"milliseconds": milliseconds}
 
 
 def _optimize(sessions: Sessions, header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
-    options = _options(1)
-    options.graph_optimization_level = _level(header["level"])
-    options.optimized_model_filepath = header["out"]
-    _open(header["path"], options)
+    _engine("onnxruntime").write_optimized(header["path"], header["out"], level=header["level"])
     return {}, {}
 
 
@@ -161,7 +141,7 @@ def _peak_memory(sessions: Sessions, header: Header, arrays: Arrays) -> tuple[He
 
 
 def _hello(sessions: Sessions, header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
-    return {"version": str(onnxruntime.__version__)}, {}
+    return {"version": _engine(header["engine"]).version()}, {}
 
 
 _REQUESTS: dict[str, Callable[[Sessions, Header, Arrays], tuple[Header, Arrays]]] = {
@@ -229,31 +209,6 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _options(threads: int) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    return options
-
-
-def _level(name: str) -> Any:
-    return getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{name.upper()}")
-
-
-def _open(path: str, options: Any) -> Loaded:
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return Loaded(
-        session,
-        {value.name: value.type for value in session.get_inputs()},
-        {value.name: value.type for value in session.get_outputs()},
-    )
-
-
-def _specs(arguments: Sequence[Any]) -> list[tuple[str, str, list[int | str | None]]]:
-    return [(value.name, value.type, [*value.shape]) for value in arguments]
-
-
 def _feeds_of_group(arrays: Arrays, group: int) -> Arrays:
     """The feeds sent as "GROUP:name", under their names."""
     prefix = f"{group}:"
@@ -262,32 +217,6 @@ def _feeds_of_group(arrays: Arrays, group: int) -> Arrays:
         for name, array in arrays.items()
         if name.startswith(prefix)
     }
-
-
-def _prepare(
-    loaded: Loaded, feeds: Mapping[str, NDArray[Any]], fetches: list[str] | None
-) -> Callable[[], list[Any]]:
-    """A call that runs the session once; types unknown to NumPy go by another door."""
-    session, inputs, outputs = loaded.session, loaded.inputs, loaded.outputs
-    kinds = [*inputs.values(), *(outputs[name] for name in fetches or outputs)]
-    if not any(kind in UNTYPED for kind in kinds):
-        return lambda: list(session.run(fetches, feeds))
-    values = {name: _to_value(array, inputs[name]) for name, array in feeds.items()}
-    return lambda: [_to_array(value) for value in session.run_with_ort_values(fetches, values)]
-
-
-def _to_value(array: NDArray[Any], kind: str) -> Any:
-    if kind not in UNTYPED:
-        return onnxruntime.OrtValue.ortvalue_from_numpy(array)
-    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, UNTYPED[kind][0])
-
-
-def _to_array(value: Any) -> Any:
-    if value.data_type() not in UNTYPED:
-        return value.numpy()
-    array = np.empty(value.shape(), UNTYPED[value.data_type()][1])
-    ctypes.memmove(array.ctypes.data, value.data_ptr(), array.nbytes)
-    return array
 
 
 def _limit_resources(memory_bytes: int) -> None:

@@ -20,12 +20,13 @@ class Batch:
 
     feeds: {input: array}. indices: the samples in it, without those that only fill it up.
     stacked: the first axis of every output counts samples; False where the run serves one
-        sample, whose outputs are whole.
+        sample, whose outputs are whole. fed: how many samples there are with those that fill.
     """
 
     feeds: dict[str, Array]
     indices: tuple[int, ...]
     stacked: bool
+    fed: int
 
     @property
     def rows(self) -> int:
@@ -33,11 +34,15 @@ class Batch:
         return len(self.indices)
 
     def trim(self, output: Array) -> Array:
-        """The output without the rows of samples that only filled the batch up."""
-        if self.stacked and output.ndim and len(output) > self.rows:
-            trimmed: Array = output[: self.rows]
-            return trimmed
-        return output
+        """The output without the rows of samples that only filled the batch up.
+
+        Inside a model the first axis may count parts of samples (tokens of all of them, say).
+        """
+        whole = not self.stacked or self.fed == self.rows or not output.ndim
+        if whole or len(output) % self.fed:
+            return output
+        trimmed: Array = output[: len(output) // self.fed * self.rows]
+        return trimmed
 
 
 def batches_of(
@@ -66,7 +71,7 @@ def batches_of(
             whole = array.ndim == len(spec.shape) + 1
             # An array even for a scalar: runtimes refuse NumPy's scalar types.
             feeds[spec.name] = np.asarray(array[0]) if whole else array
-        yield Batch(feeds, chunk, stacked=size > 0)
+        yield Batch(feeds, chunk, stacked=size > 0, fed=len(filled))
 
 
 def feeds_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from packlight.samples.noise import natural_noise
 from packlight.samples.protocol import Array
 from packlight.tensors import TensorSpec
 
-# Below every vocabulary that is met in practice, so that an embedding accepts the tokens.
+# Where the vocabulary is not known: below all that are met in practice.
 _TOKENS = 100
 
 
@@ -40,6 +40,7 @@ class GeneratedSamples:
     """Samples made up one by one from a seed; reading one again gives the same numbers.
 
     sizes: of the open axes, by name. rows: whether a sample is one row of the model's batch.
+    limits: by input of tokens, how many there are.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -49,6 +50,7 @@ class GeneratedSamples:
     rows: bool
     source: str
     notes: tuple[str, ...] = ()
+    limits: Mapping[str, int] = field(default_factory=dict)
     labels: None = None
     generated: bool = True
 
@@ -77,7 +79,8 @@ class GeneratedSamples:
         shape = shape_of(spec, self.sizes)
         if is_float(spec):
             return _numbers(spec, shape, generator)
-        value = _whole_numbers(spec, shape, generator, self.inputs, self.sizes)
+        tokens = self.limits.get(spec.name, _TOKENS)
+        value = _whole_numbers(spec, shape, generator, self.inputs, self.sizes, tokens)
         return np.asarray(value).astype(numpy_dtype(spec))
 
 
@@ -87,12 +90,14 @@ def generate_samples(
     count: int = 64,
     seed: int = 0,
     axes: Mapping[str, int] | None = None,
+    limits: Mapping[str, int] | None = None,
 ) -> GeneratedSamples:
     """Made-up samples in the shapes and types of the inputs.
 
     Pictures are noise with the spectrum of photographs, other floats unit normal, tokens small
     numbers, masks ones. axes: sizes of open axes by name ("input[1]" for axis 1 of an input that
-    has no name for it), in place of the guesses; see `alternative_axes`.
+    has no name for it), in place of the guesses; see `alternative_axes`. limits: by input, how
+    many different tokens the model knows: they are then drawn from all of them.
     Raises UnusableSamples for an input that takes no numbers, WrongUsage for an unknown axis.
     """
     if count < 1:
@@ -126,6 +131,7 @@ def generate_samples(
         rows=rows,
         source=f"{count} samples generated to fit the model's inputs",
         notes=(f"open axes were given sizes: {chosen}",) if chosen else (),
+        limits={name: limit for name, limit in (limits or {}).items() if limit > 0},
     )
 
 
@@ -161,6 +167,7 @@ def _whole_numbers(
     generator: np.random.Generator,
     inputs: Sequence[TensorSpec],
     sizes: Mapping[str, int],
+    tokens: int,
 ) -> Array:
     words = words_of(spec.name)
     layout = picture_layout(spec)
@@ -183,7 +190,7 @@ def _whole_numbers(
     if layout is not None and spec.dtype == "uint8":
         pictures = _pictures(shape, layout.channels_first, generator)
         return np.asarray(np.clip(128 + 48 * pictures, 0, 255).round())
-    return generator.integers(0, _TOKENS, shape)
+    return generator.integers(0, tokens, shape)
 
 
 def _length_of_others(

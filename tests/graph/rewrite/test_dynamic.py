@@ -212,3 +212,21 @@ def test_a_layer_without_dynamic_operator_is_a_mistake(bench: Bench) -> None:
     assert why_not_vector(layers[0]) == ""
     with pytest.raises(ValueError, match="Conv has no dynamic"):
         quantize_dynamically(model.ir, layers, {})
+
+
+@pytest.mark.parametrize("side", ["Add(m, b)", "Add(b, m)"])
+def test_the_bias_behind_a_matmul_is_taken_into_the_operator(bench: Bench, side: str) -> None:
+    text = f"g (float[n,s,16] x) => (float[n,s,8] y) {{ m = MatMul(x, w) y = {side} }}"
+    model = bench.model(text, w=normal(16, 8), b=normal(8))
+    path = bench.apply(model, "int8-dynamic")
+    assert [node.op_type for node in onnx.load(path).graph.node] == ["DynamicQuantizeMatMul"]
+    feeds = {"x": normal(2, 3, 16)}
+    assert snr_db(bench.run(model, feeds)[0], bench.run(path, feeds)[0]) > 35
+
+
+def test_an_add_that_is_no_bias_stays(bench: Bench) -> None:
+    text = "g (float[n,8] x) => (float[n,8] y, float[n,8] z) { m = MatMul(x, w) y = Add(m, b) %s }"
+    for tail, bias in (("z = Relu(m)", normal(8)), ("z = Relu(x)", normal(1, 8))):
+        model = bench.model(text % tail, w=normal(8, 8), b=bias)
+        nodes = [node.op_type for node in onnx.load(bench.apply(model, "int8-dynamic")).graph.node]
+        assert nodes.count("Add") == 1

@@ -263,6 +263,48 @@ def test_compensated_rounding_beats_nearest_where_inputs_are_correlated(bench: B
     assert noise["compensated"] > noise["nearest"] + 3
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7])
+def test_fewer_bits_use_fewer_codes_in_the_same_kernels(bench: Bench, bits: int) -> None:
+    text, weights, x, operators = CASES["residual"]
+    model = bench.model(text, **weights)
+    path = bench.apply(model, f"int{bits}", {"x": x})
+    codes = [
+        numpy_helper.to_array(i).astype(int)
+        for i in onnx.load(path).graph.initializer
+        if i.name.endswith("_codes")
+    ]
+    assert codes and min(c.min() for c in codes) == -(1 << (bits - 1))  # the whole range is used
+    assert max(c.max() for c in codes) == (1 << (bits - 1)) - 1
+    assert sorted(set(bench.operators(path)) & set(operators)) == sorted(set(operators))
+    fused, plain = (bench.run(path, {"x": x}, optimize=on)[0] for on in (True, False))
+    assert snr_db(plain, fused) > 35  # nothing saturates
+    assert snr_db(bench.run(model, {"x": x})[0], fused) > 6 * bits - 11
+
+
+def test_seven_bits_cannot_saturate(bench: Bench) -> None:
+    for kind in ("Conv", "MatMul"):
+        text, weights, x = saturating(kind)
+        weights = {"w": -weights["w"]}  # to the lowest code, the largest of all
+        path = bench.apply(bench.model(text, **weights), "int7", {"x": x}, pair_limit=False)
+        fused, plain = (bench.run(path, {"x": x}, optimize=on)[0] for on in (True, False))
+        assert snr_db(plain, fused) > 50
+
+
+def test_descent_beats_compensation_beats_nearest(bench: Bench) -> None:
+    x = (picture(512, 6) @ normal(6, 48) + normal(512, 48, size=0.05)).astype(np.float32)
+    text = "g (float[n,48] x) => (float[n,32] y) { y = MatMul(x, w) }"
+    model = bench.model(text, w=normal(48, 32))
+    reference = bench.run(model, {"x": x})[0]
+    noise = [
+        snr_db(
+            reference,
+            bench.run(bench.apply(model, "int3", {"x": x}, rounding=how), {"x": x})[0],
+        )
+        for how in ("nearest", "compensated", "descent")
+    ]
+    assert noise[1] > noise[0] + 3 and noise[2] > noise[1]
+
+
 def test_bias_correction_keeps_the_mean(bench: Bench) -> None:
     x = (np.abs(picture(256, 40)) + 1).astype(np.float32)
     text = "g (float[n,40] x) => (float[n,16] y) { y = Gemm(x, w) }"

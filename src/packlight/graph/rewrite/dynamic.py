@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from packlight.graph.edit import CONTRIB, Editor, drop_unused, graph_of, in_function
 from packlight.graph.layers import Layer, weight_matrix
-from packlight.graph.rewrite.single import float_of, int_of
+from packlight.graph.rewrite.single import float_of, int_of, is_standard
 from packlight.graph.rewrite.weights import PAIR_LIMIT, Rounded, round_rows
 from packlight.graph.walk import constant_of, shape_of
 
@@ -85,14 +85,40 @@ def _matmul(edit: Editor, layer: Layer, rounded: Rounded) -> None:
     ]
     old = [layer.weight]
     tensor = constant_of(layer.bias)
-    if tensor is not None and layer.bias is not None:
+    adds = _bias_behind(layer)
+    if adds is not None:
+        node, bias_value = adds
+        tensor = constant_of(bias_value)
+        assert tensor is not None
+        inputs += [None, edit.constant(graph, tensor.numpy().reshape(-1), f"{name}_bias")]
+        old.append(bias_value)
+    elif tensor is not None and layer.bias is not None:
         bias = tensor.numpy().astype(np.float32) * np.float32(float_of(node, "beta", 1.0))
         bias = np.broadcast_to(bias.reshape(-1), (len(rounded.scale),))
         inputs += [None, edit.constant(graph, np.ascontiguousarray(bias), f"{name}_bias")]
         old.append(layer.bias)
-    new = edit.node("DynamicQuantizeMatMul", inputs, f"{node.name}_dynamic", domain=CONTRIB)
+    new = edit.node("DynamicQuantizeMatMul", inputs, f"{layer.node.name}_dynamic", domain=CONTRIB)
     replace_node(graph, node, new)
+    if node is not layer.node:
+        graph.remove(layer.node, safe=True)
     drop_unused(old)
+
+
+def _bias_behind(layer: Layer) -> tuple[ir.Node, ir.Value] | None:
+    """The Add of a bias that alone reads a MatMul, and the bias: the operator adds it itself."""
+    value = layer.node.outputs[0]
+    if layer.kind != "MatMul" or value.is_graph_output() or len(value.uses()) != 1:
+        return None
+    (use,) = value.uses()
+    if not is_standard(use.node, "Add") or use.node.graph is not layer.node.graph:
+        return None
+    bias = use.node.inputs[1 - use.idx]
+    tensor = constant_of(bias)
+    if bias is None or tensor is None or tensor.dtype != ir.DataType.FLOAT:
+        return None
+    # As a vector behind a matrix at least: it adds no axis, and is one number an output.
+    fits = shape_of(tensor) == (layer.weight_shape[layer.out_axis],)
+    return (use.node, bias) if fits else None
 
 
 def _lstm(edit: Editor, layer: Layer, pair_limit: int | None) -> None:

@@ -71,8 +71,21 @@ def remove_unused(model: ir.Model) -> bool:
 
 def merge_duplicates(model: ir.Model) -> bool:
     """Keep one of several equal initializers, and one of several nodes that compute the same."""
+    _lay_out(model)
     merged = passes.DeduplicateHashedInitializersPass()(model).modified
     return bool(passes.CommonSubexpressionEliminationPass()(model).modified) or bool(merged)
+
+
+def _lay_out(model: ir.Model) -> None:
+    """Store views (a folded Transpose gives one) in their own order: the pass reads raw memory."""
+    for _, graph in walk_graphs(model):
+        for value in initializers_of(graph):
+            if isinstance(value.const_value, ir.Tensor):
+                array = value.const_value.numpy()
+                if not array.flags.c_contiguous:
+                    dtype = value.const_value.dtype
+                    array = np.ascontiguousarray(array)
+                    value.const_value = ir.Tensor(array, dtype=dtype, name=value.name)
 
 
 def _drop(graph: ir.Graph | ir.Function, value: ir.Value) -> None:

@@ -1,9 +1,10 @@
-"""Static 8-bit: weights and activations as codes, so that the runtime computes in integers.
+"""Static: weights of 2 to 8 bits and activations of 8 as codes, computed in integers.
 
 Written as DequantizeLinear -> operator -> QuantizeLinear, which every runtime of the field
-reads. Weights are symmetric int8 with one scale an output channel, activations uint8 with
-one scale a tensor. Codes of neighbouring weights keep a pair limit, so that x86 processors
-without VNNI, whose kernels add two products in a saturating 16-bit integer, compute exactly.
+reads. Weights are symmetric int8 with one scale an output channel (those of fewer bits use
+fewer of the codes), activations uint8 with one scale a tensor. Codes of neighbouring weights
+keep a pair limit, so that x86 processors without VNNI, whose kernels add two products in a
+saturating 16-bit integer, compute exactly.
 """
 
 from __future__ import annotations
@@ -112,11 +113,13 @@ def tensors_to_observe(model: ir.Model, layers: Sequence[Layer]) -> tuple[str, .
     return tuple(names)
 
 
-def find_range(histogram: Histogram, grid: IntegerGrid, method: Ranges) -> tuple[float, float]:
+def find_range(
+    histogram: Histogram, grid: IntegerGrid, method: Ranges, *, margin: float = MARGIN
+) -> tuple[float, float]:
     """The range [low, high] of an activation.
 
-    "squared-error" reaches MARGIN beyond its optimum for the samples that were seen, at most
-    to the ends that were seen: others have larger values, and large ones matter most.
+    "squared-error" reaches `margin` times as far as its optimum for the samples that were seen,
+    at most to the ends that were seen: others have larger values, and large ones matter most.
     """
     if method == "min-max":
         return range_min_max(histogram)
@@ -125,9 +128,9 @@ def find_range(histogram: Histogram, grid: IntegerGrid, method: Ranges) -> tuple
     if method == "squared-error":
         seen = range_min_max(histogram)
         low, high = range_squared_error(histogram, grid)
-        return max(low * MARGIN, seen[0]), min(high * MARGIN, seen[1])
+        return max(low * margin, seen[0]), min(high * margin, seen[1])
     methods: tuple[Ranges, ...] = ("min-max", "percentile", "squared-error")
-    options = [find_range(histogram, grid, one) for one in methods]
+    options = [find_range(histogram, grid, one, margin=margin) for one in methods]
     lows, highs = (np.array(ends) for ends in zip(*options, strict=True))
     errors = expected_squared_error(histogram, lows, highs, grid)
     return options[int(np.argmin(errors))]

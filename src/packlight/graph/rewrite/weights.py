@@ -1,7 +1,8 @@
-"""Rounds the weights of layers to int8 codes that x86 kernels multiply exactly.
+"""Rounds the weights of layers to codes of 2 to 8 bits, held as int8, for integer kernels.
 
 Kernels without VNNI add two products of neighbours in a saturating 16-bit integer: codes of
-neighbouring weights therefore keep a pair limit, 255 * (c0 + c1) <= 32767.
+neighbouring weights therefore keep a pair limit, 255 * (c0 + c1) <= 32767. Codes of 7 bits
+and fewer cannot break it: 255 * (-64 - 64) = -32640.
 """
 
 from __future__ import annotations
@@ -17,17 +18,39 @@ from numpy.typing import NDArray
 from packlight.graph.layers import Layer, find_layers, weight_matrix
 from packlight.graph.patches import kernel_order
 from packlight.graph.rewrite.single import float_of
+from packlight.maths.formats import quantize_to_format
 from packlight.maths.grids import IntegerGrid, scale_and_zero_point
+from packlight.maths.learned import round_learned
 from packlight.maths.moments import Moments, mean_shift
 from packlight.maths.ranges import range_squared_error_of_array
-from packlight.maths.rounding import limit_pairs, round_to_nearest, round_with_compensation
+from packlight.maths.refit import round_and_refit
+from packlight.maths.rounding import (
+    RoundingInfo,
+    limit_pairs,
+    round_to_nearest,
+    round_with_compensation,
+)
 
 PAIR_LIMIT = 128
 """255 * (c0 + c1) <= 32767 for codes of one sign: what a saturating 16-bit sum holds."""
 
 WEIGHTS = IntegerGrid(bits=8, signed=True, symmetric=True)
 
-Rounding = Literal["compensated", "nearest"]
+Rounding = Literal["compensated", "descent", "learned", "nearest"]
+
+_CHUNK = 1 << 21
+"""Weights whose ranges are searched at a time: a dozen float64 arrays of that size."""
+
+
+def weight_grid(bits: int) -> IntegerGrid:
+    """The grid of weights with one scale a channel: -127 to 127, with fewer bits -2^(b-1) and up.
+
+    Measured on correlated inputs, normal and Laplace weights: the lowest code takes a third off
+    the error at 2 bits, a seventh at 3 and a tenth at 4.
+    """
+    if bits == 8:
+        return WEIGHTS
+    return IntegerGrid(bits=bits, signed=True, symmetric=True, low=-(1 << (bits - 1)))
 
 
 @dataclass(frozen=True)
@@ -53,8 +76,10 @@ def round_layers(
     *,
     rounding: Rounding,
     pair_limit: bool,
+    bits: int = 8,
+    seed: int = 0,
 ) -> None:
-    """Add to `cache` the rounded weights of those of `layers` that it lacks.
+    """Add to `cache` the weights of those of `layers` that it lacks, rounded to `bits`.
 
     Layers that share a weight are rounded once, for the inputs of all of them, so that they
     share the codes too. Which of them are in `layers` makes no difference.
@@ -62,16 +87,16 @@ def round_layers(
     missing = [layer for layer in layers if layer.name not in cache]
     if not missing:
         return
-    families: dict[Any, list[Layer]] = {}
-    for layer in find_layers(model):
-        families.setdefault(_family(layer), []).append(layer)
+    families = find_families(model)
     for layer in missing:
         if layer.name in cache:
             continue
-        family = families.get(_family(layer), [layer])
+        family = families.get(family_of(layer), [layer])
         seen = {one.name: moments[one.name] for one in family if one.name in moments}
-        merged = _sum(seen.values())
-        common = round_layer(layer, merged, rounding=rounding, pair_limit=pair_limit)
+        merged = sum_moments(seen.values())
+        common = round_layer(
+            layer, merged, rounding=rounding, pair_limit=pair_limit, bits=bits, seed=seed
+        )
         for one in family:
             own = common
             if len(family) > 1:
@@ -81,44 +106,123 @@ def round_layers(
 
 
 def round_layer(
-    layer: Layer, moments: Moments | None, *, rounding: Rounding, pair_limit: bool
+    layer: Layer,
+    moments: Moments | None,
+    *,
+    rounding: Rounding,
+    pair_limit: bool,
+    bits: int = 8,
+    seed: int = 0,
 ) -> Rounded:
-    """Round a layer's weight to int8 codes, one scale an output channel.
+    """Round a layer's weight to codes of `bits`, one scale an output channel.
 
     moments: of what reaches the layer, in kernel order; without them (or with groups) the
     rounding is to nearest. Depthwise kernels multiply single channels: no pairs there.
     """
     order = kernel_order(layer)
     matrix = weight_matrix(layer)[:, order].astype(np.float64)
-    limit = PAIR_LIMIT if pair_limit and not _is_depthwise(layer) else None
-    known = moments is not None and moments.count > 0
-    importance = None
-    if moments is not None and known:
-        importance = np.broadcast_to(np.diag(moments.second), matrix.shape)
-    codes, scale = round_rows(matrix, pair_limit=limit, importance=importance)
-    note = ""
-    if rounding == "compensated" and moments is not None and known:
-        zero = np.zeros(len(scale), np.int32)
-        codes, info = round_with_compensation(
-            matrix, moments.second, scale, zero, WEIGHTS, order="descending", pair_limit=limit
-        )
-        if info.damping > 0.01:
-            note = f"second moments needed damping of {info.damping:g} to be invertible"
+    limit = PAIR_LIMIT if pair_limit and bits == 8 and not _is_depthwise(layer) else None
+    codes, scale, note = round_matrix(
+        matrix, moments, bits=bits, rounding=rounding, pair_limit=limit, seed=seed
+    )
     plain = np.empty_like(codes)
     plain[:, order] = codes
     return Rounded(plain, scale, _bias_shift(layer, plain, scale, moments), note)
 
 
+def round_matrix(
+    matrix: NDArray[np.float64],
+    moments: Moments | None,
+    *,
+    bits: int,
+    rounding: Rounding,
+    pair_limit: int | None = None,
+    seed: int = 0,
+) -> tuple[NDArray[np.int8], NDArray[np.float32], str]:
+    """Codes [out, in] and scales [out] of a weight [out, in], and what the report should say.
+
+    moments: of the inputs, in the order of the columns. The scale is searched for by what an
+    error at each input costs; then the codes are found as `rounding` says.
+    """
+    known = moments if moments is not None and moments.count > 0 else None
+    second = None if known is None else known.second
+    nearest = second is None or rounding == "nearest"
+    grid = weight_grid(bits)
+    if bits == 8:
+        importance = None if second is None else np.diag(second)[None, :]
+        codes, scale = round_rows(matrix, pair_limit=pair_limit, importance=importance)
+        info = None
+        if second is not None and not nearest:
+            codes, info = round_with_compensation(
+                matrix,
+                second,
+                scale,
+                np.zeros(len(scale), np.int32),
+                grid,
+                order="descending",
+                pair_limit=pair_limit,
+            )
+    else:
+        weights = np.diag(second) if second is not None and nearest else second
+        found = quantize_to_format(matrix, f"int{bits}", second_moments=weights)
+        codes = (found.codes.astype(np.int16) + grid.minimum).astype(np.int8)
+        scale, info = found.scale.reshape(-1), found.info
+    if known is None or nearest:
+        return codes, scale, ""
+    if rounding == "learned" and pair_limit is None:
+        codes, _ = round_learned(
+            matrix,
+            known.second,
+            scale,
+            np.zeros(len(scale), np.int32),
+            grid,
+            seed=seed,
+            start_codes=codes,
+        )
+    elif rounding in ("descent", "learned"):
+        codes, scale, refit = round_and_refit(
+            matrix,
+            known.second,
+            scale,
+            np.zeros(len(scale), np.int32),
+            grid,
+            order="descending",
+            pair_limit=pair_limit,
+        )
+        info = refit.rounding
+    return codes, scale, describe_moments(known, info)
+
+
+def describe_moments(moments: Moments, info: RoundingInfo | None) -> str:
+    """What was singular about second moments, in words; '' where nothing was."""
+    inputs = len(moments.mean)
+    told = []
+    if moments.count < inputs:
+        told.append(f"only {moments.count} rows were seen for its {inputs} inputs")
+    if info is not None and info.dead_inputs:
+        told.append(f"{info.dead_inputs} of its {inputs} inputs were always 0")
+    if info is not None and info.damping > 0.01:
+        told.append(f"second moments needed damping of {info.damping:g} to be invertible")
+    return "; ".join(told)
+
+
 def round_rows(
     matrix: NDArray[np.float64],
     *,
-    pair_limit: int | None,
+    pair_limit: int | None = None,
     importance: NDArray[np.float64] | None = None,
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Nearest codes [out, in] and scales [out] of least squared error for a weight [out, in].
+    """Nearest 8-bit codes [out, in] and scales [out] of least squared error for a weight [out, in].
 
-    importance: broadcasts to the weight, what an error there costs.
+    importance: [1, in], what an error there costs.
     """
+    rows = max(1, _CHUNK // max(matrix.shape[1], 1))
+    if len(matrix) > rows:
+        parts = [
+            round_rows(matrix[at : at + rows], pair_limit=pair_limit, importance=importance)
+            for at in range(0, len(matrix), rows)
+        ]
+        return np.concatenate([part[0] for part in parts]), np.concatenate([p[1] for p in parts])
     low, high = range_squared_error_of_array(
         matrix, WEIGHTS, block_shape=(1, -1), importance=importance, pair_limit=pair_limit
     )
@@ -152,14 +256,23 @@ def _is_depthwise(layer: Layer) -> bool:
     return layer.kind == "Conv" and layer.groups > 1 and channels == (layer.groups, 1)
 
 
-def _family(layer: Layer) -> tuple[Any, ...]:
+def find_families(model: ir.Model) -> dict[Any, list[Layer]]:
+    """The layers of a model by `family_of`."""
+    families: dict[Any, list[Layer]] = {}
+    for layer in find_layers(model):
+        families.setdefault(family_of(layer), []).append(layer)
+    return families
+
+
+def family_of(layer: Layer) -> tuple[Any, ...]:
     """Equal for layers whose matrices are the same: one weight, read in one way."""
     alpha = float_of(layer.node, "alpha", 1.0) if layer.kind == "Gemm" else 1.0
     kind = "MatMul" if layer.kind in ("MatMul", "Gemm") else layer.kind
     return (layer.weight, kind, layer.out_axis, alpha, layer.groups)
 
 
-def _sum(moments: Iterable[Moments]) -> Moments | None:
+def sum_moments(moments: Iterable[Moments]) -> Moments | None:
+    """The moments of several streams as if they were one; None without any."""
     total: Moments | None = None
     for one in moments:
         if total is None:

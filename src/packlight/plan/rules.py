@@ -1,0 +1,69 @@
+"""What the user laid down before the search: layers pinned to a choice, techniques forbidden."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from packlight.graph.apply import check_choices, why_not
+from packlight.graph.layers import Layer
+from packlight.recipe import Recipe, parse_choice
+
+INSTEAD = ("weights-int8", "float16", "float32")
+"""What a layer gets for a forbidden choice, the first that it can have."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """pins: (layer, choice). forbidden: choices that no layer gets, pinned ones excepted."""
+
+    pins: tuple[tuple[str, str], ...] = ()
+    forbidden: tuple[str, ...] = ()
+
+    def allows(self, word: str) -> bool:
+        """Whether the search may propose a choice."""
+        return word not in self.forbidden
+
+    def honour(self, recipe: Recipe, layers: Sequence[Layer]) -> Recipe:
+        """The recipe with pinned layers as they are pinned and forbidden choices replaced."""
+        if not self.pins and not self.forbidden:
+            return recipe
+        pinned = dict(self.pins)
+        known = {layer.name: layer for layer in layers}
+        chosen = []
+        for name, word in recipe.layers:
+            if name in pinned:
+                word = pinned[name]
+            elif not self.allows(word):
+                able = (w for w in INSTEAD if self.allows(w) and not why_not(known[name], w))
+                word = next(able, "float32")
+            chosen.append((name, word))
+        return replace(recipe, layers=tuple(chosen))
+
+
+FREE = Rules()
+
+
+def read_rules(
+    pins: Mapping[str, str], forbid: Iterable[str], recipe: Recipe | None, layers: Sequence[Layer]
+) -> Rules:
+    """Rules from {layer: choice} and words, on top of what a recipe pins and forbids.
+
+    Raises UnusableRecipe for a layer that is not there, a choice that does not exist or that
+    the layer cannot have, each with the nearest name.
+    """
+    pinned = {**dict(recipe.pins if recipe is not None else ()), **pins}
+    forbidden = (*(recipe.forbid if recipe is not None else ()), *forbid)
+    for word in (*pinned.values(), *forbidden):
+        parse_choice(word)
+    places = () if recipe is None else recipe.places
+    check_choices(Recipe(layers=tuple(pinned.items()), places=places), layers)
+    return Rules(tuple(pinned.items()), tuple(dict.fromkeys(forbidden)))
+
+
+def distinct(recipes: Iterable[tuple[str, Recipe]]) -> list[tuple[str, Recipe]]:
+    """Those that differ, the first of equal ones."""
+    found: dict[Recipe, str] = {}
+    for label, recipe in recipes:
+        found.setdefault(recipe, label)
+    return [(label, recipe) for recipe, label in found.items()]
