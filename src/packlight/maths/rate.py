@@ -118,7 +118,7 @@ def round_to_rate(
     outputs, inputs = weight.shape
     count = max(8, _SAMPLE // inputs)
     guess = float(xp.std(problem.weight)) * 2 ** (2 - bits)
-    tries = 4
+    tries = 2
     if count < outputs:
         chosen = xp.asarray([i * outputs // count for i in range(count)], device=device(weight))
         guess = _search(rate(problem.rows(chosen)), bits, guess, low, high, tolerance / 2, 10)

@@ -12,7 +12,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -74,10 +75,13 @@ def run_tasks(
         return results
     with _open_pool(workers, function, tasks) as (pool, wave, started):
         found: dict[int, _Outcome] = {}
-        for outcome in _gather(pool, len(tasks), wave=wave, started=started, retries=retries):
-            found[outcome[0]] = outcome
-            progress.step()
-            _raise_first(found)
+        gathered = _gather(pool, len(tasks), wave=wave, started=started, retries=retries)
+        # Closed before the pool ends: what is left of its tasks must not be found by a collector.
+        with contextlib.closing(gathered):
+            for outcome in gathered:
+                found[outcome[0]] = outcome
+                progress.step()
+                _raise_first(found)
     return [found[index][1] for index in range(len(tasks))]
 
 
@@ -103,7 +107,7 @@ def parse_workers(text: str) -> int | str:
 
 def _gather(
     pool: _Pool, count: int, *, wave: int, started: int, retries: int
-) -> Iterator[_Outcome]:
+) -> Generator[_Outcome, None, None]:
     """The outcomes of all tasks as they come; suspects of a worker's death run alone, again.
 
     wave: tasks given to the pool at a time. started: how many of the first unfinished tasks may
@@ -114,9 +118,10 @@ def _gather(
         suspects: list[int] = []
         given = pending[:wave]
         try:
-            for outcome in pool(given):
-                pending.remove(outcome[0])
-                yield outcome
+            with _closed(pool(given)) as outcomes:
+                for outcome in outcomes:
+                    pending.remove(outcome[0])
+                    yield outcome
         except _WorkerLost:
             # Workers take tasks in order, so that who was killed is among the first that are left.
             suspects = [index for index in given if index in pending][:started]
@@ -125,11 +130,22 @@ def _gather(
             pending.remove(index)
 
 
+@contextlib.contextmanager
+def _closed(outcomes: Iterable[_Outcome]) -> Iterator[Iterable[_Outcome]]:
+    """Outcomes that are given up when they are left, should they still be coming in."""
+    try:
+        yield outcomes
+    finally:
+        if isinstance(outcomes, Generator):
+            outcomes.close()
+
+
 def _try_alone(pool: _Pool, index: int, retries: int) -> _Outcome:
     """One task by itself, so that a worker's death is its own doing."""
     for _ in range(max(retries, 1)):
         try:
-            return next(iter(pool([index])))
+            with _closed(pool([index])) as outcomes:
+                return next(iter(outcomes))
         except _WorkerLost:
             continue
     return (
@@ -187,11 +203,16 @@ def _run_in_processes(
         run = joblib.Parallel(n_jobs=max(2, workers), batch_size=1, return_as="generator_unordered")
         outcomes = run(calls)
     try:
-        yield from outcomes
+        # Not `yield from`, which would close them outside this room.
+        for outcome in outcomes:  # noqa: UP028
+            yield outcome
     except BrokenProcessPool:
         raise _WorkerLost from None
     finally:
-        outcomes.close()
+        with warnings.catch_warnings():
+            # joblib's advice for those who leave early; here an error was the reason.
+            warnings.simplefilter("ignore", UserWarning)
+            outcomes.close()
 
 
 def _leave_interrupts_to_parent() -> None:
