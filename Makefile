@@ -15,6 +15,9 @@ MODELS ?= transformers
 # onnxruntime reports its use otherwise; packlight sets it for its own processes.
 export ORT_DISABLE_TELEMETRY := 1
 
+# The stamp of the development tools holds what was asked for: other wishes install again.
+WISHES := $(strip $(TORCH) $(MODELS))
+
 # Targets share one environment: with -j, two installations must not run in it at once.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
@@ -38,8 +41,11 @@ $(VENV)/core.stamp: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/dev.stamp: $(VENV)/core.stamp
 	@echo "installing the development tools into $(VENV)"
-	@$(PIP) install -c constraints.txt -e '.[dev]' $(TORCH) $(MODELS)
-	@touch $@
+	@$(PIP) install -c constraints.txt -e '.[dev]' $(WISHES)
+	@echo "$(WISHES)" > $@
+ifneq ($(WISHES),$(strip $(shell cat $(VENV)/dev.stamp 2>/dev/null)))
+.PHONY: $(VENV)/dev.stamp
+endif
 
 venv: $(VENV)/core.stamp ## the environment with the command packlight, without development tools
 
@@ -47,7 +53,7 @@ demo: $(VENV)/core.stamp ## compresses the model shipped in examples/digits into
 	@$(BIN)/packlight compress $(DIGITS)/digits.onnx --data $(DIGITS)/digits.npz \
 	  --max-drop 1% --out packed --force
 
-test: $(VENV)/dev.stamp ## all tests
+test: $(VENV)/dev.stamp ## all tests (TORCH= MODELS= installs no PyTorch, and skips those with it)
 	@$(BIN)/python -m pytest
 
 lint: $(VENV)/dev.stamp ## ruff: rules and formatting

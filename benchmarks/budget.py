@@ -144,7 +144,8 @@ def key(run: Run) -> tuple[str, float, int]:
 
 def run_missing(options: argparse.Namespace, source: str, log: Path) -> int:
     """Runs what the log lacks until the time is over; returns how many are still missing."""
-    done = {key(run) for run in read_runs(log) if run["source"] == source}
+    known = (run for run in read_runs(log) if options.any_source or run["source"] == source)
+    done = {key(run) for run in known}
     until = time.monotonic() + 60 * options.minutes
     missing = 0
     for job in jobs(options):
@@ -257,8 +258,8 @@ def main() -> int:
     parser.add_argument(
         "--nets",
         type=Path,
-        default=HERE.parent / ".bench" / "nets",
-        help="where benchmarks/size.py keeps lenet300.onnx and lenet5.onnx",
+        default=HERE.parent / ".bench" / "size",
+        help="where benchmarks/size.py keeps the networks that it trains",
     )
     parser.add_argument(
         "--work", type=Path, default=HERE.parent / ".bench" / "budget", help="where runs.jsonl lies"
@@ -273,7 +274,8 @@ def main() -> int:
             if find_model(pool, options.real, options.nets).is_file():
                 options.pools.append(pool)
             else:
-                print(f"{pool.name} is left out: there is no {pool.path}", file=sys.stderr)
+                lacking = find_model(pool, options.real, options.nets)
+                print(f"{pool.name} is left out: there is no {lacking}", file=sys.stderr)
     options.work.mkdir(parents=True, exist_ok=True)
     log, source = options.work / "runs.jsonl", hash_source()
     missing = run_missing(options, source, log)

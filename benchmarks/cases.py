@@ -18,6 +18,8 @@ from PIL import Image, ImageOps
 
 Arrays = dict[str, NDArray]
 CALIBRATION = 512
+CIFAR_MEAN = np.array([0.485, 0.456, 0.406], np.float32).reshape(1, 3, 1, 1)
+CIFAR_STD = np.array([0.229, 0.224, 0.225], np.float32).reshape(1, 3, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,9 @@ def read_cifar(real: Path) -> tuple[NDArray, NDArray, NDArray]:
 
 def cifar_normalized(real: Path, model: Path, seed: int) -> Data:
     """CIFAR-10 as the resnets were trained with it: (x / 255 - mean) / std."""
-    mean = np.array([0.485, 0.456, 0.406], np.float32).reshape(1, 3, 1, 1)
-    std = np.array([0.229, 0.224, 0.225], np.float32).reshape(1, 3, 1, 1)
     train, test, labels = read_cifar(real)
-    return Data({"image": (train / 255 - mean) / std}, {"image": (test / 255 - mean) / std}, labels)
+    train, test = ((pictures / 255 - CIFAR_MEAN) / CIFAR_STD for pictures in (train, test))
+    return Data({"image": train}, {"image": test}, labels)
 
 
 def cifar_raw(real: Path, model: Path, seed: int) -> Data:

@@ -334,8 +334,8 @@ def print_head(options: argparse.Namespace) -> None:
     print(
         "- Not here: NNCF (its 4-bit weights are for MatMul and Gemm, and it writes only 8-bit "
         "codes for convolutions) and onnxruntime's `MatMulNBits` quantizer (MatMul only). "
-        "onnxruntime's 4-bit `quantize_static` leaves the ends in float at W4A4, as it has one "
-        "width for all layers; the other rows give them 8 bits."
+        "onnxruntime's 4-bit `quantize_static` keeps the ends' weights in float at W4A4, as it has "
+        "one width for all layers; the other rows give them 8 bits."
     )
 
 

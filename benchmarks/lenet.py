@@ -48,8 +48,8 @@ def train_lenet(name: str, real: Path, work: Path, seed: int = 0) -> Path:
 
 
 def _train(name: str, data: Arrays, seed: int) -> list[NDArray[np.float32]]:
-    import torch
-    from torch import nn
+    import torch  # noqa: TID251
+    from torch import nn  # noqa: TID251
 
     torch.manual_seed(seed)
     dense = name == "lenet-300-100"

@@ -14,7 +14,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 from cases import CASES, Arrays, Data
+from lenet import read_mnist
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from scipy import fft, signal
@@ -55,15 +57,11 @@ def read_case(name: str, real: Path, model: Path) -> Data:
     return case.read(real, model, 0)
 
 
-def digits(real: Path, model: Path, *, shape: tuple[int, ...]) -> tuple[Arrays, NDArray | None]:
-    """MNIST's test pictures, 0..1, in the shape that the network takes."""
-    import onnx
-
-    with np.load(real / "mnist" / "mnist.npz", allow_pickle=False) as archive:
-        pictures, labels = archive["x_test"], archive["y_test"]
+def digits(real: Path, model: Path) -> tuple[Arrays, NDArray | None]:
+    """MNIST's test pictures, 0..1."""
+    data = read_mnist(real)
     name = onnx.load(model, load_external_data=False).graph.input[0].name
-    scaled = pictures.astype(np.float32).reshape(len(pictures), *shape) / 255
-    return {name: scaled}, labels.reshape(-1)
+    return {name: data["x_test"]}, data["y_test"]
 
 
 def crops(
@@ -170,13 +168,9 @@ POOLS: tuple[Pool, ...] = (
     ),
     *(
         Pool(
-            name,
-            f"{name}.onnx",
-            "MNIST's 10,000 test pictures, with labels",
-            partial(digits, shape=shape),
-            (1500, 2500),
+            name, f"{name}.onnx", "MNIST's 10,000 test pictures, with labels", digits, (1500, 2500)
         )
-        for name, shape in (("lenet300", (1, 28, 28)), ("lenet5", (1, 28, 28)))
+        for name in ("lenet-300-100", "lenet-5")
     ),
     Pool(
         "ultraface",

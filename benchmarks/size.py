@@ -93,8 +93,8 @@ class Bench:
 def main() -> None:
     """Prints the table."""
     options = _options()
-    print("| network | float32 bytes | packed bytes | smaller | top-1 | packed top-1 | loss |", end="")
-    print(" agreement | asked | bits a weight | seconds |")
+    print("| network | float32 bytes | packed bytes | smaller | top-1 | packed top-1 ", end="")
+    print("| loss | agreement | asked | bits a weight | seconds |")
     print("|---" * 11 + "|")
     for name in options.models:
         task = _task(name, options)
@@ -110,7 +110,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=root / ".bench" / "size")
     parser.add_argument("--models", nargs="+", default=["lenet-300-100", "lenet-5", "resnet20"])
     parser.add_argument("--expected", type=float, help="expected loss in points, half of asked")
-    parser.add_argument("--bits", type=float, nargs="+", help="bits of each layer: no search")
+    parser.add_argument("--bits", type=float, nargs="+", help="of each layer, or of all")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -137,7 +137,8 @@ def _measure(task: Task, options: argparse.Namespace) -> str:
     with Process() as process:
         bench = _prepare(task, process, work)
         if options.bits:
-            bits = tuple(options.bits)
+            every = len(options.bits) == 1
+            bits = tuple(options.bits * len(bench.names) if every else options.bits)
         else:
             limit = task.loss / 200 if options.expected is None else options.expected / 100
             bits = _search(task, bench, limit, options.seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -200,12 +201,19 @@ def test_what_computes_in_float_is_size_only() -> None:
     assert only.isdisjoint(kept)
 
 
-@pytest.mark.parametrize(("text", "strength"), [("0.5", 0.5), ("0", 0), ("1", 1)])
-def test_smoothing_is_a_number_from_0_to_1(tmp_path: Path, text: str, strength: float) -> None:
+@pytest.mark.parametrize(
+    ("text", "strength"), [("0.5", 0.5), ("0", 0), ("1", 1), ("searched", "searched")]
+)
+def test_smoothing_is_a_number_from_0_to_1_or_searched(
+    tmp_path: Path, text: str, strength: float | str
+) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(f"smooth: {text}\n")
-    assert read_recipe(path).smooth == strength
-    for wrong in ("1.5", "-0.1", ".nan", "true", "much"):
+    found = read_recipe(path)
+    assert found.smooth == strength
+    path.write_text(write_recipe(replace(found, rotate=True)))
+    assert read_recipe(path).smooth == strength and read_recipe(path).rotate
+    for wrong in ("1.5", "-0.1", ".nan", "true", "much", "[searched]"):
         path.write_text(f"smooth: {wrong}\n")
         with pytest.raises(UnusableRecipe, match="smooth"):
             read_recipe(path)

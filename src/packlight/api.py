@@ -47,7 +47,7 @@ from packlight.plan.solve import Limits
 from packlight.plan.trials import GIVEN, Tried, Workbench
 from packlight.plan.workers import parse_workers
 from packlight.progress import SILENT, Progress
-from packlight.recipe import Recipe, read_recipe, write_recipe
+from packlight.recipe import Recipe, parse_choice, read_recipe, write_recipe
 from packlight.report import evidence_table, write_html, write_json
 from packlight.report.comparison import comparison_table, comparison_to_json
 from packlight.report.folder import write_folder
@@ -241,7 +241,7 @@ def compress(
             bench,
             found.chosen.path,
             found.chosen.size_bytes,
-            files=found.chosen.files,
+            files=found.chosen.files if _to_be_packed(found.chosen.recipe, wish, download) else (),
             indices=prepared.split.proof or prepared.split.search or prepared.split.calibration,
             progress=progress,
         )
@@ -314,6 +314,12 @@ def compare(
 def targets() -> tuple[Target, ...]:
     """The devices that `compress` knows."""
     return TARGETS
+
+
+def _to_be_packed(recipe: Recipe, goal: Goal, download: int | None) -> bool:
+    """Whether the packed file matters: it was asked for, or holds a gain that the file hides."""
+    few = any(parse_choice(word).bits < 8 for _, word in recipe.layers)
+    return few or download is not None or goal.wish in ("download", "nothing")
 
 
 def _recipe(recipe: str | Path | Recipe | None) -> Recipe | None:

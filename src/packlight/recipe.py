@@ -32,7 +32,7 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import yaml
 
@@ -125,6 +125,10 @@ LEAST_CODED, MOST_CODED = 0.05, 6.0
 
 _CODED_PREFIX = "weights-coded"
 
+SEARCHED = "searched"
+Smooth: TypeAlias = float | Literal["searched"]
+"""One strength for all groups of layers, or scales that are searched for in each."""
+
 RANGES = ("squared-error", "min-max", "percentile", "least-error")
 ROUNDINGS = ("compensated", "descent", "learned", "nearest")
 MOST_BYTES = 4 << 20
@@ -167,7 +171,9 @@ class Recipe:
 
     layers: (name, choice) in graph order; a layer that is not named stays float32.
     equalize: balance channels between neighbouring layers before quantization.
-    smooth: strength (0 to 1) with which range is moved from activations into weights; 0: off.
+    smooth: strength (0 to 1) with which range is moved from activations into weights; 0: off;
+        "searched": by scales searched for, group by group.
+    rotate: turn channels between pairs of layers so that those which reach far are spread.
     rounding: of weights, where second moments of their inputs were observed: "compensated",
         "descent" (and then code by code), "learned"; "nearest" asks for none of it.
     sequential: rounding sees the inputs that the quantized layers before it give.
@@ -184,7 +190,8 @@ class Recipe:
     sequential: bool = False
     bias_correction: bool = False
     equalize: bool = False
-    smooth: float = 0.0
+    smooth: Smooth = 0.0
+    rotate: bool = False
     pair_limit: bool = True
     seed: int = 0
     pins: tuple[tuple[str, str], ...] = ()
@@ -224,6 +231,7 @@ def write_recipe(recipe: Recipe) -> str:
         "bias_correction": recipe.bias_correction,
         "equalize": recipe.equalize,
         "smooth": recipe.smooth,
+        "rotate": recipe.rotate,
         "pair_limit": recipe.pair_limit,
         "layers": dict(recipe.layers),
     }
@@ -318,7 +326,8 @@ _SETTINGS: dict[str, tuple[type, str]] = {
     "sequential": (bool, "true or false"),
     "bias_correction": (bool, "true or false"),
     "equalize": (bool, "true or false"),
-    "smooth": (float, "a number from 0 to 1"),
+    "smooth": (float, "a number from 0 to 1, or the word searched"),
+    "rotate": (bool, "true or false"),
     "pair_limit": (bool, "true or false"),
     "layers": (dict, "a list of `layer: choice`"),
     "pins": (dict, "a list of `layer: choice`"),
@@ -337,6 +346,8 @@ def _checked(
         kind, words = _SETTINGS[key]
         if kind is float and type(value) is int:
             kind = int
+        if key == "smooth" and value == SEARCHED:
+            kind = str
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise UnusableRecipe(f"{at[key]}: {key!r} must be {words}, not {_short(value)}.")
     if content.get("schema", 1) != 1:
@@ -346,9 +357,11 @@ def _checked(
         )
     if content.get("seed", 0) < 0:
         raise UnusableRecipe(f"{at['seed']}: 'seed' must be 0 or more, not {content['seed']}.")
-    if not 0 <= content.get("smooth", 0) <= 1:
+    smooth = content.get("smooth", 0)
+    if smooth != SEARCHED and not 0 <= smooth <= 1:
         raise UnusableRecipe(
-            f"{at['smooth']}: 'smooth' must lie from 0 (off) to 1, not at {content['smooth']}."
+            f"{at['smooth']}: 'smooth' must lie from 0 (off) to 1, or be the word searched, "
+            f"not {smooth}."
         )
     for key, allowed in (("ranges", RANGES), ("rounding", ROUNDINGS)):
         if key in content and content[key] not in allowed:

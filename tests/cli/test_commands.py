@@ -25,8 +25,16 @@ def test_the_result_is_saved_and_shown(api: Any) -> None:
     assert api.saved == [(Path("net.packed"), False)]
     assert "Budget met. Your model is 2.5 times smaller and 2.0 times faster" in done.stdout
     assert "net.packed/report.html" in done.stdout
+    assert "packlight pack" not in done.stdout
     assert "calibrate (2 steps)" in done.stderr
     assert "calibrate" not in done.stdout
+
+
+def test_how_to_pack_is_said_where_the_packed_size_is_known(api: Any) -> None:
+    api.evidence = replace(api.evidence, packed_bytes=150)
+    out = run(app, ["compress", "net.onnx", "--out", "a folder"]).stdout
+    assert re.search(r"^Download, once packed +1.00 KB +150 bytes", out, re.M)
+    assert "To download:" in out and "packlight pack 'a folder'" in out
 
 
 def test_every_option_reaches_the_api_unchanged(api: Any) -> None:
@@ -36,6 +44,11 @@ def test_every_option_reaches_the_api_unchanged(api: Any) -> None:
         "--max-drop": "1%",
         "--max-size": "25%",
         "--max-latency": "10ms",
+        "--max-download": "5%",
+        "--preset": "smallest",
+        "--pin": "a=b=int8",
+        "--forbid": "float16",
+        "--workers": "2",
         "--recipe": "r.yaml",
         "--metric": "own.py:score",
         "--preprocess": "0..1",
@@ -54,6 +67,11 @@ def test_every_option_reaches_the_api_unchanged(api: Any) -> None:
         "max_drop": "1%",
         "max_size": "25%",
         "max_latency": "10ms",
+        "max_download": "5%",
+        "preset": "smallest",
+        "pin": {"a=b": "int8"},
+        "forbid": ("float16",),
+        "workers": "2",
         "recipe": Path("r.yaml"),
         "metric": "own.py:score",
         "preprocess": "0..1",
@@ -138,7 +156,9 @@ def test_the_version() -> None:
     assert run(app, ["--version"]).stdout == f"packlight {__version__}\n"
 
 
-@pytest.mark.parametrize("name", ["compress", "inspect", "compare", "targets"])
+@pytest.mark.parametrize(
+    "name", ["compress", "inspect", "compare", "targets", "choices", "pack", "unpack"]
+)
 def test_help_has_an_example(name: str) -> None:
     for flag in ("-h", "--help"):
         done = run(app, [name, flag], env={"COLUMNS": "200"})

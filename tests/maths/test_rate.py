@@ -155,12 +155,13 @@ def test_golden_codes() -> None:
     )
     found = round_with_rate(weight, moments, 0.5, 0.0)
     assert np.asarray(found.codes).tolist() == GOLDEN_FREE
-    found = round_with_rate(weight, moments, 0.5, 0.05)
+    found = round_with_rate(weight, moments, 0.5, 0.12)
     assert np.asarray(found.codes).tolist() == GOLDEN_PRICED
 
 
-GOLDEN_FREE: list[list[int]] = []
-GOLDEN_PRICED: list[list[int]] = []
+# In halves; at a price, what was 1 and -1 gives way to 0.
+GOLDEN_FREE = [[2, 0, 0, 4], [0, -2, 1, -1], [0, 0, 3, 0]]
+GOLDEN_PRICED = [[2, 0, 0, 4], [0, -2, 0, 0], [0, 0, 3, 0]]
 
 
 def test_torch_gives_the_same() -> None:

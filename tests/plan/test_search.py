@@ -16,7 +16,7 @@ from packlight.graph.layers import Layer, find_layers
 from packlight.graph.model import load_model
 from packlight.measure.evidence import MetricEvidence
 from packlight.plan import search as room
-from packlight.plan.search import SAFETY, search
+from packlight.plan.search import BALANCE, SAFETY, search
 from packlight.plan.solve import Limits
 from packlight.plan.trials import Tried
 from packlight.recipe import Recipe
@@ -58,7 +58,7 @@ class Bench:
     def search_indices(self) -> tuple[int, ...]:
         return tuple(range(100))
 
-    def differs(self, *, equalized: bool, smoothed: float = 0.0) -> bool:
+    def differs(self, recipe: Recipe, other: Recipe) -> bool:
         return False
 
     def make(self, recipe: Recipe, label: str) -> Tried:
@@ -221,6 +221,27 @@ def test_a_setting_is_kept_where_it_is_clearly_better(layers: tuple[Layer, ...])
     plain = search(Bench(layers), layers, limits(layers))  # type: ignore[arg-type]
     assert plain.chosen.recipe.ranges == Recipe().ranges
     assert plain.chosen.recipe.bias_correction is False
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.01])
+def test_graphs_are_balanced_only_where_that_can_gain(
+    layers: tuple[Layer, ...], factor: float
+) -> None:
+    class Able(Bench):
+        def differs(self, recipe: Recipe, other: Recipe) -> bool:
+            return recipe != other
+
+    for better in ({"rotate": True}, {"smooth": "searched"}, {"smooth": 0.5}):
+        sensitive = {layer.name: factor for layer in layers}
+        bench = Able(layers, better=dict(better), sensitive=sensitive)
+        found = search(bench, layers, limits(layers))  # type: ignore[arg-type]
+        tried = {
+            setting for one in bench.tried for setting in BALANCE if getattr(one.recipe, setting)
+        }
+        # 24 dB without, and 44 dB where every layer makes a hundredth of the noise.
+        assert tried == (set(BALANCE) if factor == 1.0 else set())
+        for setting, value in better.items():
+            assert (getattr(found.chosen.recipe, setting) == value) == (factor == 1.0)
 
 
 def test_what_fails_is_reported_and_not_chosen(layers: tuple[Layer, ...]) -> None:

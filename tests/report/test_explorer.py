@@ -26,6 +26,17 @@ def test_every_view_has_its_button_and_the_first_is_shown(evidence: Evidence) ->
         assert f"#show-{name}:checked ~ .view-{name}" in style
 
 
+def test_the_download_comes_first_where_it_was_wished_for(evidence: Evidence) -> None:
+    trials = tuple(replace(trial, packed_bytes=trial.size_bytes // 3) for trial in evidence.trials)
+    html = write_html(replace(evidence, trials=trials, preset="smallest"), how_to_run="x")
+    shown = tags(html, r'name="view" id="show-([a-z-]+)"( checked)?>')
+    assert shown[0] == ("download-quality", " checked")
+    assert len(shown) == 4
+    assert "#show-download-quality:checked ~ .view-download-quality" in html
+    fast = write_plots(replace(evidence, trials=trials))
+    assert tags(fast, r'id="show-([a-z-]+)" checked') == ["size-quality"]
+
+
 def test_a_single_view_needs_no_buttons(evidence: Evidence) -> None:
     untimed = tuple(replace(trial, latency_ratio=None) for trial in evidence.trials)
     html = write_plots(replace(evidence, trials=untimed))

@@ -21,7 +21,13 @@ def test_the_contract_of_schema_1(evidence: Evidence) -> None:
     found = evidence_to_json(evidence)
     assert found["schema"] == 1
     assert found["verdict"] == "met"
-    assert found["budget"] == {"max_drop": 0.01, "max_size_bytes": None, "max_latency_ms": None}
+    assert found["budget"] == {
+        "max_drop": 0.01,
+        "max_size_bytes": None,
+        "max_latency_ms": None,
+        "max_download_bytes": None,
+    }
+    assert (found["preset"], found["packed_bytes"]) == ("balanced", None)
     contract = {
         "metric": {"name", "samples", "original", "compressed", "drop", "drop_interval_95"}
         | {"proven"},
@@ -50,6 +56,25 @@ def test_there_and_back_again(evidence: Evidence) -> None:
         trials=(),
     )
     assert json_to_evidence(json.loads(write_json(bare))) == bare
+
+
+def test_preset_and_packed_size_go_there_and_back(evidence: Evidence) -> None:
+    packed = replace(
+        evidence,
+        preset="smallest",
+        packed_bytes=61_234,
+        budget=replace(evidence.budget, max_download_bytes=70_000),
+    )
+    found = json.loads(write_json(packed))
+    assert (found["preset"], found["packed_bytes"]) == ("smallest", 61_234)
+    assert found["budget"]["max_download_bytes"] == 70_000
+    assert json_to_evidence(found) == packed
+
+
+def test_a_report_from_before_presets_and_packing_is_read(evidence: Evidence) -> None:
+    old = json.loads(write_json(evidence))
+    del old["preset"], old["packed_bytes"], old["budget"]["max_download_bytes"]
+    assert json_to_evidence(old) == evidence
 
 
 def test_a_report_from_before_the_new_figures_of_trials_is_read(evidence: Evidence) -> None:

@@ -12,17 +12,21 @@ from packlight.report.views import NAMES, collect_view, find_front
 
 
 def timed(evidence: Evidence) -> Evidence:
-    """The run with times in milliseconds as well."""
+    """The run with times in milliseconds and packed sizes as well."""
     trials = tuple(
-        replace(t, latency_ms=None if t.latency_ratio is None else 0.481 * t.latency_ratio)
+        replace(
+            t,
+            latency_ms=None if t.latency_ratio is None else 0.481 * t.latency_ratio,
+            packed_bytes=t.size_bytes // 2,
+        )
         for t in evidence.trials
     )
     return replace(evidence, trials=trials)
 
 
 def test_better_is_left_and_up_in_every_view(evidence: Evidence) -> None:
-    worse = Trial("worse", 900_000, drop=0.02, latency_ratio=0.9)
-    better = Trial("better", 300_000, drop=0.0, latency_ratio=0.4)
+    worse = Trial("worse", 900_000, drop=0.02, latency_ratio=0.9, packed_bytes=700_000)
+    better = Trial("better", 300_000, drop=0.0, latency_ratio=0.4, packed_bytes=90_000)
     for name in NAMES:
         view = collect_view(replace(evidence, trials=(worse, better)), name)
         assert view is not None
@@ -68,13 +72,14 @@ def test_the_planner_has_the_last_word_on_the_front() -> None:
 
 
 def test_limits_stand_in_the_views_they_belong_to(evidence: Evidence) -> None:
-    budget = Budget(max_drop=0.01, max_size_bytes=400_000, max_latency_ms=0.3)
+    budget = Budget(0.01, 400_000, 0.3, max_download_bytes=150_000)
     found = {}
     for name in NAMES:
         view = collect_view(replace(timed(evidence), budget=budget), name)
         assert view is not None
         found[name] = {(limit.axis, limit.value) for limit in view.limits}
     assert found["size-quality"] == {("y", -0.01), ("x", 400_000.0)}
+    assert found["download-quality"] == {("y", -0.01), ("x", 150_000.0)}
     assert found["time-quality"] == {("y", -0.01), ("x", 0.3)}
     assert found["size-time"] == {("x", 400_000.0), ("y", -0.3)}
 
@@ -117,6 +122,15 @@ def test_times_that_were_not_measured_make_no_view(evidence: Evidence) -> None:
     assert collect_view(replace(evidence, trials=untimed), "time-quality") is None
     assert collect_view(replace(evidence, trials=untimed), "size-time") is None
     assert collect_view(replace(evidence, trials=()), "size-time") is None
+
+
+def test_without_packed_sizes_there_is_no_view_of_the_download(evidence: Evidence) -> None:
+    assert collect_view(evidence, "download-quality") is None
+    view = collect_view(timed(evidence), "download-quality")
+    assert view is not None
+    chosen = next(p for p in view.points if p.kind == "chosen")
+    assert chosen.x == 443_000 // 2
+    assert view.write_x(chosen.x) == "222 KB"
 
 
 def test_all_that_is_known_is_told(evidence: Evidence) -> None:

@@ -6,7 +6,17 @@ from dataclasses import replace
 import pytest
 
 from packlight.measure.evidence import Budget, Evidence, LatencyEvidence, Pair
-from packlight.report.wording import explain_proof, list_budget, list_figures, state_verdict
+from packlight.plan.goal import PRESETS
+from packlight.report.wording import (
+    WISHES,
+    as_sentence,
+    explain_gain,
+    explain_proof,
+    list_budget,
+    list_figures,
+    state_request,
+    state_verdict,
+)
 
 
 def test_the_sentence_of_a_success(evidence: Evidence) -> None:
@@ -96,3 +106,51 @@ def test_the_budget_is_told_in_its_own_units() -> None:
     budget = Budget(max_drop=0.01, max_size_bytes=5_000_000, max_latency_ms=10)
     assert [limit for _, limit in list_budget(budget)] == ["1 %", "5.00 MB", "10.0 ms"]
     assert list_budget(Budget()) == ()
+    assert list_budget(Budget(max_download_bytes=70_000)) == (
+        ("Packed download at most", "70.0 KB"),
+    )
+
+
+def test_the_download_has_its_row_and_its_word(evidence: Evidence) -> None:
+    packed = replace(evidence, packed_bytes=54_734)
+    row = list_figures(packed)[1]
+    assert (row.name, row.before, row.after) == ("Download, once packed", "1.09 MB", "54.7 KB")
+    assert (row.change, row.tone) == ("20× smaller", "better")
+    said = "Your model is 3.3 times smaller (20 times once packed for download) and 1.6 times"
+    assert state_verdict(packed).startswith(said)
+    # A packed file that is hardly smaller is no news, unless it was asked for.
+    slightly = replace(evidence, packed_bytes=310_000)
+    assert "download" not in state_verdict(slightly)
+    assert "(3.5 times once packed" in state_verdict(replace(slightly, preset="smallest"))
+    limit = Budget(max_drop=0.01, max_download_bytes=320_000)
+    assert "(3.5 times once packed" in state_verdict(replace(slightly, budget=limit))
+
+
+def test_the_request_names_preset_and_limits(evidence: Evidence) -> None:
+    asked = replace(evidence, preset="smallest", budget=Budget(0.01, max_download_bytes=70_000))
+    assert state_request(asked) == (
+        "Asked for: the smallest download (preset smallest); loss of quality at most 1 %; packed "
+        "download at most 70.0 KB."
+    )
+    assert set(WISHES) == {goal.name for goal in PRESETS}
+
+
+def test_gains_of_size_only_are_said_plainly(evidence: Evidence) -> None:
+    assert explain_gain(evidence) == ""  # all in integers
+    layers = tuple(replace(layer, choice="weights-int4") for layer in evidence.layers[:3])
+    kept = replace(evidence.layers[3], choice="float32")
+    faster = replace(evidence, layers=(*layers, kept))
+    assert explain_gain(faster).startswith("Only the file is smaller: when the model is loaded")
+    assert explain_gain(faster).endswith("speed comes from the simpler graph.")
+    unsure = LatencyEvidence("r", 1, 0.5, 0.49, 0.98, (0.9, 1.05))
+    assert "speed" not in explain_gain(replace(faster, latency_ms=unsure))
+    some = replace(evidence, layers=(*layers, replace(kept, choice="int4")))
+    assert explain_gain(some).startswith("3 of 4 compressed layers are smaller in the file only")
+    one = replace(evidence, layers=(layers[0], replace(kept, choice="weights-int4-blocks")))
+    assert explain_gain(one).startswith("1 of 2 compressed layers is smaller in the file only")
+
+
+def test_a_reason_is_shown_as_a_sentence() -> None:
+    assert as_sentence("the budget is kept") == "The budget is kept."
+    assert as_sentence("Why not?") == "Why not?"
+    assert as_sentence(" ") == ""

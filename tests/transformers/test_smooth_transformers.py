@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from transformer_zoo import BUILDERS, LAYERS
@@ -66,3 +68,20 @@ def test_smoothing_lowers_the_error_of_static_int8(subject, name):
         plain = bench.evaluate(recipe, "plain").noise_db
         smoothed = bench.evaluate(Recipe(layers=recipe.layers, smooth=0.5), "smooth").noise_db
     assert smoothed > plain + 2.0
+
+
+@pytest.mark.parametrize("name", ["vit", "llama"])
+def test_searched_scales_lower_the_error_too_and_are_found_once(subject, name):
+    one = subject(name)
+    names = [x.name for x in find_layers(one.graph) if x.kind in ("MatMul", "Gemm")]
+    plain = Recipe(layers=tuple((key, "int8") for key in names))
+    searched = replace(plain, smooth="searched")
+    with Workbench(one.model, one.graph, one.samples, one.split, find_target("laptop")) as bench:
+        bench.calibrate(names)
+        assert bench.differs(plain, searched)
+        # One layer more or less in float is the same graph again; all of them need no scales.
+        assert not bench.differs(searched, searched.with_choice(names[:1], "float32"))
+        assert not bench.differs(plain, searched.with_choice(names, "float32"))
+        assert bench.differs(searched, searched.with_choice(names, "weights-int4-blocks"))
+        without = bench.evaluate(plain, "plain").noise_db
+        assert bench.evaluate(searched, "searched").noise_db > without + 3.0

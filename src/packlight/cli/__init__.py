@@ -6,13 +6,15 @@ import signal
 import sys
 from typing import TextIO
 
-from packlight.cli import transport as _transport  # adds its commands to the app
+# Importing these adds their commands to the app.
+from packlight.cli import choices as _choices
+from packlight.cli import transport as _transport
 from packlight.cli.commands import app
 from packlight.cli.outcomes import INTERRUPTED, TERMINATED, say_interrupted
 
 __all__ = ["app", "main"]
 
-_COMMANDS = (_transport.pack, _transport.unpack)
+_COMMANDS = (_choices.choices, _transport.pack, _transport.unpack)
 
 
 def main() -> None:

@@ -63,7 +63,9 @@ class PlainProgress:
         """Prints that the stage begins."""
         self._name, self._total, self._done = visible(name), total, 0
         self._began = self._told = self._clock()
-        self._print(f"{self._name} ({total} steps)" if total else self._name)
+        self._print(
+            f"{self._name} ({total} step{'' if total == 1 else 's'})" if total else self._name
+        )
 
     def step(self, detail: str = "", advance: int = 1) -> None:
         """Prints where the stage stands, where that was not told for some seconds."""

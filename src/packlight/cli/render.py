@@ -6,6 +6,7 @@ and made visible, so that it is no escape sequence.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,9 @@ from packlight.report.table import show_evidence
 from packlight.report.visible import visible
 
 if TYPE_CHECKING:
+    from packlight.cli.choices import ChoiceLine
     from packlight.graph.anatomy import Anatomy
+    from packlight.report.choices import Gain
     from packlight.transport import Transport
 
 _PIPE_WIDTH = 110
@@ -39,9 +42,12 @@ def print_result(evidence: Evidence, folder: Path) -> None:
     console = _console()
     console.print(show_evidence(evidence))
     console.print()
-    for what, name in (("Model", "model.onnx"), ("Report", "report.html")):
-        line = f"{what + ':':<8}{visible(str(folder / name))}"
-        console.print(Text(line), soft_wrap=True)
+    lines = [("Model", str(folder / "model.onnx")), ("Report", str(folder / "report.html"))]
+    if evidence.packed_bytes is not None and evidence.verdict != "not-worth-it":
+        lines.append(("To download", f"packlight pack {shlex.quote(str(folder))}"))
+    width = max(len(what) for what, _ in lines) + 3
+    for what, said in lines:
+        console.print(Text(f"{what + ':':<{width}}{visible(said)}"), soft_wrap=True)
 
 
 def print_targets(targets: Sequence[Any]) -> None:
@@ -62,6 +68,44 @@ def print_targets(targets: Sequence[Any]) -> None:
             if said:
                 grid.add_row(f"  {what}", Text(visible(said, limit=1000)))
         console.print(grid)
+
+
+# The groups in which choices are listed: what they gain, and how they come by it.
+_GROUPS: tuple[tuple[Gain, str], ...] = (
+    ("none", "Left as it is"),
+    ("speed", "Smaller and faster: the runtime computes in integers, where the target can"),
+    (
+        "exactness",
+        "Smaller and finer: few runtimes compute with 16-bit activations, so seldom faster",
+    ),
+    ("memory", "Smaller in memory too: weights stay packed in blocks of 32 while the model runs"),
+    ("file", "Smaller file only: weights become floats when the model is loaded; no faster"),
+)
+
+
+def print_choices(choices: Sequence[ChoiceLine]) -> None:
+    """A block for each kind of gain, and how to use the words."""
+    console = _console()
+    for gain, title in _GROUPS:
+        console.print(Text(title, style="bold"))
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(min_width=21, style="cyan")
+        grid.add_column(min_width=17, justify="right", style="dim")
+        grid.add_column()
+        for one in choices:
+            if one.gain == gain:
+                bits = f"{one.bits:.2f}".rstrip("0").rstrip(".")
+                unit = "bit" if one.bits == 1 else "bits"
+                grid.add_row(f"  {one.choice}", f"{bits} {unit} a weight", one.what)
+        console.print(grid)
+        console.print()
+    for line in (
+        "Bits count the weights of the packed file (packlight pack), with the scales of blocks; in "
+        "model.onnx itself most weights take 8 or 4 bits.",
+        "weights-coded takes any number of bits from 0.05 to 6, as in weights-coded0.35.",
+        "packlight compress chooses by itself; --pin LAYER=CHOICE and --forbid CHOICE overrule it.",
+    ):
+        console.print(Text(line, style="dim"))
 
 
 def print_anatomy(anatomy: Anatomy) -> None:

@@ -17,7 +17,7 @@ from packlight.graph.rewrite.blocks import BlockForm, store_blocks, why_not_bloc
 from packlight.graph.rewrite.decode import store_packed
 from packlight.graph.rewrite.dynamic import quantize_dynamically, why_not_dynamic, why_not_vector
 from packlight.graph.rewrite.packing import Packed, pack_layers
-from packlight.graph.rewrite.quantize import Ranges, quantize_layers
+from packlight.graph.rewrite.quantize import Ranges, keep_float, quantize_layers
 from packlight.graph.rewrite.store import store_float16, why_not_float16, why_not_stored
 from packlight.graph.rewrite.tie import tie_transposed
 from packlight.graph.rewrite.weights import Rounded, Rounding, round_layers
@@ -110,6 +110,7 @@ def apply_recipe(
         group = [layer for layer, one in decoded if one.word == word]
         store_packed(copy, group, packed)
     store_float16(copy, [layer for layer, one in chosen if one.word == "float16"])
+    keep_float(copy, (layer.name for layer, _ in static))
     tie_transposed(copy)
     copy.graph.sort()
     return copy, notes

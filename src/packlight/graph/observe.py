@@ -34,13 +34,18 @@ BATCH_BYTES = 128 << 20
 """Activations of one run that are held at a time."""
 
 MOMENT_SAMPLES = 128
-"""Second moments settle much sooner than ranges: so many samples are enough."""
+"""Second moments settle much sooner than ranges: so many samples are enough where each gives
+many rows. Where it gives few, as to dense layers, more are taken: see `ROWS_AN_INPUT`."""
+
+ROWS_AN_INPUT = 16
+"""With fewer rows for each input, second moments are still mostly chance."""
 
 MOMENT_ROWS = 32768
 """Rows that go into one layer's second moments, all samples together."""
 
 MOMENT_INPUTS = 4608
-"""Layers with more inputs get no second moments: [in, in] would not fit the memory."""
+"""Layers with more inputs get no second moments: [in, in] would not fit the memory.
+Those with groups get them where they take no more than that."""
 
 MOMENT_BYTES = 1 << 30
 """Second moments that are gathered in one pass; the others wait for the next one."""
@@ -50,7 +55,8 @@ MOMENT_BYTES = 1 << 30
 class Observations:
     """What calibration saw.
 
-    histograms: by tensor. moments: by layer, [in, in] in kernel order.
+    histograms: by tensor. moments: by layer, [in, in] in kernel order ([groups, in, in] for a
+    Conv with groups).
     samples: how many were run.
     """
 
@@ -76,7 +82,7 @@ def observe(
     """Run the samples through the model and gather statistics.
 
     tensors: names of float tensors of the main graph whose histograms are wanted.
-    layers: those whose inputs' second moments are wanted (ungrouped Conv, Gemm, MatMul).
+    layers: those whose inputs' second moments are wanted (Conv, Gemm, MatMul).
     folder: where moments lie that do not fit `moment_bytes` together; it must outlive them.
     Without it they are all held in memory.
     Raises UnusableSamples where there are no samples, or an activation is NaN or infinite.
@@ -89,12 +95,10 @@ def observe(
     for number, group in enumerate(groups or [[]]):
         # Ranges need all samples, but one pass; the other passes gather moments only.
         first = number == 0
-        most = len(indices) if first else min(len(indices), MOMENT_SAMPLES)
         found = _observe_once(
             model,
             samples,
             indices,
-            most,
             inputs,
             tensors if first else (),
             group,
@@ -114,7 +118,6 @@ def _observe_once(
     model: ir.Model,
     samples: Samples,
     indices: Sequence[int],
-    most: int,
     inputs: Sequence[TensorSpec],
     tensors: Sequence[str],
     layers: Sequence[Layer],
@@ -130,24 +133,40 @@ def _observe_once(
     fed = [name for name in wanted if name in {spec.name for spec in inputs}]
     inner = [name for name in wanted if name not in fed]
     histograms = {name: empty_histogram() for name in tensors}
-    moments = {layer.name: empty_moments(count_inputs(layer)) for layer in layers}
-    generator = np.random.default_rng(seed)
+    moments = {
+        layer.name: empty_moments(
+            count_inputs(layer), groups=layer.groups if layer.groups > 1 else None
+        )
+        for layer in layers
+    }
     moment_samples = min(len(indices), MOMENT_SAMPLES)
     rows = max(1, MOMENT_ROWS // moment_samples)
     seen = 0
-    progress.stage("calibrating", most)
-    used = indices[:most]
-    for run, name, array in _activations(model, samples, used, inputs, fed, inner, process):
+
+    def lacks_rows(layer: Layer) -> bool:
+        return moments[layer.name].count < ROWS_AN_INPUT * count_inputs(layer)
+
+    progress.stage("calibrating", len(indices))
+    for run, name, array in _activations(model, samples, indices, inputs, fed, inner, process):
         if name is None:
             seen += run.rows
             progress.step(advance=run.rows)
+            if not tensors and seen >= moment_samples and not any(map(lacks_rows, layers)):
+                break
             continue
         try:
             if name in histograms:
                 histograms[name] = add_to_histogram(histograms[name], array)
-            if seen < moment_samples and name in readers:
+            wanting = [
+                layer
+                for layer in readers.get(name, ())
+                if seen < moment_samples or lacks_rows(layer)
+            ]
+            if wanting:
                 _check_finite(array)
-                for layer in readers[name]:
+                for layer in wanting:
+                    # By run, so that the rows do not depend on what else is observed with it.
+                    generator = np.random.default_rng((seed, seen))
                     drawn = rows_reaching(layer, array, rows * run.rows, generator)
                     moments[layer.name] = add_to_moments(moments[layer.name], drawn)
         except ValueError as error:
@@ -213,8 +232,7 @@ def wants_moments(layer: Layer) -> bool:
     return (
         layer.kind in ("Conv", "Gemm", "MatMul")
         and not layer.graph_path
-        and layer.groups == 1
-        and count_inputs(layer) <= MOMENT_INPUTS
+        and layer.groups * count_inputs(layer) ** 2 <= MOMENT_INPUTS**2
         and source is not None
         and constant_of(source) is None
     )
@@ -226,7 +244,7 @@ def batch_within(size_bytes: int) -> int:
 
 
 def count_inputs(layer: Layer) -> int:
-    """Columns of the weight matrix of a Conv, Gemm or MatMul."""
+    """Columns of the weight matrix of a Conv (inputs of one group), Gemm or MatMul."""
     if layer.kind == "Conv":
         return int(np.prod(layer.weight_shape[1:]))
     return layer.weight_shape[1 - layer.out_axis]
@@ -243,7 +261,7 @@ def _moment_groups(layers: Sequence[Layer], limit: int) -> Iterator[list[Layer]]
     group: list[Layer] = []
     total = 0
     for layer in layers:
-        size = 8 * count_inputs(layer) ** 2
+        size = 8 * layer.groups * count_inputs(layer) ** 2
         if group and total + size > limit:
             yield group
             group, total = [], 0

@@ -32,8 +32,9 @@ def rows_reaching(
 ) -> NDArray[np.float32]:
     """At most `limit` of the vectors that reach a layer, [rows, in], columns in kernel order.
 
-    activation: the layer's input; Conv [n, channels, *space] with one group, Gemm and MatMul
-    [..., in]. Where there are more than `limit`, positions are drawn, none twice.
+    activation: the layer's input; Conv [n, channels, *space], Gemm and MatMul [..., in].
+    Where there are more than `limit`, positions are drawn, none twice. A Conv with groups gets
+    [groups, rows, in]: the same positions of each group's channels.
     """
     if layer.kind != "Conv":
         rows = activation.reshape(-1, activation.shape[-1])
@@ -56,7 +57,11 @@ def rows_reaching(
     for tap in np.ndindex(*kernel):
         at = tuple(place[1 + i] * strides[i] + tap[i] * dilations[i] for i in range(rank))
         taps.append(padded[(place[0], slice(None), *at)])
-    return np.concatenate(taps, axis=1).astype(np.float32, copy=False)
+    if layer.groups == 1:
+        return np.concatenate(taps, axis=1).astype(np.float32, copy=False)
+    stack = np.stack(taps, axis=1).reshape(len(place[0]), len(taps), layer.groups, -1)
+    grouped = stack.transpose(2, 0, 1, 3).reshape(layer.groups, len(place[0]), -1)
+    return grouped.astype(np.float32, copy=False)
 
 
 def conv_pads(

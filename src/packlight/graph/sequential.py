@@ -53,7 +53,7 @@ STAGES = 24
 """At most so many passes over the samples: the layers of one stage see the same earlier ones."""
 
 SAMPLES = 256
-"""Calibration samples of each pass."""
+"""Calibration samples of a pass for convolutions, to which each gives many rows."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,14 @@ def refit_in_sequence(
     process: Process,
     accuracy_level: int = 4,
     stages: int = STAGES,
-    samples_each: int = SAMPLES,
+    samples_each: int | None = None,
     damping: float = 0.01,
     progress: Progress = SILENT,
 ) -> Refitted:
     """Refit the layers that a recipe compresses, each to the inputs that those before it leave.
 
     model: simplified; it is not changed. observations: of it. samples_each: calibration samples
-    of each pass; more help layers that see one row a sample. Layers that share a weight,
+    of each pass; by itself all for stages with layers that see one row a sample. Layers that share a weight,
     have groups, or whose inputs are too many for second moments stay as they are.
     Apply the recipe to `Refitted.graph` with its observations and weights.
     """
@@ -100,7 +100,8 @@ def refit_in_sequence(
     moments = dict(observations.moments)
     seen = replace(observations, moments=moments)
     weights = Weights()
-    order = [name for name, _ in recipe.layers]
+    # A recipe may name them in any order; only graph order tells what comes before.
+    order = [layer.name for layer in find_layers(work) if layer.name in chosen]
     progress.stage("rounding layer after layer", len(layers))
     for stage in _split(layers, stages):
         names = {layer.name for layer in stage}
@@ -121,7 +122,7 @@ def refit_in_sequence(
             compressed,
             [originals[layer.name] for layer in stage],
             samples,
-            indices[:samples_each],
+            indices[: samples_each or _enough(stage, len(indices))],
             inputs,
             process,
             recipe.seed,
@@ -134,11 +135,16 @@ def refit_in_sequence(
     return Refitted(work, seen, weights, tuple(layer.name for layer in layers))
 
 
+def _enough(layers: Sequence[Layer], count: int) -> int:
+    return min(count, SAMPLES) if all(layer.kind == "Conv" for layer in layers) else count
+
+
 def _can_be_refitted(layer: Layer, chosen: Mapping[str, str]) -> bool:
     choice = parse_choice(chosen.get(layer.name, "float32"))
     return (
         not choice.weights.startswith("float")
         and wants_moments(layer)
+        and layer.groups == 1
         and not layer.shared
         and layer.weight.is_initializer()
     )

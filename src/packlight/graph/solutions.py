@@ -16,6 +16,7 @@ from packlight.graph.patches import kernel_order
 from packlight.graph.rewrite.packing import unpack
 from packlight.graph.rewrite.single import float_of
 from packlight.maths.entropy import ideal_bits
+from packlight.maths.grouped import output_error_of_groups
 from packlight.maths.moments import Moments
 from packlight.maths.rounding import output_error
 from packlight.recipe import Choice, Recipe, parse_choice
@@ -102,4 +103,6 @@ def _error(
     if moments is None or not moments.count:
         return float(np.square(matrix.astype(np.float64) - values).sum())
     order = kernel_order(layer)
+    if moments.grouped:
+        return output_error_of_groups(matrix[:, order], values[:, order], moments.second)
     return output_error(matrix[:, order], values[:, order], moments.second)

@@ -110,7 +110,7 @@ def round_to_rate(
         def of(step: float) -> float:
             codes = _round(xp, part, step, unit * step * step, sweeps)
             found[step] = codes
-            return ideal_bits(codes) / (codes.shape[0] * codes.shape[1])
+            return ideal_bits(codes) / int(codes.shape[0] * codes.shape[1])
 
         return of
 
@@ -224,7 +224,7 @@ def _search(
             break
         ends[above] = (math.log2(step), math.log2(max(found, bits / 64)))
         if len(ends) < 2:
-            factor = 2.0 ** min(max(abs(ends[above][1] - goal), 0.2), 2.0)
+            factor = 2.0 ** min(max(abs(ends[above][1] - goal), 0.03), 2.0)
             step = step * factor if above else step / factor
         else:
             (left, upper), (right, lower) = ends[True], ends[False]
@@ -299,7 +299,7 @@ def _sweep(xp: Any, codes: Array, pull: Array, h: Array, step: float, price: flo
                 for piece in row_slices(last - first, 1024):
                     far = slice(first + piece.start, first + piece.stop)
                     pull[far, :] -= xp.matmul(h[far, start:stop], steps)
-    return moved > _STILL * inputs * outputs
+    return moved > _STILL * int(inputs * outputs)
 
 
 class _Rates:
@@ -319,8 +319,9 @@ class _Rates:
     def pick(self, target: Array, weight: float, price: float) -> Array:
         """Give, for each target, the code k of least weight * (k - target)^2 + price * bits(k).
 
-        Less what is common that is the line weight * k^2 + price * bits(k) - 2 weight k target, so
-        the codes to be had are corners of a convex hull, and each holds a range of targets.
+        Less weight * target^2, which is common to all, the cost of k is a straight line in the
+        target: those that are least somewhere are corners of the lower convex hull of the points
+        (k, weight * k^2 + price * bits(k)), and each of them holds a range of targets.
         """
         xp = self._xp
         if weight <= 0:

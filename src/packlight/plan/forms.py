@@ -1,7 +1,7 @@
 """The forms of one graph that recipes start from, each observed once.
 
-The simplified graph as it is; with channels balanced, or activations smoothed; and, for a recipe
-that rounds layer after layer, with every weight refitted to what those before it leave.
+The simplified graph as it is; with channels balanced, turned, or activations smoothed; and, for
+a recipe that rounds layer after layer, with every weight refitted to what those before it leave.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from packlight.graph.model import Graph, copy_model
 from packlight.graph.observe import Observations, observe
 from packlight.graph.rewrite.equalize import equalize
 from packlight.graph.rewrite.quantize import tensors_to_observe
-from packlight.graph.rewrite.smooth import ranges_of_moments, smooth
+from packlight.graph.rewrite.rotate import rotate_pairs
+from packlight.graph.rewrite.smooth import ranges_of_moments, smooth, smooth_by
+from packlight.graph.rewrite.smooth_search import Aim, find_aim, search_scales
 from packlight.graph.sequential import refit_in_sequence
 from packlight.progress import SILENT, Progress
-from packlight.recipe import Recipe
+from packlight.recipe import SEARCHED, Recipe, Smooth
 from packlight.runtime import Process
 from packlight.samples import Samples
 from packlight.tensors import TensorSpec
@@ -59,7 +61,7 @@ class Forms:
         self.inputs, self.folder = tuple(inputs), folder
         self.accuracy_level, self.seed = accuracy_level, seed
         self._observed: tuple[str, ...] = ()
-        self._plain: dict[tuple[bool, float], Form] = {}
+        self._plain: dict[tuple[bool, bool, Smooth, Aim | None], Form] = {}
         self._refitted: OrderedDict[Recipe, Form] = OrderedDict()
 
     def calibrate(
@@ -68,11 +70,12 @@ class Forms:
         """Observe the layers of those names: what they need to be rounded well."""
         self._observed = tuple(names)
         self._plain.clear()
+        self._refitted.clear()
         self.plain(process, progress=progress)
 
     def of(self, recipe: Recipe, process: Process, *, progress: Progress = SILENT) -> Form:
         """The form that a recipe is applied to."""
-        plain = self.plain(process, equalized=recipe.equalize, smoothed=recipe.smooth)
+        plain = self.start(recipe, process)
         if not recipe.sequential or not plain.observations.moments:
             return plain
         if recipe not in self._refitted:
@@ -92,27 +95,50 @@ class Forms:
                 self._refitted.popitem(last=False)
         return self._refitted[recipe]
 
+    def start(self, recipe: Recipe, process: Process) -> Form:
+        """The form that a recipe is applied to, before any weight is refitted."""
+        smoothed: Smooth = recipe.smooth
+        aim = None
+        if smoothed == SEARCHED:
+            aim = find_aim(recipe, find_layers(self.simplified))
+            smoothed = smoothed if aim is not None else 0.0
+        return self.plain(
+            process,
+            equalized=recipe.equalize,
+            rotated=recipe.rotate,
+            smoothed=smoothed,
+            aim=aim,
+        )
+
     def plain(
         self,
         process: Process,
         *,
         equalized: bool = False,
-        smoothed: float = 0.0,
+        rotated: bool = False,
+        smoothed: Smooth = 0.0,
+        aim: Aim | None = None,
         progress: Progress = SILENT,
     ) -> Form:
         """The simplified graph, or that with channels balanced, and what calibration saw of it.
 
-        smoothed: the strength with which activations are smoothed, 0 for not at all.
-        Where nothing can be balanced, or smoothed, it is the form without again.
+        rotated: with channels turned between pairs of layers. smoothed: the strength with which
+        activations are smoothed, 0 for not at all; aim: what for, where scales are searched.
+        Where nothing can be balanced, turned or smoothed, it is the form without again.
         """
-        key = (equalized, smoothed)
+        key = (equalized, rotated, smoothed, aim)
         if key not in self._plain:
             graph = self.simplified
             if smoothed:
+                without = self.plain(process, equalized=equalized, rotated=rotated)
+                graph = copy_model(without.graph)
+                if not _smooth(graph, without.observations, smoothed, aim):
+                    self._plain[key] = without
+                    return without
+            elif rotated:
                 without = self.plain(process, equalized=equalized)
                 graph = copy_model(without.graph)
-                ranges = ranges_of_moments(without.observations.moments)
-                if not smooth(graph, ranges, strength=smoothed):
+                if not rotate_pairs(graph, seed=self.seed):
                     return without
             elif equalized:
                 graph = copy_model(graph)
@@ -135,3 +161,12 @@ class Forms:
                 )
             self._plain[key] = Form(graph, observations, Weights())
         return self._plain[key]
+
+
+def _smooth(
+    graph: Graph, observations: Observations, strength: Smooth, aim: Aim | None
+) -> list[str]:
+    """Smooth a graph in place by what was seen of it; the names of the groups."""
+    if not isinstance(strength, str):
+        return smooth(graph, ranges_of_moments(observations.moments), strength=strength)
+    return smooth_by(graph, search_scales(graph, observations, aim)) if aim is not None else []

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 
 from packlight.plan.exchange import Assignment, Resource
 from packlight.plan.knapsack import nearest_feasible, solve_knapsack
-from packlight.plan.solve import Limits
+from packlight.plan.solve import SLOWER, Limits
 from packlight.plan.table import Table
 from packlight.plan.trials import Tried, Workbench
 from packlight.progress import SILENT, Progress
@@ -21,16 +22,42 @@ ROUNDS = 8
 CLOSE = 1.15
 """Noise powers that differ by less than this factor (0.6 dB) are not worth another round."""
 
+FULL = 0.99
+"""A size limit that is used up to this share is used."""
+
 FIRST_GUESS = 1e-2
 """Noise power to begin with, 20 dB, where no trial tells a better one."""
+
+_FAILURES = 3
+"""So many files that do not run, and no more are made."""
+
+_SKIPS = 20
+"""So often may one assignment be the answer again before the search ends."""
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A recipe that the knapsack proposed, as measured, and the bytes it was predicted to take."""
+    """A recipe that the knapsack proposed, as measured, and what was predicted of it.
+
+    predicted_bytes: of the whole file. predicted_loss: noise power, as the table counts it.
+    """
 
     tried: Tried
     predicted_bytes: float
+    predicted_loss: float
+
+
+def keeps_drop(one: Tried, limits: Limits) -> bool:
+    """Whether a candidate keeps the drop, as far as so few samples tell.
+
+    Of many candidates that lose something, some seem to lose little by luck alone: from such a
+    one half of its interval must keep to the limit too. One that loses nothing is believed.
+    """
+    if limits.drop is None:
+        return True
+    if one.metric is None or one.drop > limits.drop:
+        return False
+    return one.drop <= 0 or (one.drop + one.metric.drop_interval_95[1]) / 2 <= limits.drop
 
 
 def search_mixed(
@@ -42,7 +69,8 @@ def search_mixed(
     *,
     packed: bool = False,
     refit: bool = False,
-    known: tuple[Tried, ...] = (),
+    known: Sequence[Tried] = (),
+    before: Sequence[Proposal] = (),
     seconds: float = 120.0,
     progress: Progress = SILENT,
 ) -> list[Proposal]:
@@ -50,78 +78,183 @@ def search_mixed(
 
     limits: drop absolute, size in bytes (of the packed file where `packed`), latency as a ratio.
     minimise: "bytes" or "ms" where the drop has a limit: the largest noise that keeps it is
-    found by bisection. Without one the loss is minimised within the other limits.
+    found by bisection, and the limit on what is minimised plays no part, since where it cannot
+    be kept the least is nearest. Where that happens the most faithful within it is proposed
+    too. Without a limit on the drop the loss is minimised within the others.
     refit: round layer after layer, each to what the earlier ones leave.
-    known: what was measured before, for a first guess.
+    known, before: what was measured, and proposed without refitting, before: for a first guess.
     """
-    found: list[Proposal] = []
-    seen: set[tuple[int, ...]] = set()
-    begun = time.monotonic()
-    low, high = 0.0, math.inf  # noise powers that kept the drop, and that did not
-    aim = _first_aim(known, limits)
-    rest = _rest(bench, table, base, packed)
-    slack_bytes = slack_ms = 0.0
+    run = _Run(bench, table, base, limits, packed, refit, progress)
+    deadline = time.monotonic() + seconds
     progress.stage("choosing for each layer", ROUNDS)
-    for number in range(ROUNDS):
-        if number and time.monotonic() - begun > seconds:
-            break
-        max_loss = aim if limits.drop is not None else None
-        max_bytes = None if limits.size is None else limits.size - rest - slack_bytes
-        max_ms = _most_ms(table, base, limits, slack_ms)
-        assignment = solve_knapsack(
-            table.costs,
-            minimise=minimise if limits.drop is not None else "loss",
+    if limits.drop is None:
+        _fill(run, deadline)
+        return run.found
+    _bisect(run, minimise, _first_aim(known, before, limits), deadline)
+    kept = [one for one in run.found if keeps_drop(one.tried, limits)]
+    limited = limits.size if minimise == "bytes" else limits.latency
+    if limited is not None and not any(run.fits(one.tried) for one in kept):
+        _fill(run, deadline, rounds=2)
+    return run.found
+
+
+@dataclass
+class _Run:
+    """What one search knows: the question, what was proposed, and what the table is off by."""
+
+    bench: Workbench
+    table: Table
+    base: Tried
+    limits: Limits
+    packed: bool
+    refit: bool
+    progress: Progress
+    found: list[Proposal] = field(default_factory=list)
+    seen: dict[tuple[int, ...], Proposal] = field(default_factory=dict)
+    failed: set[tuple[int, ...]] = field(default_factory=set)
+    more_bytes: float = 0.0
+    more_ms: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.rest = _rest(self.bench, self.table, self.base, self.packed)
+
+    def propose(self, minimise: Resource, max_loss: float | None = None) -> Assignment | None:
+        """The best assignment within the budgets as they are known now, or the nearest."""
+        size = self.limits.size
+        max_bytes = None if size is None else size - self.rest - self.more_bytes
+        return _propose(
+            self.table,
+            minimise,
             max_loss=max_loss,
-            max_bytes=max_bytes,
-            max_ms=max_ms,
-            borders=table.borders,
-            integer=table.integer,
-        ) or nearest_feasible(
-            table.costs,
-            max_loss=max_loss,
-            max_bytes=max_bytes,
-            max_ms=max_ms,
-            borders=table.borders,
-            integer=table.integer,
+            max_bytes=None if minimise == "bytes" else max_bytes,
+            max_ms=None if minimise == "ms" else _most_ms(self),
+            forbidden=self.failed,
         )
-        if assignment is None or assignment.choices in seen:
-            break
-        seen.add(assignment.choices)
+
+    def measure(self, assignment: Assignment) -> Proposal:
+        """Make and measure what was proposed; what was predicted wrongly corrects the budgets."""
         recipe = replace(
-            table.recipe(base.recipe, assignment.choices),
-            sequential=refit,
-            bias_correction=base.recipe.bias_correction or refit,
+            self.table.recipe(self.base.recipe, assignment.choices),
+            sequential=self.refit,
+            bias_correction=self.base.recipe.bias_correction or self.refit,
         )
-        label = f"mixed {len(found) + 1}" + (", refitted in sequence" if refit else "")
-        trial = bench.evaluate(recipe, label)
-        if packed and limits.size is not None and not trial.failure:
-            trial = bench.pack_trial(trial)
-        if limits.latency is not None and not trial.failure and minimise == "ms":
-            trial = bench.rank([trial], seconds=2.0)[0]
-        found.append(Proposal(trial, assignment.bytes + rest))
-        progress.step(label)
+        label = f"mixed {len(self.found) + 1}" + (", refitted in sequence" if self.refit else "")
+        trial = self.bench.evaluate(recipe, label)
+        if self.packed and self.limits.size is not None and not trial.failure:
+            trial = self.bench.pack_trial(trial)
+        asked = self.limits.latency is not None and self.limits.latency < 1
+        if asked and not trial.failure and trial.latency_ratio is None:
+            trial = self.bench.rank([trial], seconds=2.0)[0]
+        predicted = assignment.bytes + self.rest
+        proposal = Proposal(trial, predicted, assignment.loss)
+        self.found.append(proposal)
+        self.seen[assignment.choices] = proposal
+        self.progress.step(label)
         if trial.failure:
-            break
-        fits = True
-        if limits.size is not None:
-            size = float(trial.packed_bytes or trial.size_bytes) if packed else trial.size_bytes
-            slack_bytes = size - (assignment.bytes + rest)
-            fits = size <= limits.size
-        if trial.latency_ratio is not None and limits.latency is not None:
-            fits &= trial.latency_ratio <= limits.latency
-            slack_ms += _late(table, base, assignment, trial)
-        if limits.drop is None:
-            if fits:
-                break
-            continue
-        if trial.drop <= limits.drop:
-            low = max(low, assignment.loss)
+            self.failed.add(assignment.choices)
+        else:
+            if not self.packed or trial.packed_bytes is not None:
+                self.more_bytes = self.size_of(trial) - predicted
+            self.more_ms = _late(self, assignment, trial)
+        return proposal
+
+    def size_of(self, one: Tried) -> float:
+        """Bytes as the limit counts them."""
+        return float(one.packed_bytes or one.size_bytes) if self.packed else one.size_bytes
+
+    def fits(self, one: Tried) -> bool:
+        """Whether a candidate keeps to the limits on size and latency, as far as measured."""
+        limits = self.limits
+        small = limits.size is None or self.size_of(one) <= limits.size
+        slow = limits.latency is not None and (one.latency_ratio or 0.0) > limits.latency
+        return not one.failure and small and not slow
+
+    def over(self, rounds: int, deadline: float) -> bool:
+        """Whether rounds, time or patience with files that do not run are at an end."""
+        late = bool(self.found) and time.monotonic() > deadline
+        return rounds <= 0 or late or len(self.failed) >= _FAILURES
+
+
+def _bisect(run: _Run, minimise: Resource, aim: float, deadline: float) -> None:
+    """Find the largest noise that keeps the drop.
+
+    An assignment is the answer for all aims from its own loss to the one it was found with. So
+    one that keeps the drop shows that such an aim does, and one that does not shows that no aim
+    from its own loss on does; where a later aim gives it again, nothing is measured.
+    """
+    low, high = 0.0, math.inf
+    most = sum(max(cost.loss for cost in costs) for costs in run.table.costs)
+    for _ in range(ROUNDS + _SKIPS):
+        if run.over(ROUNDS - len(run.found), deadline):
+            return
+        assignment = run.propose(minimise, aim)
+        if assignment is None:
+            return
+        known = run.seen.get(assignment.choices)
+        one = known or run.measure(assignment)
+        if one.tried.failure:
+            continue  # it is forbidden from now on: the same aim has another answer
+        if keeps_drop(one.tried, run.limits):
+            low = max(low, aim, assignment.loss)
+        elif known and assignment.loss > aim:
+            return  # nothing is as faithful as that
         else:
             high = min(high, assignment.loss)
-        if high / max(low, 1e-30) < CLOSE:
-            break
+        if low >= min(high, most) or high <= low * CLOSE:
+            return
         aim = _next_aim(low, high)
-    return found
+
+
+def _fill(run: _Run, deadline: float, *, rounds: int = ROUNDS) -> None:
+    """Find the most faithful assignment within the other limits, and use them up."""
+    last = len(run.found) + rounds
+    while not run.over(last - len(run.found), deadline):
+        assignment = run.propose("loss")
+        if assignment is None or assignment.choices in run.seen:
+            return
+        one = run.measure(assignment).tried
+        size = run.limits.size
+        if run.fits(one) and (size is None or run.size_of(one) >= FULL * size):
+            return
+
+
+def _propose(
+    table: Table,
+    minimise: Resource,
+    *,
+    max_loss: float | None,
+    max_bytes: float | None,
+    max_ms: float | None,
+    forbidden: Collection[tuple[int, ...]],
+) -> Assignment | None:
+    """The best assignment within budgets; where there is none, the nearest to them."""
+
+    def solve(least: Resource, ms: float | None) -> Assignment | None:
+        return solve_knapsack(
+            table.costs,
+            minimise=least,
+            max_loss=max_loss,
+            max_bytes=max_bytes,
+            max_ms=ms,
+            borders=table.borders,
+            integer=table.integer,
+            forbidden=forbidden,
+        )
+
+    found = solve(minimise, max_ms)
+    if found is None and max_ms is not None:
+        # Times of single layers are rough: near the fastest there is still much to choose.
+        fastest = solve("ms", None)
+        found = None if fastest is None else solve(minimise, SLOWER * fastest.ms)
+    return found or nearest_feasible(
+        table.costs,
+        max_loss=max_loss,
+        max_bytes=max_bytes,
+        max_ms=max_ms,
+        borders=table.borders,
+        integer=table.integer,
+        forbidden=forbidden,
+    )
 
 
 def _rest(bench: Workbench, table: Table, base: Tried, packed: bool) -> float:
@@ -130,19 +263,23 @@ def _rest(bench: Workbench, table: Table, base: Tried, packed: bool) -> float:
     for name, words, costs in zip(table.names, table.words, table.costs, strict=True):
         held += costs[words.index(base.recipe.choice(name))].bytes
     size = bench.pack_trial(base).packed_bytes if packed else base.size_bytes
-    return max((size or 0) - held, 0.0)
+    return (size or base.size_bytes) - held
 
 
-def _first_aim(known: tuple[Tried, ...], limits: Limits) -> float:
-    """A noise power that may just keep the drop: twice the largest that is known to."""
-    if limits.drop is None:
-        return FIRST_GUESS
-    kept = [
-        10 ** (-one.noise_db / 10)
-        for one in known
-        if one.metric is not None and one.drop <= limits.drop and math.isfinite(one.noise_db)
-    ]
-    return max([FIRST_GUESS / 4, *(2 * power for power in kept if power < 0.5)])
+def _first_aim(known: Sequence[Tried], before: Sequence[Proposal], limits: Limits) -> float:
+    """A noise power that may just keep the drop: twice the largest that is known to.
+
+    What was proposed before tells it in the table's own measure; where none of that kept the
+    drop, the least noise that did not is the first to be tried again.
+    """
+    done = [one for one in before if not one.tried.failure]
+    good = [one.predicted_loss for one in done if keeps_drop(one.tried, limits)]
+    if good:
+        return 2 * max(good)
+    if done:
+        return min(one.predicted_loss for one in done)
+    kept = [10 ** (-one.noise_db / 10) for one in known if keeps_drop(one, limits)]
+    return max([FIRST_GUESS / 4, *(2 * power for power in kept if 0 < power < 0.5)])
 
 
 def _next_aim(low: float, high: float) -> float:
@@ -151,29 +288,26 @@ def _next_aim(low: float, high: float) -> float:
     return low * 4 if math.isinf(high) else math.sqrt(low * high)
 
 
-def _base_ms(table: Table, base: Tried) -> float:
+def _base_ms(run: _Run) -> float:
+    table, recipe = run.table, run.base.recipe
     return sum(
-        costs[words.index(base.recipe.choice(name))].ms
+        costs[words.index(recipe.choice(name))].ms
         for name, words, costs in zip(table.names, table.words, table.costs, strict=True)
     )
 
 
-def _original_ms(base: Tried) -> float | None:
-    if base.latency_ms is None or not base.latency_ratio:
-        return None
-    return base.latency_ms / base.latency_ratio
-
-
-def _most_ms(table: Table, base: Tried, limits: Limits, slack_ms: float) -> float | None:
+def _most_ms(run: _Run) -> float | None:
     """Milliseconds that the layers may take so that the whole keeps to the limit."""
-    original = _original_ms(base)
-    if limits.latency is None or original is None or base.latency_ms is None:
+    base, ratio = run.base, run.limits.latency
+    if ratio is None or base.latency_ms is None or not base.latency_ratio:
         return None
-    return max(_base_ms(table, base) + limits.latency * original - base.latency_ms - slack_ms, 0.0)
+    # "Not slower than the original" is no wish: what no clock tells apart is allowed.
+    whole = ratio * (SLOWER if ratio >= 1 else 1.0) * base.latency_ms / base.latency_ratio
+    return max(_base_ms(run) + whole - base.latency_ms - run.more_ms, 0.0)
 
 
-def _late(table: Table, base: Tried, assignment: Assignment, trial: Tried) -> float:
+def _late(run: _Run, assignment: Assignment, trial: Tried) -> float:
     """Milliseconds by which a trial was slower than predicted."""
-    if trial.latency_ms is None or base.latency_ms is None:
+    if trial.latency_ms is None or run.base.latency_ms is None:
         return 0.0
-    return (trial.latency_ms - base.latency_ms) - (assignment.ms - _base_ms(table, base))
+    return (trial.latency_ms - run.base.latency_ms) - (assignment.ms - _base_ms(run))

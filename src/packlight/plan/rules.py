@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from packlight.errors import UnusableRecipe
 from packlight.graph.apply import check_choices, why_not
 from packlight.graph.layers import Layer
 from packlight.recipe import Recipe, parse_choice
@@ -25,19 +27,21 @@ class Rules:
         return word not in self.forbidden
 
     def honour(self, recipe: Recipe, layers: Sequence[Layer]) -> Recipe:
-        """The recipe with pinned layers as they are pinned and forbidden choices replaced."""
+        """The recipe with pinned layers as they are pinned and forbidden choices replaced.
+
+        It then names all layers, in their order. A layer that can have nothing that is allowed
+        stays float32.
+        """
         if not self.pins and not self.forbidden:
             return recipe
-        pinned = dict(self.pins)
-        known = {layer.name: layer for layer in layers}
+        pinned, old = dict(self.pins), dict(recipe.layers)
         chosen = []
-        for name, word in recipe.layers:
-            if name in pinned:
-                word = pinned[name]
-            elif not self.allows(word):
-                able = (w for w in INSTEAD if self.allows(w) and not why_not(known[name], w))
+        for layer in layers:
+            word = pinned.get(layer.name, old.get(layer.name, "float32"))
+            if layer.name not in pinned and not self.allows(word):
+                able = (w for w in INSTEAD if self.allows(w) and not why_not(layer, w))
                 word = next(able, "float32")
-            chosen.append((name, word))
+            chosen.append((layer.name, word))
         return replace(recipe, layers=tuple(chosen))
 
 
@@ -50,8 +54,11 @@ def read_rules(
     """Rules from {layer: choice} and words, on top of what a recipe pins and forbids.
 
     Raises UnusableRecipe for a layer that is not there, a choice that does not exist or that
-    the layer cannot have, each with the nearest name.
+    the layer cannot have, each with the nearest name; also for the recipe's own layers.
     """
+    if recipe is not None:
+        check_choices(recipe, layers)
+    _check_names(pins, layers)
     pinned = {**dict(recipe.pins if recipe is not None else ()), **pins}
     forbidden = (*(recipe.forbid if recipe is not None else ()), *forbid)
     for word in (*pinned.values(), *forbidden):
@@ -59,6 +66,17 @@ def read_rules(
     places = () if recipe is None else recipe.places
     check_choices(Recipe(layers=tuple(pinned.items()), places=places), layers)
     return Rules(tuple(pinned.items()), tuple(dict.fromkeys(forbidden)))
+
+
+def _check_names(pins: Iterable[str], layers: Sequence[Layer]) -> None:
+    known = [layer.name for layer in layers]
+    for name in pins:
+        if name not in known:
+            near = difflib.get_close_matches(name[:200], known, 1, 0.5)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise UnusableRecipe(
+                f"There is no layer {name!r} to pin{hint}: `packlight inspect` lists the layers."
+            )
 
 
 def distinct(recipes: Iterable[tuple[str, Recipe]]) -> list[tuple[str, Recipe]]:

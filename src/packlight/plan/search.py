@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -9,8 +10,9 @@ from packlight.graph.apply import why_not
 from packlight.graph.layers import Layer
 from packlight.graph.rewrite.store import holds_exactly
 from packlight.plan.candidates import whole_recipes
+from packlight.plan.exchange import Resource
 from packlight.plan.goal import BALANCED, Goal, Wish, candidate_words
-from packlight.plan.mixed import Proposal, search_mixed
+from packlight.plan.mixed import Proposal, keeps_drop, search_mixed
 from packlight.plan.rules import FREE, Rules, distinct
 from packlight.plan.sensitivity import measure_sensitivity
 from packlight.plan.solve import (
@@ -26,7 +28,7 @@ from packlight.plan.speed import layer_times, slow_in_integers
 from packlight.plan.table import build_table
 from packlight.plan.trials import Tried, Workbench
 from packlight.progress import SILENT, Progress
-from packlight.recipe import Recipe, parse_choice
+from packlight.recipe import SEARCHED, Recipe, parse_choice
 
 SAFETY = 0.8
 """Share of the allowed drop that the search samples may show: the proof has others."""
@@ -36,6 +38,9 @@ CLEARLY_DB = 0.5
 
 FAITHFUL_DB = 30.0
 """Above this, balancing channels or smoothing has next to nothing left to gain."""
+
+BALANCE = ("equalize", "rotate", "smooth")
+"""Settings that change the graph a recipe starts from: each calibrates once more."""
 
 INTEGER = ("int8", "int8-wide")
 
@@ -121,12 +126,15 @@ def search(
                 for name, choice in best.recipe.layers
                 if choice != start.recipe.choice(name) and name in noise
             }
-    small = goal.wish == "download" or download is not None
+    # Without any limit on its packed size, or on the drop, "smallest" has nothing to hold it.
+    small = download is not None or (goal.wish == "download" and wanted.drop is not None)
     if small or (asked and (wanted.drop is None or violation(_option(best), wanted))):
         limits = replace(wanted, size=download) if small else wanted
-        mixed = _mixed(bench, best, tried, layers, limits, small, rules, progress)
+        most = wanted.size if small else None
+        mixed = _mixed(bench, best, tried, layers, limits, small, most, rules, progress)
         if mixed is not None and mixed.recipe != best.recipe:
             best, taken = mixed, {}
+            noise = _noise(bench, best, layers, progress)
     return Found(best, tuple(bench.tried), noise, taken)
 
 
@@ -137,22 +145,25 @@ def _mixed(
     layers: Sequence[Layer],
     limits: Limits,
     packed: bool,
+    most_bytes: float | None,
     rules: Rules,
     progress: Progress,
 ) -> Tried | None:
-    """The best recipe with a choice for each layer; None where none was better than `best`.
+    """The best recipe with a choice for each layer; None where there is nothing to start from.
 
-    packed: sizes are those of the entropy-coded file.
+    packed: sizes are those of the entropy-coded file. most_bytes: of the file itself then.
     """
-    fitting = [one for one in tried if not one.failure and _uses(one.recipe, INTEGER)]
-    base = best if any(word != "float32" for _, word in best.recipe.layers) else None
-    if fitting and (base is None or packed):
-        base = fitting[0] if base is None or not _uses(best.recipe, INTEGER) else base
-    base = base or next((one for one in tried if one.recipe.layers and not one.failure), None)
+    base = _base(best, tried, packed=packed)
     if base is None:
         return None
     wish: Wish = "download" if packed else "size"
+    generated = bench.samples.generated
     words = [word for word in candidate_words(wish) if rules.allows(word)]
+    if generated:  # nobody knows what range activations have
+        words = [word for word in words if parse_choice(word).compute != "static"]
+    late = limits.latency is not None and _option(best).latency > limits.latency
+    large = limits.size is not None and best.size_bytes > limits.size
+    minimise: Resource = "ms" if late and not large and not packed else "bytes"
     examples = [one for one in tried if not one.failure and one is not base]
     table = build_table(
         bench,
@@ -166,28 +177,24 @@ def _mixed(
     )
     proposals: list[Proposal] = []
     few = any(parse_choice(word).bits < 8 for words in table.words for word in words)
-    for refit in (False, True) if few and not bench.samples.generated else (False,):
-        known = (*tried, *(one.tried for one in proposals))
+    for refit in (False, True) if few and not generated else (False,):
         proposals += search_mixed(
             bench,
             table,
             base,
             limits,
-            "bytes",
+            minimise,
             packed=packed,
             refit=refit,
-            known=known,
+            known=tried,
+            before=tuple(proposals),
             progress=progress,
         )
-    able = [one for one in proposals if not one.tried.failure]
-    if limits.drop is not None:
-        able = [one for one in able if one.tried.drop <= limits.drop] or able
-    able.sort(key=lambda one: one.predicted_bytes)
-    found = list(
-        {one.recipe: one for one in (base, best, *(o.tried for o in able[:FINAL]))}.values()
-    )
+    final = _final(proposals, limits, minimise, packed=packed)
+    found = [one for one in {o.recipe: o for o in (base, best, *final)}.values() if not one.failure]
+    found = [one for one in found if most_bytes is None or one.size_bytes <= most_bytes] or [best]
     if packed:
-        found = [bench.pack_trial(one) for one in found if not one.failure]
+        found = [bench.pack_trial(one) for one in found]
     timed = _timed(bench, found, progress)
     options = [_option(one) for one in timed]
     if packed:
@@ -198,6 +205,46 @@ def _mixed(
     return timed[choose(options, limits, smallest=packed and limits.drop is not None)]
 
 
+def _base(best: Tried, tried: Sequence[Tried], *, packed: bool) -> Tried | None:
+    """What to start from: the best, or what computes most in integers, where that is smaller.
+
+    Of those as many layers in integers as can be, since what is measured of them tells what
+    rounding activations costs; of equals the most faithful.
+    """
+    able = [one for one in tried if not one.failure and one.recipe.layers]
+    compressed = any(word != "float32" for _, word in best.recipe.layers)
+    if not best.failure and compressed and (not packed or _uses(best.recipe, INTEGER)):
+        return best
+    static = [one for one in able if _uses(one.recipe, INTEGER)]
+    if static:
+        return max(static, key=lambda one: (_count(one.recipe, INTEGER), one.noise_db))
+    return best if compressed and not best.failure else next(iter(able), None)
+
+
+def _final(
+    proposals: Sequence[Proposal], limits: Limits, minimise: Resource, *, packed: bool
+) -> list[Tried]:
+    """The proposals worth timing and packing.
+
+    Those that keep the drop, the least first; where none does those that are nearest to it.
+    """
+    able = [one for one in proposals if not one.tried.failure]
+    kept = [one for one in able if keeps_drop(one.tried, limits)]
+    most = math.inf if limits.size is None else limits.size
+
+    def size(one: Proposal) -> float:
+        return one.tried.packed_bytes or one.predicted_bytes if packed else one.tried.size_bytes
+
+    if limits.drop is None:
+        kept.sort(key=lambda one: (size(one) > most, -one.tried.noise_db))
+    elif minimise == "bytes":
+        kept.sort(key=size)
+    nearest = sorted(able, key=lambda one: one.tried.drop)
+    # Where none that keeps the drop is small enough, one that is may be nearer to the budget.
+    small = [one for one in nearest if math.isfinite(most) and size(one) <= most]
+    return [one.tried for one in (*(kept or nearest)[:FINAL], *small[:1])]
+
+
 def _lossless(bench: Workbench, layers: Sequence[Layer], rules: Rules, progress: Progress) -> Found:
     """The smallest of what rounds nothing: the simplified graph, and halves that are exact."""
     exact = tuple(
@@ -205,17 +252,19 @@ def _lossless(bench: Workbench, layers: Sequence[Layer], rules: Rules, progress:
         for layer in layers
     )
     plain = Recipe(target=bench.target.name, seed=bench.seed)
+    pinned = Rules(rules.pins)
+    same: tuple[tuple[str, str], ...] = tuple((name, "float32") for name, _ in exact)
     recipes = distinct(
-        [
-            ("simplified only", replace(plain, layers=tuple((n, "float32") for n, _ in exact))),
-            ("exact halves", replace(plain, layers=exact)),
-        ]
+        (label, pinned.honour(replace(plain, layers=chosen), layers))
+        for label, chosen in (("simplified only", same), ("exact halves", exact))
     )
     progress.stage("trying what is exact", len(recipes))
     tried = bench.evaluate_many([(recipe, label) for label, recipe in recipes], progress=progress)
-    tried = [bench.pack_trial(one) for one in _timed(bench, tried, progress) if not one.failure]
-    same = [one for one in tried if one.noise_db >= EXACT_DB or one.noise_db == 0.0] or tried
-    best = min(same, key=lambda one: (one.packed_bytes or one.size_bytes, one.size_bytes))
+    runs = [bench.pack_trial(one) for one in _timed(bench, tried, progress) if not one.failure]
+    kept = [one for one in runs if one.noise_db >= EXACT_DB or _silent(one)]
+    best = min(
+        kept or runs or tried, key=lambda one: (one.packed_bytes or one.size_bytes, one.size_bytes)
+    )
     return Found(best, tuple(bench.tried))
 
 
@@ -238,19 +287,20 @@ def _variants(
     """The static recipe with other settings: those that better it are kept and combined."""
     best = static
     found: list[Tried] = []
-    progress.stage("finding ranges and corrections", 5)
+    progress.stage("finding ranges and corrections", 7)
     for label, change in (
         ("bias correction", {"bias_correction": True}),
         ("min-max ranges", {"ranges": "min-max"}),
         ("percentile ranges", {"ranges": "percentile"}),
         ("equalized channels", {"equalize": True}),
+        ("rotated channels", {"rotate": True}),
         ("smoothed activations 0.5", {"smooth": 0.5}),
+        ("smoothed activations, searched", {"smooth": SEARCHED}),
     ):
-        if label == "equalized channels" and not _balances(bench, best):
+        recipe = replace(best.recipe, **change)
+        if not change.keys().isdisjoint(BALANCE) and not _balances(bench, best, recipe):
             continue
-        if label == "smoothed activations 0.5" and not _smooths(bench, best):
-            continue
-        trial = bench.evaluate(replace(best.recipe, **change), f"{static.label}, {label}")
+        trial = bench.evaluate(recipe, f"{static.label}, {label}")
         progress.step(label)
         if trial.noise_db > best.noise_db + CLEARLY_DB:
             best = trial
@@ -277,18 +327,9 @@ def _variants(
     return found
 
 
-def _balances(bench: Workbench, best: Tried) -> bool:
+def _balances(bench: Workbench, best: Tried, recipe: Recipe) -> bool:
     """Whether balancing channels is worth another calibration pass: it may gain, and can."""
-    if best.noise_db > FAITHFUL_DB:
-        return False
-    return bench.differs(equalized=True)
-
-
-def _smooths(bench: Workbench, best: Tried) -> bool:
-    """Whether smoothing is worth another calibration pass: it may gain, and can."""
-    if best.noise_db > FAITHFUL_DB:
-        return False
-    return bench.differs(equalized=best.recipe.equalize, smoothed=0.5)
+    return best.noise_db <= FAITHFUL_DB and bench.differs(best.recipe, recipe)
 
 
 def _timed(bench: Workbench, tried: Sequence[Tried], progress: Progress) -> list[Tried]:
@@ -385,4 +426,13 @@ def _take_back(
 
 
 def _uses(recipe: Recipe, choices: Sequence[str]) -> bool:
-    return any(choice in choices for _, choice in recipe.layers)
+    return _count(recipe, choices) > 0
+
+
+def _count(recipe: Recipe, choices: Sequence[str]) -> int:
+    return sum(choice in choices for _, choice in recipe.layers)
+
+
+def _silent(one: Tried) -> bool:
+    """Whether there is no output in floats that noise could be told of, and no drop either."""
+    return one.metric is not None and one.metric.noise_db is None and one.drop <= 0

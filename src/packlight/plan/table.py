@@ -44,7 +44,8 @@ _FLOOR = 1e-12
 class Table:
     """Candidates by layer: words, what they cost, and which compute in integers.
 
-    names: the layers. base: of the recipe the costs start from, total of all layers as predicted.
+    names: the layers. costs, integer: like words, a number for each of a layer's candidates.
+    borders: where converting between integers and floats takes time.
     """
 
     names: tuple[str, ...]
@@ -77,8 +78,8 @@ def build_table(
     """Measure and estimate what the candidates `words` cost on each layer of a base recipe.
 
     packed: bytes are those of an entropy-coded file, not of the file as it is. pins: layers that
-    keep the base's choice. examples: whole
-    recipes whose files show how long layers take in other ways than the base's.
+    keep the base's choice. examples: whole recipes whose files show how long layers take in
+    other ways than the base's.
     """
     pinned = dict(pins)
     able = {}
@@ -153,10 +154,12 @@ def _losses(
         name: _fit(name, base.recipe.choice(name), probes[name], noise, solutions) for name in able
     }
     gains = sorted(gain for found in fitted.values() if found and (gain := found[0]) > 0)
+    shares = sorted(own for found in fitted.values() if found and (own := found[1]) > 0)
     usual = gains[len(gains) // 2] if gains else 1.0
+    usual_own = shares[len(shares) // 2] if shares else 0.0
     losses = {}
     for name, words in able.items():
-        gain, own = fitted[name] or (usual, 0.0)
+        gain, own = fitted[name] or (usual, usual_own)
         for word in words:
             known = noise.get((name, word))
             estimate = gain * solutions[name, word].error
@@ -194,6 +197,8 @@ def _fit(
     (low, small, first), (high, large, second) = points
     if first == second and large > small:
         gain = max(high - low, 0.0) / (large - small) or high / large
+    elif second and not first and low > 100 * _FLOOR:
+        return low / small, max(high - low / small * large, 0.0)
     else:
         gain = high / large
     return gain, max(low - gain * small, 0.0) if first else 0.0

@@ -172,11 +172,10 @@ class Workbench:
         """Observe what the layers of those names need to be rounded well."""
         self.forms.calibrate(names, self.process, progress=progress)
 
-    def differs(self, *, equalized: bool, smoothed: float = 0.0) -> bool:
-        """Whether balancing channels, or smoothing on top of it, changes anything at all."""
-        base = self.forms.plain(self.process, equalized=equalized and bool(smoothed))
-        changed = self.forms.plain(self.process, equalized=equalized, smoothed=smoothed)
-        return changed is not base
+    def differs(self, recipe: Recipe, other: Recipe) -> bool:
+        """Whether recipes start from different graphs: balanced, turned or smoothed otherwise."""
+        first, second = (self.forms.start(one, self.process) for one in (recipe, other))
+        return first is not second
 
     def make(self, recipe: Recipe, label: str) -> Tried:
         """Write the file of a recipe; a recipe made before is not made again."""
@@ -244,6 +243,10 @@ class Workbench:
     def _make_or_fail(self, recipe: Recipe, label: str) -> Tried:
         try:
             return self.make(recipe, label)
+        except RuntimeFailure as error:
+            # Making some files runs others: those that see a graph half compressed.
+            self._restart(error)
+            return Tried(label, recipe, self.folder, (), 0, failure=str(error))
         except PacklightError:
             raise
         except Exception as error:
@@ -289,12 +292,16 @@ class Workbench:
         try:
             return replace(one, metric=self.quality(one.path, indices))
         except RuntimeFailure as error:
-            if not isinstance(error, RuntimeRefused):
-                # The child died with the original's session in it, or has no memory left.
-                self.process.close()
-                self.process = Process()
-                self._original = self._load_original()
+            self._restart(error)
             return replace(one, failure=str(error))
+
+    def _restart(self, error: RuntimeFailure) -> None:
+        """Begin a new process where the old one cannot be trusted after an error."""
+        if not isinstance(error, RuntimeRefused):
+            # The child died with the original's session in it, or has no memory left.
+            self.process.close()
+            self.process = Process()
+            self._original = self._load_original()
 
     def quality(
         self,

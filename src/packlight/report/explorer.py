@@ -15,7 +15,8 @@ from packlight.report.visible import escape, escape_prose
 
 def write_plots(evidence: Evidence) -> str:
     """All views that there are figures for; empty where there is none."""
-    views = [view for name in NAMES if (view := collect_view(evidence, name)) is not None]
+    names = sorted(NAMES, key=lambda name: name != "download-quality") if _asks(evidence) else NAMES
+    views = [view for name in names if (view := collect_view(evidence, name)) is not None]
     if not views:
         return ""
     picks = "".join(
@@ -34,6 +35,11 @@ def write_plots(evidence: Evidence) -> str:
         for view in views
     )
     return f'<div class="plots" role="group" aria-label="Plots">{switch}{bodies}</div>'
+
+
+def _asks(evidence: Evidence) -> bool:
+    """Whether the download is what the user looks at."""
+    return evidence.preset == "smallest" or evidence.budget.max_download_bytes is not None
 
 
 def _write_view(view: View) -> str:

@@ -16,9 +16,11 @@ from packlight.report.wording import (
     NOT_MEASURED,
     VERDICTS,
     Figure,
+    as_sentence,
+    explain_gain,
     explain_proof,
-    list_budget,
     list_figures,
+    state_request,
     state_verdict,
 )
 
@@ -36,7 +38,7 @@ def write_html(evidence: Evidence, *, how_to_run: str) -> str:
     how_to_run: the snippet that runs the result on its target, as plain text.
     """
     bodies = [
-        ("run", "How to run it", sections.write_snippet(how_to_run)),
+        ("run", "How to run it", sections.write_use(evidence, how_to_run)),
         ("tried", "What was tried", sections.write_trials(evidence)),
         ("bytes", "Where the bytes are", sections.write_bytes(evidence)),
         ("time", "Where the time goes", sections.write_times(evidence)),
@@ -91,15 +93,14 @@ def _first_screen(evidence: Evidence, verdict: str) -> str:
         f"<h1>{escape_prose(state_verdict(evidence))}</h1>",
     ]
     if evidence.reason:
-        parts.append(f'<p class="reason">{escape_prose(evidence.reason)}</p>')
+        parts.append(f'<p class="reason">{escape_prose(as_sentence(evidence.reason))}</p>')
     parts += ["</div>", _write_figures(list_figures(evidence))]
     if evidence.metric is not None:
         parts.append(f'<p class="fine">{escape_prose(explain_proof(evidence.metric))}</p>')
-    name = evidence.metric.name if evidence.metric is not None else "top-1 accuracy"
-    limits = list_budget(evidence.budget, name)
-    if limits:
-        said = "; ".join(f"{what.lower()} {limit}" for what, limit in limits)
-        parts.append(f'<p class="fine">What was asked for: {escape_prose(said)}.</p>')
+    gain = explain_gain(evidence)
+    if gain:
+        parts.append(f'<p class="fine">{escape_prose(gain)}</p>')
+    parts.append(f'<p class="fine">{escape_prose(state_request(evidence))}</p>')
     return "\n".join(parts)
 
 

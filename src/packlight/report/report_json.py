@@ -35,8 +35,8 @@ def evidence_to_json(evidence: Evidence) -> dict[str, Any]:
         if found[key] is not None:
             found[key]["runtime"] = _with_threads(found[key]["runtime"], found[key]["threads"])
     order = (
-        *("verdict", "reason", "model", "target", "budget", "metric", "size_bytes"),
-        *("latency_ms", "latency_all_threads_ms", "peak_memory_bytes"),
+        *("verdict", "reason", "model", "target", "preset", "budget", "metric", "size_bytes"),
+        *("packed_bytes", "latency_ms", "latency_all_threads_ms", "peak_memory_bytes"),
         *("layers", "not_compressed", "trials", "notes", "inputs", "samples"),
         *("environment", "seed", "seconds"),
     )
@@ -81,6 +81,9 @@ def json_to_evidence(value: Mapping[str, Any]) -> Evidence:
             environment=dict(value["environment"]),
             seed=value["seed"],
             seconds=value["seconds"],
+            # Reports of version 0.1 lack these.
+            packed_bytes=value.get("packed_bytes"),
+            preset=value.get("preset", "balanced"),
         )
     except (KeyError, TypeError) as error:
         raise WrongUsage(

@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from packlight.measure.evidence import Evidence, LayerEvidence, Trial
-from packlight.recipe import CHOICES, size_only
+from packlight.recipe import is_choice, parse_choice, size_only
 from packlight.report.bars import Bar, draw_bars, keep_largest
+from packlight.report.choices import GAINS, describe_choice, find_gain
 from packlight.report.explorer import write_plots
 from packlight.report.units import (
     format_bytes,
@@ -33,12 +34,19 @@ _LEGEND = (
 )
 
 
-def write_snippet(how_to_run: str) -> str:
-    """The lines that run the result, ready to copy."""
-    if not how_to_run.strip():
-        return ""
-    code = escape(how_to_run.strip("\n"), limit=20_000, keep="\n\t")
-    return f'<pre tabindex="0"><code>{code}</code></pre>'
+def write_use(evidence: Evidence, how_to_run: str) -> str:
+    """The lines that run the result, ready to copy, and how it becomes one small file."""
+    parts = []
+    if how_to_run.strip():
+        code = escape(how_to_run.strip("\n"), limit=20_000, keep="\n\t")
+        parts.append(f'<pre tabindex="0"><code>{code}</code></pre>')
+    if evidence.packed_bytes is not None:
+        parts.append(
+            "<p>To send it: <code>packlight pack DIR</code>, with the folder of this page for DIR, "
+            f"makes one file of {_bytes(evidence.packed_bytes)} and a little more for the recipe; "
+            "<code>packlight unpack FILE</code> gives the same bytes back.</p>"
+        )
+    return "".join(parts)
 
 
 def write_trials(evidence: Evidence) -> str:
@@ -179,7 +187,7 @@ def write_errors(evidence: Evidence) -> str:
 
 def _smaller_only(choices: Counter[str]) -> str:
     """A sentence on the layers whose gain is the size of the file and nothing else."""
-    words = [word for word in choices if word in CHOICES and size_only(word)]
+    words = [word for word in choices if is_choice(word) and size_only(word)]
     if not words:
         return ""
     layers = count(sum(choices[word] for word in words), "layer")
@@ -212,7 +220,7 @@ def write_kept(evidence: Evidence) -> str:
 
 
 def write_layers(evidence: Evidence) -> str:
-    """Every layer with all that is known of it, folded away."""
+    """The layers by choice, in words; every layer with all that is known of it, folded away."""
     if not evidence.layers:
         return ""
     rows = [_layer_row(layer) for layer in evidence.layers]
@@ -228,7 +236,50 @@ def write_layers(evidence: Evidence) -> str:
         "Why",
     )
     table = _write_table(heads, rows, numbers={3, 4, 5, 6, 7}, name="All layers")
-    return _fold(f"Show all {count(len(rows), 'layer')} in the order of the model", table)
+    table = _fold(f"Show all {count(len(rows), 'layer')} in the order of the model", table)
+    return f"{_write_choices(evidence)}{table}"
+
+
+def _write_choices(evidence: Evidence) -> str:
+    """A row for each choice that was made, and the bits of a weight on average."""
+    groups: dict[str, list[LayerEvidence]] = {}
+    for layer in evidence.layers:
+        groups.setdefault(layer.choice, []).append(layer)
+    rows = []
+    for choice, layers in sorted(groups.items(), key=lambda group: -len(group[1])):
+        known = is_choice(choice)
+        gain = GAINS[find_gain(choice)] if known and choice != "float32" else ""
+        before = sum(layer.bytes_original for layer in layers)
+        after = sum(layer.bytes_compressed for layer in layers)
+        rows.append(
+            (
+                f"{len(layers):,}",
+                describe_choice(choice),
+                f"<code>{escape(choice, limit=40)}</code>",
+                format_number(parse_choice(choice).bits) if known else "",
+                format_bytes(before) if before else "",
+                format_bytes(after) if before else "",
+                gain,
+            )
+        )
+    heads = ("Layers", "What became of them", "Choice", "Bits a weight", "Before", "After", "Gain")
+    table = _write_table(heads, rows, numbers={0, 3, 4, 5}, name="Layers by choice")
+    return f'<div class="choices">{table}</div>{_write_average(evidence)}'
+
+
+def _write_average(evidence: Evidence) -> str:
+    bits = next((trial.average_bits for trial in evidence.trials if trial.chosen), None)
+    if bits is None:
+        return ""
+    text = f"On average {format_number(bits)} bits a weight, counted without scales."
+    stored = sum(layer.bytes_compressed for layer in evidence.layers)
+    packed = evidence.packed_bytes
+    if packed is not None and packed < stored:
+        text += (
+            " The runtime wants weights in whole bytes or half ones, so the file takes more; "
+            f"packed it is {format_bytes(packed)}."
+        )
+    return f'<p class="fine">{escape_prose(text)}</p>'
 
 
 def write_method(evidence: Evidence) -> str:
@@ -268,7 +319,7 @@ def _layer_row(layer: LayerEvidence) -> tuple[str, ...]:
     return (
         f"<bdi>{escape(layer.name, limit=160)}</bdi>",
         escape(layer.op, limit=40),
-        escape(layer.choice, limit=40),
+        _name_choice(layer.choice),
         "" if layer.error_db is None else f"{format_number(layer.error_db)} dB",
         format_bytes(layer.bytes_original) if layer.bytes_original else "",
         format_bytes(layer.bytes_compressed) if layer.bytes_original else "",
@@ -276,6 +327,13 @@ def _layer_row(layer: LayerEvidence) -> tuple[str, ...]:
         "" if layer.ms_compressed is None else format_number(layer.ms_compressed),
         escape_prose(layer.reason),
     )
+
+
+def _name_choice(word: str) -> str:
+    """The word, and what it means for who does not know it."""
+    about = describe_choice(word)
+    meaning = f' <span class="op">{escape(about)}</span>' if about else ""
+    return f"<code>{escape(word, limit=40)}</code>{meaning}"
 
 
 def _write_table(

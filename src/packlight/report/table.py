@@ -11,7 +11,15 @@ from rich.text import Text
 
 from packlight.measure.evidence import Evidence
 from packlight.report.visible import visible
-from packlight.report.wording import NOT_MEASURED, VERDICTS, list_figures, state_verdict
+from packlight.report.wording import (
+    NOT_MEASURED,
+    VERDICTS,
+    as_sentence,
+    explain_gain,
+    list_figures,
+    state_request,
+    state_verdict,
+)
 
 _STYLES = {"met": "bold green", "best-effort": "bold yellow", "not-worth-it": "bold red"}
 _TONES = {"better": "green", "worse": "red", "same": "", "unknown": "dim"}
@@ -31,8 +39,8 @@ def show_evidence(evidence: Evidence) -> RenderableType:
         verdict.append(Text(visible(state_verdict(evidence), limit=1000), style="default"))
     )
     parts += [Text(), _figures_table(evidence)]
-    if evidence.reason:
-        parts += [Text(), Text(visible(evidence.reason, limit=1000))]
+    said = [as_sentence(evidence.reason), explain_gain(evidence), state_request(evidence)]
+    parts += [Text(), *(Text(visible(text, limit=1000)) for text in said if text)]
     notes = [Text(f"- {visible(note)}", style="dim") for note in evidence.notes[:_NOTES_SHOWN]]
     if len(evidence.notes) > _NOTES_SHOWN:
         more = len(evidence.notes) - _NOTES_SHOWN

@@ -16,14 +16,16 @@ from packlight.report.units import format_bytes, format_ms, format_number, forma
 from packlight.report.visible import visible
 from packlight.report.wording import SHARES
 
-Name = Literal["size-quality", "time-quality", "size-time"]
+Name = Literal["size-quality", "download-quality", "time-quality", "size-time"]
 Edge = Literal["", "up", "down", "right"]
-NAMES: tuple[Name, ...] = ("size-quality", "time-quality", "size-time")
+NAMES: tuple[Name, ...] = ("size-quality", "download-quality", "time-quality", "size-time")
 TITLES: dict[Name, str] = {
     "size-quality": "Size and quality",
+    "download-quality": "Download and quality",
     "time-quality": "Time and quality",
     "size-time": "Size and time",
 }
+_BETTER = {"size": "← smaller file", "download": "← smaller download", "time": "← faster"}
 _FEW = 15
 """Up to so many versions all are labelled; beyond, those on the front."""
 
@@ -72,7 +74,7 @@ class View:
 
 
 def collect_view(evidence: Evidence, name: Name) -> View | None:
-    """The view of that name; None where fewer than one trial (two, of times) has both figures."""
+    """The view of that name; None where too few trials have both figures."""
     share = evidence.metric is None or evidence.metric.name in SHARES
     quality = _quality_of(evidence)
     across, up = name.split("-")
@@ -85,6 +87,7 @@ def collect_view(evidence: Evidence, name: Name) -> View | None:
 
     values: dict[str, Callable[[Trial], float | None]] = {
         "size": lambda trial: float(trial.size_bytes),
+        "download": lambda trial: None if trial.packed_bytes is None else float(trial.packed_bytes),
         "time": time_of,
         "quality": lambda trial: (
             trial.noise_db if quality == "noise" else None if trial.drop is None else -trial.drop
@@ -94,6 +97,7 @@ def collect_view(evidence: Evidence, name: Name) -> View | None:
     original_time = (latency.original if latency else None) if in_ms else 1.0
     originals = {
         "size": float(evidence.size_bytes.original),
+        "download": float(evidence.size_bytes.original),
         "time": original_time,
         "quality": 0.0 if quality == "drop" else None,
     }
@@ -112,7 +116,7 @@ def collect_view(evidence: Evidence, name: Name) -> View | None:
         kind = "chosen" if trial.chosen else "tried"
         label, hints = visible(trial.label, limit=36), list_hints(trial, share=share)
         points.append(Point(x, up_sign * y, label, kind, hints, number))
-    if found < (2 if "time" in (across, up) else 1):
+    if found < (1 if name == "size-quality" else 2):
         return None
     points = _mark_front(points)
     limits = _limits(evidence, across, up, quality, share=share, in_ms=in_ms)
@@ -137,6 +141,7 @@ def collect_view(evidence: Evidence, name: Name) -> View | None:
     )
     what = {
         "size": "size",
+        "download": "size of the packed file",
         "time": "time",
         "quality": "change of the metric"
         if quality == "drop"
@@ -148,9 +153,9 @@ def collect_view(evidence: Evidence, name: Name) -> View | None:
         title=f"{TITLES[name]} of everything that was tried",
         points=tuple(points),
         limits=kept,
-        write_x=format_bytes if across == "size" else write_time,
+        write_x=write_time if across == "time" else format_bytes,
         write_y=write_y,
-        better_x="← smaller file" if across == "size" else "← faster",
+        better_x=_BETTER[across],
         better_y="faster ↑" if up == "time" else "higher is better ↑",
         described=(
             f"{len(shown) - (points[0].kind == 'original')} versions by {what[across]} (across) "
@@ -261,6 +266,9 @@ def _limits(
     if across == "size" and budget.max_size_bytes is not None:
         text = f"your limit: {format_bytes(budget.max_size_bytes)}"
         found.append(Limit("x", float(budget.max_size_bytes), text))
+    if across == "download" and budget.max_download_bytes is not None:
+        text = f"your limit: {format_bytes(budget.max_download_bytes)}"
+        found.append(Limit("x", float(budget.max_download_bytes), text))
     slowest = budget.max_latency_ms
     if slowest is not None and (in_ms or latency is not None):
         value = slowest if in_ms or latency is None else slowest / latency.original

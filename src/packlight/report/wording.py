@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from packlight.measure.evidence import Budget, Evidence, LatencyEvidence, MetricEvidence
+from packlight.recipe import is_choice, size_only
 from packlight.report.units import (
     format_bytes,
     format_ms,
@@ -23,11 +24,22 @@ Tone = Literal["better", "worse", "same", "unknown"]
 SHARES = frozenset({"top-1 accuracy", "top-1 agreement", "explained variance"})
 """Metrics that are shares of 1, and so are written in percent."""
 
+_FAR_SMALLER = 1.5
+"""A packed file that is so many times smaller than the file itself is worth a word."""
+
 VERDICTS = {
     "met": "Budget met",
     "best-effort": "Best effort",
     "not-worth-it": "Not worth it",
 }
+
+WISHES = {
+    "balanced": "a fast model, then a small one",
+    "fastest": "the fastest model",
+    "smallest": "the smallest download",
+    "lossless": "nothing rounded",
+}
+"""What each preset wishes for."""
 
 NOT_MEASURED = (
     "Accuracy could not be measured: no real samples were given. Try the compressed model on your "
@@ -48,9 +60,11 @@ class Figure:
 
 
 def list_figures(evidence: Evidence) -> tuple[Figure, ...]:
-    """The rows of the before/after table: size, latencies, memory, metric."""
+    """The rows of the before/after table: size, download, latencies, memory, metric."""
     size = evidence.size_bytes
     rows = [_amount("Size", size.original, size.compressed)]
+    if evidence.packed_bytes is not None:
+        rows.append(_amount("Download, once packed", size.original, evidence.packed_bytes))
     latencies = (evidence.latency_ms, evidence.latency_all_threads_ms)
     rows += [_latency(latency) for latency in latencies if latency is not None]
     memory = evidence.peak_memory_bytes
@@ -113,7 +127,50 @@ def list_budget(budget: Budget, metric_name: str = "top-1 accuracy") -> tuple[tu
         rows.append(("Size at most", format_bytes(budget.max_size_bytes)))
     if budget.max_latency_ms is not None:
         rows.append(("Latency at most", format_ms(budget.max_latency_ms)))
+    if budget.max_download_bytes is not None:
+        rows.append(("Packed download at most", format_bytes(budget.max_download_bytes)))
     return tuple(rows)
+
+
+def state_request(evidence: Evidence) -> str:
+    """What the user asked for, in one sentence: the preset and the limits."""
+    name = evidence.metric.name if evidence.metric is not None else "top-1 accuracy"
+    wish = WISHES.get(evidence.preset, "")
+    said = [f"{wish} (preset {evidence.preset})" if wish else f"preset {evidence.preset}"]
+    said += [f"{what.lower()} {limit}" for what, limit in list_budget(evidence.budget, name)]
+    return f"Asked for: {'; '.join(said)}."
+
+
+def explain_gain(evidence: Evidence) -> str:
+    """Which gains are of size only, plainly; empty where every compressed layer is computed in
+    fewer bits or held in them.
+    """
+    changed = [layer for layer in evidence.layers if layer.choice != "float32"]
+    only = sum(is_choice(one.choice) and size_only(one.choice) for one in changed)
+    if not only:
+        return ""
+    if only == len(changed):
+        text = (
+            "Only the file is smaller: when the model is loaded, the weights become floats again "
+            "and are computed with as before, in as much memory."
+        )
+        latency = evidence.latency_ms or evidence.latency_all_threads_ms
+        if latency is not None and _speed_factor(latency) > 1:
+            text += " What it gained in speed comes from the simpler graph."
+        return text
+    verb = "is" if only == 1 else "are"
+    return (
+        f"{only:,} of {count(len(changed), 'compressed layer')} {verb} smaller in the file only: "
+        "when the model is loaded, their weights become floats again."
+    )
+
+
+def as_sentence(text: str) -> str:
+    """With a capital letter at the beginning and a full stop at the end."""
+    text = text.strip()
+    if not text:
+        return ""
+    return f"{text[0].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
 
 
 def format_metric(name: str, value: float) -> str:
@@ -132,12 +189,29 @@ def _smaller_and_faster(evidence: Evidence) -> str:
     size = _compare(evidence.size_bytes.original, evidence.size_bytes.compressed)
     smaller = _say(size, "smaller", "larger", "of the same size")
     latency = evidence.latency_ms or evidence.latency_all_threads_ms
+    asides = _download_aside(evidence, size)
     if latency is None:
-        return f"{smaller} (its speed was not measured)"
+        return f"{smaller} ({', '.join([*asides, 'its speed was not measured'])})"
+    if asides:
+        smaller += f" ({asides[0]})"
     speed = _speed_factor(latency)
     faster = _say(speed, "faster", "slower", "about as fast as before")
     agree = (size >= 1) == (speed >= 1) or 1.0 in (size, speed)
     return f"{smaller} {'and' if agree else 'but'} {faster}"
+
+
+def _download_aside(evidence: Evidence, size: float) -> list[str]:
+    """How much smaller the packed file is, where that is wished for or says far more."""
+    packed = evidence.packed_bytes
+    if not packed:
+        return []
+    factor = _compare(evidence.size_bytes.original, packed)
+    wished = evidence.preset in ("smallest", "lossless")
+    wished = wished or evidence.budget.max_download_bytes is not None
+    if factor == 1.0 or not (wished or factor > _FAR_SMALLER * size):
+        return []
+    said = _say(factor, "smaller", "larger", "")
+    return [f"{said.removesuffix(' smaller')} once packed for download"]
 
 
 def _still_right(metric: MetricEvidence) -> str:

@@ -12,7 +12,7 @@ from packlight.errors import UnusableSamples
 from packlight.samples.protocol import Array, Fingerprinted, Samples
 
 MOST_CALIBRATION = 512
-MOST_SEARCH = 512
+MOST_SEARCH = 1024
 _READ_AT_ONCE = 64
 
 
@@ -28,8 +28,8 @@ class Split:
 def split_samples(samples: Samples, *, seed: int = 0) -> Split:
     """Three parts that have no sample in common, drawn at random from a seed.
 
-    A quarter each for calibration and search, up to 512, the rest for the proof. Classes are
-    spread evenly where labels are whole numbers. Exact duplicates stay together, since a proof
+    A quarter each for calibration, up to 512, and for search, up to 1024; the rest for the proof.
+    Classes are spread evenly where labels are whole numbers. Exact duplicates stay together, since a proof
     on a sample that was used before proves nothing. Three different samples give one to each
     part, two give one to calibration and one to the proof, one goes to calibration alone.
     Raises UnusableSamples where there are no samples.

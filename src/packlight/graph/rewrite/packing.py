@@ -30,7 +30,14 @@ from packlight.graph.rewrite.weights import (
 )
 from packlight.graph.walk import constant_of
 from packlight.maths.formats import FORMATS, quantize_to_format
-from packlight.maths.grids import IntegerGrid, expand_blocks, scale_and_zero_point
+from packlight.maths.grids import (
+    Grid,
+    IntegerGrid,
+    LevelGrid,
+    expand_blocks,
+    scale_and_zero_point,
+)
+from packlight.maths.grouped import round_groups
 from packlight.maths.moments import Moments, mean_shift
 from packlight.maths.ranges import range_squared_error_of_array
 from packlight.maths.rate import round_to_rate
@@ -132,7 +139,7 @@ def pack_weight(
     """One weight of a layer in the form of a choice, as `weight_matrix` lays it out.
 
     A Gemm's alpha is left out where the layer keeps it (all but blocks).
-    moments: of what reaches the layer, in kernel order.
+    moments: of what reaches the layer, in kernel order, by groups where it has groups.
     """
     matrix = weight_matrix(layer, index)
     alpha = float_of(layer.node, "alpha", 1.0) if layer.kind == "Gemm" else 1.0
@@ -146,11 +153,15 @@ def pack_weight(
         return _in_blocks(wide, known, int(choice.weights[3:]), rounding)
     if choice.weights.startswith("int"):
         return _as_integers(wide, known, int(choice.weights[3:]), rounding, seed)
-    second = None if known is None else known.second
+    second = None if known is None or known.grouped else known.second
     nearest = rounding == "nearest"
     if choice.weights == "coded":
         movable = alpha == 1.0 and index == 0 and own_bias(layer) is not None
-        return _coded(wide, None if nearest else known, choice.bits, movable)
+        # One scale for all groups, whose errors don't weigh alike: they are rounded as unseen.
+        seen = None if nearest or known is None or known.grouped else known
+        return _coded(wide, seen, choice.bits, movable)
+    if choice.weights.startswith("shared") and known is not None and known.grouped:
+        return _shared_by_groups(wide, None if nearest else known, choice, seed)
     if choice.weights.startswith("shared"):
         bits = int(choice.weights[len("shared") :])
         importance = np.diag(second) if second is not None and nearest else second
@@ -160,6 +171,44 @@ def pack_weight(
         levels = np.asarray(found.codebook, np.float32)
         return Packed(found.codes, bits, levels=levels, block=(-1, -1), note=note)
     return _in_format(wide, known, choice.weights, rounding)
+
+
+def _shared_by_groups(
+    matrix: NDArray[np.float64], moments: Moments | None, choice: Choice, seed: int
+) -> Packed:
+    """A codebook found without moments, as all groups share it; its codes with them."""
+    bits = int(choice.weights[len("shared") :])
+    count = max(2, min(1 << bits, matrix.size))
+    found = share_weights(matrix, count=count, seed=seed)
+    levels, codes, note = np.asarray(found.codebook, np.float32), found.codes, ""
+    if moments is not None and len(levels) > 1 and (np.diff(levels) > 0).all():
+        grid = LevelGrid("codebook", tuple(map(float, levels)))
+        ones = np.ones((len(matrix), 1), np.float32)
+        codes, _, note = _by_groups(matrix, codes, ones, moments, grid, fit_scale=False)
+    return Packed(codes, bits, levels=levels, block=(-1, -1), note=note)
+
+
+def _by_groups(
+    matrix: NDArray[np.float64],
+    codes: NDArray[Any],
+    scale: NDArray[np.float32],
+    moments: Moments,
+    grid: Grid,
+    *,
+    fit_scale: bool,
+) -> tuple[NDArray[Any], NDArray[np.float32], str]:
+    """Better codes [rows, in] and scales [rows, 1] of a weight with groups, and a note."""
+    groups, inputs = moments.left.shape
+    found, fitted, info = round_groups(
+        matrix.reshape(groups, -1, inputs),
+        codes.reshape(groups, -1, inputs),
+        moments.second,
+        scale.reshape(groups, -1),
+        grid,
+        fit_scale=fit_scale,
+    )
+    note = describe_moments(moments, info)
+    return found.reshape(codes.shape), fitted.reshape(scale.shape), note
 
 
 def own_bias(layer: Layer) -> ir.TensorProtocol | None:
@@ -217,13 +266,25 @@ def _as_integers(
 def _in_format(
     matrix: NDArray[np.float64], moments: Moments | None, name: str, rounding: Rounding
 ) -> Packed:
-    second = None if moments is None else moments.second
+    grouped = moments is not None and moments.grouped
+    second = None if moments is None or grouped else moments.second
     if second is not None and rounding == "nearest":
         second = np.diag(second)
     found = quantize_to_format(matrix, name, second_moments=second)
     codes: NDArray[Any] = found.codes
     scale: NDArray[np.float32] = found.scale
-    if moments is not None and rounding in ("descent", "learned"):
+    note = describe_moments(moments, found.info) if moments is not None else ""
+    if moments is not None and moments.grouped:
+        # One scale an output, as rows of so few inputs have it; others stay the nearest.
+        if scale.shape == (len(matrix), 1) and rounding != "nearest":
+            format_ = FORMATS[name]
+            start = codes.astype(np.int64) + format_.grid.minimum
+            fit = format_.storage.grid is None
+            better, scale, note = _by_groups(
+                matrix, start, scale, moments, format_.grid, fit_scale=fit
+            )
+            codes = (better - format_.grid.minimum).astype(np.uint8)
+    elif moments is not None and rounding in ("descent", "learned"):
         format_ = FORMATS[name]
         zero = np.zeros_like(scale)
         size = matrix.shape[1] if found.block_shape[1] == -1 else found.block_shape[1]
@@ -243,7 +304,6 @@ def _in_format(
                 matrix, start, moments.second, scale, zero, format_.grid, group_size=size
             )
         codes = (np.asarray(better, np.int64) - format_.grid.minimum).astype(np.uint8)
-    note = describe_moments(moments, found.info) if moments is not None else ""
     levels = found.levels
     if not (levels % 1).any() and np.abs(levels).max() < 8:
         # Whole numbers need no table of levels: ternary and binary.
@@ -300,5 +360,5 @@ def _in_plain_order(layer: Layer, moments: Moments) -> Moments:
     place = np.argsort(order)
     if np.array_equal(place, np.arange(len(place))):
         return moments
-    products = moments.products[np.ix_(place, place)]
-    return Moments(products, moments.left[place], moments.right[place], moments.count)
+    products = moments.products[..., place[:, None], place]
+    return Moments(products, moments.left[..., place], moments.right[..., place], moments.count)

@@ -64,19 +64,34 @@ def smooth(
     Returns the names of the groups that were smoothed.
     """
     layers = {layer.name: layer for layer in find_layers(model)}
-    edit = Editor(model)
-    done = []
+    scales = {}
     for group in find_groups(model):
         alpha = strength.get(group.name) if isinstance(strength, Mapping) else strength
         seen = [np.asarray(ranges[name], np.float64) for name in group.layers if name in ranges]
         if alpha is None or not seen:
             continue
-        members = [layers[name] for name in group.layers]
-        scale = scales_of([_weight(layer) for layer in members], seen, strength=alpha)
+        weights = [weight_of(layers[name]) for name in group.layers]
+        scales[group.name] = scales_of(weights, seen, strength=alpha)
+    return smooth_by(model, scales)
+
+
+def smooth_by(model: ir.Model, scales: Mapping[str, NDArray[np.float64]]) -> list[str]:
+    """Divide activations by these scales and multiply the weights that read them, in place.
+
+    scales: by a group's name, [in]; a group that is not named stays as it is.
+    Returns the names of the groups that were smoothed.
+    """
+    layers = {layer.name: layer for layer in find_layers(model)}
+    edit = Editor(model)
+    done = []
+    for group in find_groups(model):
+        if group.name not in scales:
+            continue
+        scale = np.clip(scales[group.name], 1 / LARGEST, LARGEST)
         for node, number, axis in group.divided:
             _divide(edit, node, number, axis, scale)
-        for layer in members:
-            _multiply(edit, layer, scale)
+        for name in group.layers:
+            _multiply(edit, layers[name], scale)
         done.append(group.name)
     return done
 
@@ -94,13 +109,15 @@ def scales_of(
 def ranges_of_moments(moments: Mapping[str, Moments]) -> dict[str, NDArray[np.float64]]:
     """How far each channel of a layer's input reaches, as the root of its mean square."""
     return {
-        name: np.sqrt(np.diag(found.second)) for name, found in moments.items() if found.count > 0
+        name: np.sqrt(np.diag(found.second))
+        for name, found in moments.items()
+        if found.count > 0 and not found.grouped
     }
 
 
 def find_groups(model: ir.Model) -> tuple[Group, ...]:
     """All groups of the main graph, in graph order; a layer is in one at most."""
-    sinks = {layer.node: layer for layer in find_layers(model) if _scalable(layer)}
+    sinks = {layer.node: layer for layer in find_layers(model) if is_scalable(layer)}
     found: list[Group] = []
     taken: set[str] = set()
     for node in model.graph:
@@ -112,7 +129,7 @@ def find_groups(model: ir.Model) -> tuple[Group, ...]:
     return tuple(found)
 
 
-def _scalable(layer: Layer) -> bool:
+def is_scalable(layer: Layer) -> bool:
     """Whether a layer's weight is its own float32 constant of the main graph."""
     return (
         layer.kind in ("Gemm", "MatMul")
@@ -136,11 +153,11 @@ def _source(
                 return None
             parts.append((node, 2, -1))
         return outputs, tuple(parts)
-    rank = _rank(node.outputs[0]) if node.outputs else None
+    rank = rank_of(node.outputs[0]) if node.outputs else None
     if rank is None:
         return None
     if node.op_type in _NORMS and node.domain in ("", "ai.onnx"):
-        if int_of(node, "axis", -1) not in (-1, rank - 1) or _read_beyond_first(node):
+        if int_of(node, "axis", -1) not in (-1, rank - 1) or read_beyond_first(node):
             return None
         numbers = [i for i in range(1, len(node.inputs)) if node.inputs[i] is not None]
         tensors = [constant_of(node.inputs[i]) for i in numbers]
@@ -153,7 +170,7 @@ def _source(
     if is_standard(node, "Mul"):
         for number in (0, 1):
             tensor = constant_of(node.inputs[number])
-            other = _rank(node.inputs[1 - number])
+            other = rank_of(node.inputs[1 - number])
             if tensor is None or other is None or tensor.dtype != ir.DataType.FLOAT:
                 continue
             axes = shape_of(tensor)
@@ -170,7 +187,7 @@ def _reached(
     """Follow the channels of a node's output until layers take them up; None if others do."""
     channels, divided = start[0], list(start[1])
     value = source.outputs[0]
-    rank = _rank(value)
+    rank = rank_of(value)
     if rank is None:
         return None
     pending: list[tuple[ir.Value, Axes]] = [(value, (rank - 1,))]
@@ -201,7 +218,7 @@ def _reached(
                 pending.append((node.outputs[0], axes))
                 continue
             after = _passed(node, number, axes, channels)
-            if after is None or _read_beyond_first(node):
+            if after is None or read_beyond_first(node):
                 return None
             pending.append((node.outputs[0], after))
     if not layers:
@@ -216,7 +233,7 @@ def _passed(node: ir.Node, number: int, axes: Axes, channels: int) -> Axes | Non
     if not is_standard(node):
         return None
     source = node.inputs[number]
-    before, after = _rank(source), _rank(node.outputs[0])
+    before, after = rank_of(source), rank_of(node.outputs[0])
     if before is None or after is None:
         return None
     if node.op_type in _HOMOGENEOUS:
@@ -229,7 +246,7 @@ def _passed(node: ir.Node, number: int, axes: Axes, channels: int) -> Axes | Non
     if node.op_type == "MatMul":
         # P V: the rows of V are summed up, its columns and matrices stay apart.
         left = node.inputs[0]
-        fits = number == 1 and _rank(left) == before and left is not source
+        fits = number == 1 and rank_of(left) == before and left is not source
         return axes if fits and before - 2 not in axes else None
     if number != 0:
         return None
@@ -284,7 +301,7 @@ def _shifted(node: ir.Node, axes: Axes, before: int, after: int) -> Axes | None:
 def _adds_constant(node: ir.Node, number: int, channels: int) -> bool:
     """Whether an Add adds a constant that is one number a channel, or one for all."""
     tensor = constant_of(node.inputs[1 - number])
-    rank = _rank(node.inputs[number])
+    rank = rank_of(node.inputs[number])
     if tensor is None or rank is None or tensor.dtype != ir.DataType.FLOAT:
         return False
     axes = shape_of(tensor)
@@ -292,19 +309,21 @@ def _adds_constant(node: ir.Node, number: int, channels: int) -> bool:
 
 
 def _lie_last(value: ir.Value, axes: Axes) -> bool:
-    rank = _rank(value)
+    rank = rank_of(value)
     return rank is not None and axes == (rank - 1,)
 
 
-def _rank(value: ir.Value | None) -> int | None:
+def rank_of(value: ir.Value | None) -> int | None:
+    """How many axes a value has, None where that is not known."""
     return None if value is None or value.shape is None else len(value.shape)
 
 
-def _read_beyond_first(node: ir.Node) -> bool:
+def read_beyond_first(node: ir.Node) -> bool:
+    """Whether outputs of a node besides its first one are read."""
     return any(value.uses() or value.is_graph_output() for value in node.outputs[1:])
 
 
-def _weight(layer: Layer) -> NDArray[np.float64]:
+def weight_of(layer: Layer) -> NDArray[np.float64]:
     """A layer's weight as it is now, [out, in] in float64; a Gemm's alpha is left out."""
     tensor = constant_of(layer.node.inputs[1])
     assert tensor is not None
@@ -317,23 +336,29 @@ def _divide(edit: Editor, node: ir.Node, number: int, axis: int, scale: NDArray[
     assert tensor is not None
     array = tensor.numpy().astype(np.float64)
     if axis >= 0:
-        _store(edit, node, number, array / _along(scale, array.ndim, axis))
+        store_constant(edit, node, number, array / _along(scale, array.ndim, axis))
     else:
-        _store(edit, node, number, array / scale)
+        store_constant(edit, node, number, array / scale)
 
 
 def _multiply(edit: Editor, layer: Layer, scale: NDArray[np.float64]) -> None:
     tensor = constant_of(layer.node.inputs[1])
     assert tensor is not None
     array = tensor.numpy().astype(np.float64) * _along(scale, 2, 1 - layer.out_axis)
-    _store(edit, layer.node, 1, array)
+    store_constant(edit, layer.node, 1, array)
 
 
 def _along(scale: NDArray[Any], rank: int, axis: int) -> NDArray[Any]:
     return scale.reshape([-1 if place == axis else 1 for place in range(rank)])
 
 
-def _store(edit: Editor, node: ir.Node, number: int, array: NDArray[np.float64]) -> None:
+def store_constant(
+    edit: Editor,
+    node: ir.Node,
+    number: int,
+    array: NDArray[np.float64],
+    suffix: str = "smoothed",
+) -> None:
     """Let a node read this constant; one that nothing else reads keeps its name."""
     old = node.inputs[number]
     assert old is not None and isinstance(node.graph, ir.Graph)
@@ -342,5 +367,5 @@ def _store(edit: Editor, node: ir.Node, number: int, array: NDArray[np.float64])
         old.const_value = ir.Tensor(narrow, name=old.name)
         old.shape = ir.Shape(narrow.shape)
         return
-    node.replace_input_with(number, edit.constant(node.graph, narrow, f"{old.name}_smoothed"))
+    node.replace_input_with(number, edit.constant(node.graph, narrow, f"{old.name}_{suffix}"))
     drop_unused([old])

@@ -20,6 +20,7 @@ from packlight.graph.patches import kernel_order
 from packlight.graph.rewrite.single import float_of
 from packlight.maths.formats import quantize_to_format
 from packlight.maths.grids import IntegerGrid, scale_and_zero_point
+from packlight.maths.grouped import round_groups
 from packlight.maths.learned import round_learned
 from packlight.maths.moments import Moments, mean_shift
 from packlight.maths.ranges import range_squared_error_of_array
@@ -37,6 +38,9 @@ PAIR_LIMIT = 128
 WEIGHTS = IntegerGrid(bits=8, signed=True, symmetric=True)
 
 Rounding = Literal["compensated", "descent", "learned", "nearest"]
+
+GROUP_INPUTS = 128
+"""Groups of more inputs are rounded one by one: vectors are long enough then."""
 
 _CHUNK = 1 << 21
 """Weights whose ranges are searched at a time: a dozen float64 arrays of that size."""
@@ -116,8 +120,9 @@ def round_layer(
 ) -> Rounded:
     """Round a layer's weight to codes of `bits`, one scale an output channel.
 
-    moments: of what reaches the layer, in kernel order; without them (or with groups) the
-    rounding is to nearest. Depthwise kernels multiply single channels: no pairs there.
+    moments: of what reaches the layer, in kernel order, group by group where it has groups;
+    without them the rounding is to nearest. Depthwise kernels multiply single channels: no pairs
+    there.
     """
     order = kernel_order(layer)
     matrix = weight_matrix(layer)[:, order].astype(np.float64)
@@ -142,9 +147,14 @@ def round_matrix(
     """Codes [out, in] and scales [out] of a weight [out, in], and what the report should say.
 
     moments: of the inputs, in the order of the columns. The scale is searched for by what an
-    error at each input costs; then the codes are found as `rounding` says.
+    error at each input costs; then the codes are found as `rounding` says. With groups each of
+    them is a weight of its own; few inputs have one good way of rounding, and "nearest".
     """
     known = moments if moments is not None and moments.count > 0 else None
+    if known is not None and known.grouped:
+        return _round_groups(
+            matrix, known, bits=bits, rounding=rounding, pair_limit=pair_limit, seed=seed
+        )
     second = None if known is None else known.second
     nearest = second is None or rounding == "nearest"
     grid = weight_grid(bits)
@@ -193,12 +203,55 @@ def round_matrix(
     return codes, scale, describe_moments(known, info)
 
 
+def _round_groups(
+    matrix: NDArray[np.float64],
+    moments: Moments,
+    *,
+    bits: int,
+    rounding: Rounding,
+    pair_limit: int | None,
+    seed: int,
+) -> tuple[NDArray[np.int8], NDArray[np.float32], str]:
+    """As `round_matrix`, for a weight [groups * out, in] whose groups read other channels each."""
+    groups, inputs = moments.left.shape
+    if rounding != "nearest" and inputs > GROUP_INPUTS:
+        parts = [
+            round_matrix(
+                part,
+                moments.of_group(group),
+                bits=bits,
+                rounding=rounding,
+                pair_limit=pair_limit,
+                seed=seed,
+            )
+            for group, part in enumerate(np.split(matrix, groups))
+        ]
+        codes, scale = (np.concatenate([part[end] for part in parts]) for end in (0, 1))
+        return codes, scale, "; ".join(dict.fromkeys(part[2] for part in parts if part[2]))
+    codes, scale, _ = round_matrix(
+        matrix, None, bits=bits, rounding="nearest", pair_limit=pair_limit
+    )
+    if rounding == "nearest":
+        return codes, scale, ""
+    found, fitted, info = round_groups(
+        matrix.reshape(groups, -1, inputs),
+        codes.reshape(groups, -1, inputs),
+        moments.second,
+        scale.reshape(groups, -1),
+        weight_grid(bits),
+        pair_limit=pair_limit,
+    )
+    note = describe_moments(moments, info)
+    return found.reshape(codes.shape), fitted.reshape(-1), note
+
+
 def describe_moments(moments: Moments, info: RoundingInfo | None) -> str:
     """What was singular about second moments, in words; '' where nothing was."""
-    inputs = len(moments.mean)
+    inputs = moments.left.size
     told = []
-    if moments.count < inputs:
-        told.append(f"only {moments.count} rows were seen for its {inputs} inputs")
+    if moments.count < moments.left.shape[-1]:
+        each = f"{moments.left.shape[-1]} inputs" + (" of each group" if moments.grouped else "")
+        told.append(f"only {moments.count} rows were seen for its {each}")
     if info is not None and info.dead_inputs:
         told.append(f"{info.dead_inputs} of its {inputs} inputs were always 0")
     if info is not None and info.damping > 0.01:
