@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,9 +29,10 @@ from packlight.errors import (
 from packlight.graph.layers import find_layers
 from packlight.measure.evidence import Budget, LatencyEvidence
 from packlight.measure.latency import RankedLatency
-from packlight.plan import judge, trials
+from packlight.plan import judge, mixed, search, trials
 from packlight.plan.solve import Limits
 from packlight.recipe import CHOICES, Recipe, read_recipe
+from packlight.transport import packed_size
 
 Array = NDArray[Any]
 Write = Callable[..., Path]
@@ -735,3 +737,100 @@ def test_progress_is_told(steady: None, mlp: Path, rows: Array) -> None:
     assert heard.stages[0] == "reading the model and the samples"
     assert heard.stages[-1] == "measuring latency and memory"
     assert heard.steps > 3
+
+
+# Presets, downloads, rules -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def few_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of a few choices, two rounds, and trials packed in no time, a little larger."""
+
+    def zipped(files: tuple[Path, ...]) -> int:
+        return sum(len(zlib.compress(file.read_bytes(), 9)) for file in files)
+
+    monkeypatch.setattr(trials, "packed_size", zipped)
+    words = ("float32", "int8", "int4", "weights-int3")
+    monkeypatch.setattr(search, "candidate_words", lambda wish: words)
+    monkeypatch.setattr(mixed, "ROUNDS", 2)
+
+
+def test_smallest_packs_the_demo_smaller_and_keeps_the_drop(
+    steady: None, few_words: None, packed: packlight.Result, demo: Path
+) -> None:
+    found = compress(demo / "digits.onnx", data=demo / "digits.npz", preset="smallest").evidence
+    assert found.metric is not None and found.metric.drop <= 0.01
+    assert found.verdict == "met"
+    assert found.packed_bytes is not None
+    assert found.packed_bytes < 0.7 * packed_size([packed.model])
+
+
+def test_a_download_is_limited(steady: None, few_words: None, mlp: Path, rows: Array) -> None:
+    found = compress(mlp, data=rows, max_download="16%", max_drop=0.2)
+    assert found.evidence.budget.max_download_bytes == round(0.16 * mlp.stat().st_size)
+    assert found.evidence.packed_bytes is not None
+    assert found.evidence.packed_bytes <= 0.16 * mlp.stat().st_size
+    folder = found.save(mlp.parent / "out")
+    packlight.pack(folder, folder.parent / "net.pl")
+    written = (folder.parent / "net.pl").stat().st_size
+    assert written == pytest.approx(found.evidence.packed_bytes, rel=0.05)
+
+
+def test_a_budget_beyond_reach_ends_best_effort(
+    steady: None, few_words: None, mlp: Path, rows: Array
+) -> None:
+    """What comes nearest is given: smaller than 8 bits make it."""
+    found = compress(mlp, data=rows, max_size="5%")
+    assert (found.verdict, found.exit_status) == ("best-effort", 3)
+    size = found.evidence.size_bytes
+    assert size.compressed < 0.2 * size.original
+    assert size.compressed == min(
+        trial.size_bytes for trial in found.evidence.trials if trial.drop is not None
+    )
+
+
+def test_lossless_gives_the_same_outputs(steady: None, mlp: Path, rows: Array) -> None:
+    found = compress(mlp, data=rows, preset="lossless")
+    assert {layer.choice for layer in found.evidence.layers} == {"float32"}
+    assert found.evidence.metric is not None and found.evidence.metric.drop == 0
+
+
+def test_pins_and_forbidden_choices_reach_the_result(steady: None, mlp: Path, rows: Array) -> None:
+    found = compress(
+        mlp, data=rows, max_drop=0.5, pin={"g": "float16"}, forbid=("int8", "weights-int8")
+    )
+    words = dict(found.recipe.layers)
+    assert words["g"] == "float16"
+    assert {"int8", "weights-int8"}.isdisjoint(words.values())
+
+
+def test_a_recipe_in_sequence_gives_the_same_bytes_twice(
+    steady: None, mlp: Path, rows: Array, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    layers = "layers: {h: weights-int4, g: int4, y: weights-coded2}"
+    made = {}
+    for sequential in ("true", "false"):
+        recipe.write_text(f"sequential: {sequential}\n{layers}\n")
+        found = [compress(mlp, data=rows, recipe=recipe) for _ in range(2)]
+        files = [one.model.read_bytes() for one in found]
+        assert files[0] == files[1]
+        made[sequential] = files[0]
+    assert made["true"] != made["false"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("layers:\n  h: int8\n  gg: int8\n", r"line 3: .*'gg'.*did you mean 'g'"),
+        ("layers:\n  h: int8\npins:\n  gg: int8\n", r"line 4: .*'gg'.*did you mean 'g'"),
+        ("layers:\n  hh: int8\npins:\n  g: int8\n", r"line 2: .*'hh'.*did you mean 'h'"),
+    ],
+)
+def test_a_recipe_for_another_model_is_told_by_its_line(
+    mlp: Path, rows: Array, tmp_path: Path, text: str, words: str
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(UnusableRecipe, match=words):
+        packlight.compress(mlp, data=rows, recipe=path)

@@ -217,3 +217,62 @@ def test_smoothing_is_a_number_from_0_to_1_or_searched(
         path.write_text(f"smooth: {wrong}\n")
         with pytest.raises(UnusableRecipe, match="smooth"):
             read_recipe(path)
+
+
+def test_pins_and_forbidden_choices_are_read_back(tmp_path: Path) -> None:
+    recipe = Recipe(
+        layers=(("a", "int8"),),
+        pins=(("b", "weights-coded1.25"), ("yes", "float16")),
+        forbid=("int8-dynamic", "weights-int4"),
+    )
+    assert read(tmp_path, write_recipe(recipe)) == recipe
+    plain = write_recipe(Recipe(layers=(("a", "int8"),)))
+    assert "pins:" not in plain and "forbid:" not in plain
+
+
+@pytest.mark.parametrize(
+    ("text", "searches"),
+    [
+        ("layers: {a: int8}", False),
+        ("layers: {}", True),
+        ("seed: 3", True),
+        ("layers: {a: int8}\npins: {a: int8}", True),
+        ("layers: {a: int8}\nforbid: [float16]", True),
+        ("layers: {a: int8}\npins: {}\nforbid: []", False),
+    ],
+)
+def test_a_recipe_with_pins_or_without_layers_asks_for_a_search(
+    tmp_path: Path, text: str, searches: bool
+) -> None:
+    assert read(tmp_path, text).searches is searches
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("seed: 1\npins:\n  a: int9", ["line 3", "'a'", "'int9'", "did you mean 'int"]),
+        ("pins: [a]", ["'pins'", "layer: choice"]),
+        ("pins: {a: int8, a: int4}", ["'a'", "twice"]),
+        ("pins: {1: int8}", ["1", "quotes"]),
+        ("pin: {a: int8}", ["'pin'", "did you mean 'pins'"]),
+        ("seed: 1\nforbid: [flaot16]", ["line 2", "'flaot16'", "did you mean 'float16'"]),
+        ("forbid: float16", ["'forbid'", "in brackets"]),
+        ("forbid: [[float16]]", ["['float16']", "no choice"]),
+        ("forbid: [3]", ["3", "no choice"]),
+        ("forbidden: [float16]", ["'forbidden'", "did you mean 'forbid'"]),
+    ],
+)
+def test_pins_and_forbidden_choices_that_make_no_sense(
+    tmp_path: Path, text: str, words: list[str]
+) -> None:
+    with pytest.raises(UnusableRecipe) as refusal:
+        read(tmp_path, text)
+    message = str(refusal.value)
+    assert all(word in message for word in words), message
+
+
+def test_places_tell_where_pins_stand(tmp_path: Path) -> None:
+    recipe = read(tmp_path, "layers:\n  a: int8\npins:\n  b: int4\n")
+    assert recipe.place("a").endswith("recipe.yaml, line 2: ")
+    assert recipe.place("b").endswith("recipe.yaml, line 4: ")
+    assert recipe.place("c") == ""

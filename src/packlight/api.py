@@ -242,6 +242,7 @@ def compress(
             found.chosen.path,
             found.chosen.size_bytes,
             files=found.chosen.files if _to_be_packed(found.chosen.recipe, wish, download) else (),
+            recipe=write_recipe(found.chosen.recipe),
             indices=prepared.split.proof or prepared.split.search or prepared.split.calibration,
             progress=progress,
         )

@@ -318,6 +318,12 @@ CASES: list[tuple[Case, tuple[str, ...]]] = [
     (option("--max-size", "big"), ("--max-size", "5MB")),
     (option("--metric", "own.py:score"), ("own.py", "does not exist")),
     (option("--metric", "top1"), ("top1", "labels")),
+    (option("--preset", "smalest"), ("'smalest'", "did you mean 'smallest'")),
+    (option("--pin", "gg=int8"), ("'gg'", "did you mean 'g'")),
+    (option("--pin", "g=int88"), ("'int88'", "did you mean 'int8'")),
+    (option("--forbid", "flaot16"), ("'flaot16'", "did you mean 'float16'")),
+    (option("--max-download", "much"), ("--max-download", "much")),
+    (option("--workers", "many"), ("many", "auto")),
     (broken_recipe, ("r.yaml", "YAML")),
     (recipe_for_another, ("'h1'", "did you mean 'h'")),
 ]

@@ -140,6 +140,68 @@ def test_moments_end_after_so_many_samples_and_rows(
     assert seen.histograms["x"].count == 200 * 3 * 64
 
 
+@pytest.mark.parametrize("rows", [None, 300])
+def test_moments_in_several_passes_are_those_of_one(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, rows: int | None
+) -> None:
+    """Held in memory or mapped from a folder; also where only some positions are drawn."""
+    if rows is not None:
+        monkeypatch.setattr(room, "MOMENT_ROWS", rows)
+    model, x = chain(bench), pictures(50)
+    layers = find_layers(model.ir)
+    one = look(bench, model, {"x": x}, ["x", "r"], layers)
+    several = look(bench, model, {"x": x}, ["x", "r"], layers, moment_bytes=1)
+    folder = bench.folder / "moments"
+    folder.mkdir()
+    mapped = look(bench, model, {"x": x}, ["x", "r"], layers, moment_bytes=1, folder=folder)
+    assert len(list(folder.iterdir())) == len(layers) == 2
+    for other in (several, mapped):
+        assert other.samples == one.samples
+        assert other.histograms["r"].count == one.histograms["r"].count
+        for name, moments in one.moments.items():
+            again = other.moments[name]
+            assert again.count == moments.count
+            np.testing.assert_allclose(again.products, moments.products, rtol=1e-6)
+            np.testing.assert_allclose(again.mean, moments.mean, rtol=1e-6)
+    assert all(isinstance(one.products, np.memmap) for one in mapped.moments.values())
+
+
+def test_what_fits_is_not_put_into_the_folder(bench: Bench) -> None:
+    model = chain(bench)
+    folder = bench.folder / "moments"
+    folder.mkdir()
+    seen = look(bench, model, {"x": pictures(4)}, [], find_layers(model.ir), folder=folder)
+    assert list(folder.iterdir()) == [] and len(seen.moments) == 2
+
+
+def test_memory_of_several_passes_does_not_grow_with_the_samples(bench: Bench) -> None:
+    model = chain(bench)
+    layers = find_layers(model.ir)
+    samples = open_samples({"x": pictures(256)}, model.inputs)
+
+    def peak(count: int) -> int:
+        tracemalloc.start()
+        observe(
+            model.ir,
+            samples,
+            range(count),
+            model.inputs,
+            tensors=["x", "r"],
+            layers=layers,
+            process=bench.process,
+            moment_bytes=1,
+            folder=bench.folder,
+        )
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    peak(32)
+    small, large = peak(64), peak(256)
+    one_batch = 32 * 4 * (3 * 64 + 6 * 64)
+    assert large < small + one_batch, (small, large)
+
+
 def test_memory_does_not_grow_with_the_samples(bench: Bench) -> None:
     """Not one array more is held after 600 samples than after 60."""
     model = chain(bench)
@@ -191,7 +253,7 @@ def test_a_broken_activation_names_its_tensor(bench: Bench, bad: float, tensors:
         look(bench, model, {"x": x}, tensors, find_layers(model.ir))
 
 
-def test_only_ungrouped_layers_of_the_main_graph_have_moments(bench: Bench) -> None:
+def test_only_layers_of_the_main_graph_have_moments(bench: Bench) -> None:
     text = """g (float[n, 4] x, bool c, float[n, 4, 5, 5] p) => (y, z, u) {
         [plain] a = MatMul(x, w)
         [branch] y = If(c) <then_branch = t () => (q) { [inside] q = MatMul(a, w) },
@@ -202,7 +264,48 @@ def test_only_ungrouped_layers_of_the_main_graph_have_moments(bench: Bench) -> N
     w, m = RANDOM.standard_normal((2, 4, 4)).astype(np.float32)
     model = bench.model(text, w=w, k=k, m=m)
     wanted = {layer.name: wants_moments(layer) for layer in find_layers(model.ir)}
-    assert wanted == {"plain": True, "grouped": False, "constant": False, "inside": False}
+    assert wanted == {"plain": True, "grouped": True, "constant": False, "inside": False}
+
+
+def test_moments_of_groups_say_what_the_output_is(bench: Bench) -> None:
+    """The mean square and the mean of each channel's output, without running it by hand."""
+    text = """g (float[n, 6, 9, 9] x) => (float[n, 12, k, l] y) {
+        [pairs] a = Conv <group = 3, pads = [1, 1, 1, 1]> (x, w)
+        [depthwise] b = Conv <group = 6, strides = [2, 2]> (a, v)
+        [spread] y = Conv <group = 6, dilations = [2, 2]> (b, u) }"""
+    w = RANDOM.standard_normal((6, 2, 3, 3)).astype(np.float32)
+    v = RANDOM.standard_normal((6, 1, 3, 2)).astype(np.float32)
+    u = RANDOM.standard_normal((12, 1, 1, 2)).astype(np.float32)
+    model, x = bench.model(text, w=w, v=v, u=u), RANDOM.standard_normal((20, 6, 9, 9))
+    x = (x + 0.5).astype(np.float32)
+    layers = find_layers(model.ir)
+    seen = look(bench, model, {"x": x}, ["x"], layers)
+    path = bench.folder / "inner.onnx"
+    save_model(with_outputs(model.ir, ["a", "b", "y"]), path)
+    shapes = {"pairs": (3, 18, 18), "depthwise": (6, 6, 6), "spread": (6, 2, 2)}
+    for layer, output in zip(layers, bench.run(path, {"x": x}), strict=True):
+        moments = seen.moments[layer.name]
+        assert moments.grouped and moments.products.shape == shapes[layer.name]
+        matrix = weight_matrix(layer)[:, kernel_order(layer)].astype(np.float64)
+        stack = matrix.reshape(layer.groups, -1, matrix.shape[1])
+        power = np.einsum("goi,gij,goj->go", stack, moments.second, stack).reshape(-1)
+        mean = np.einsum("goi,gi->go", stack, moments.mean).reshape(-1)
+        channels = np.moveaxis(output.astype(np.float64), 1, 0).reshape(len(matrix), -1)
+        assert moments.count == channels.shape[1]
+        np.testing.assert_allclose(power, np.square(channels).mean(axis=1), rtol=1e-3)
+        np.testing.assert_allclose(mean, channels.mean(axis=1), rtol=1e-3, atol=1e-3)
+
+
+def test_groups_that_take_too_much_memory_have_no_moments(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "g (float[n, 8, 5, 5] x) => (y) { y = Conv <group = 4> (x, w) }"
+    model = bench.model(text, w=RANDOM.standard_normal((4, 2, 3, 3)).astype(np.float32))
+    (layer,) = find_layers(model.ir)
+    monkeypatch.setattr(room, "MOMENT_INPUTS", 36)  # 4 of 18 x 18 take as much as one of 36 x 36
+    assert wants_moments(layer)
+    monkeypatch.setattr(room, "MOMENT_INPUTS", 35)
+    assert not wants_moments(layer)
 
 
 def test_whole_feeds_and_integer_inputs_are_seen(bench: Bench) -> None:

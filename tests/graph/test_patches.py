@@ -99,6 +99,23 @@ def test_any_convolution(tmp_path_factory: pytest.TempPathFactory, data: st.Data
     np.testing.assert_allclose(rows @ matrix.T, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_groups_of_rows_are_those_of_their_channels(bench: Bench) -> None:
+    text = """g (float[n,6,7,5] x) => (y) {
+        y = Conv <group = 3, strides = [2, 1], pads = [1, 0, 0, 2]> (x, w) }"""
+    weight = RANDOM.standard_normal((9, 2, 3, 2)).astype(np.float32)
+    model = bench.model(text, w=weight)
+    (layer,) = find_layers(model.ir)
+    x = RANDOM.standard_normal((4, 6, 7, 5)).astype(np.float32)
+    expected = np.moveaxis(bench.run(model, {"x": x})[0], 1, -1).reshape(-1, 9)
+    rows = rows_reaching(layer, x, 10**6, np.random.default_rng(0))
+    assert rows.shape == (3, len(expected), 12) and rows.dtype == np.float32
+    matrix = weight_matrix(layer)[:, kernel_order(layer)].reshape(3, 3, 12)
+    product = np.einsum("gri,goi->rgo", rows, matrix).reshape(-1, 9)
+    np.testing.assert_allclose(product, expected, rtol=1e-4, atol=1e-4)
+    few = rows_reaching(layer, x, 8, np.random.default_rng(0))
+    assert few.shape[0] == 3 and 1 <= few.shape[1] <= 8
+
+
 def test_taps_lie_outside_and_channels_inside(tmp_path: Any) -> None:
     layer, x, _ = conv(tmp_path, 3, (2, 2), (2, 2))
     rows = rows_reaching(layer, x, 10, np.random.default_rng(0))

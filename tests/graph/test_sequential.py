@@ -72,9 +72,7 @@ def written(
     how: Mapping[str, Any] = COMPENSATED,
 ) -> Path:
     recipe = Recipe(layers=tuple(choices.items()), sequential=True, **how)
-    found, _ = apply_recipe(
-        refitted.graph, recipe, refitted.observations, weights=refitted.weights
-    )
+    found, _ = apply_recipe(refitted.graph, recipe, refitted.observations, weights=refitted.weights)
     return bench.save(found)
 
 

@@ -128,3 +128,23 @@ def test_what_is_rounded_is_not_rounded_again(
     monkeypatch.setattr(room, "round_matrix", fail)
     for word in words:
         apply_recipe(model.ir, Recipe(layers=(("g", word),)), seen, weights=weights)
+
+
+@pytest.mark.parametrize("word", ["float16", "weights-int4", "weights-nf4", "weights-coded2"])
+def test_the_error_of_a_layer_with_groups_is_what_the_runtime_gives(
+    bench: Bench, word: str
+) -> None:
+    random = np.random.default_rng(0)
+    model = bench.model(
+        """g (float[n,12,9,9] x) => (float[n,12,7,7] y) {
+            [grouped] y = Conv <group = 4> (x, w) }""",
+        w=random.standard_normal((12, 3, 3, 3)).astype(np.float32),
+    )
+    x = random.standard_normal((64, 12, 9, 9)).cumsum(axis=2).cumsum(axis=3).astype(np.float32)
+    seen = bench.observe(model, {"x": x})
+    recipe = Recipe(layers=(("grouped", word),))
+    found = find_solutions(model.ir, {"grouped": [word]}, recipe, seen, Weights())
+    whole = bench.run(model, {"x": x})[0]
+    got = bench.run(bench.apply(model, word, observations=seen), {"x": x})[0]
+    error = np.square(got - whole).mean(axis=(0, 2, 3)).sum()
+    assert found["grouped", word].error == pytest.approx(error, rel=1e-3)

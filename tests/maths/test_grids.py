@@ -249,9 +249,13 @@ def test_codes_of_levels_written_out() -> None:
     assert (SQUARES.minimum, SQUARES.maximum, SQUARES.dtype_name) == (0, 6, "uint8")
 
 
+# No nearer to a middle than the slow reference's differences can tell.
+_STEPS = st.floats(-20, 20).map(lambda step: round(step, 6))
+
+
 @pytest.mark.parametrize("grid", LEVEL_GRIDS, ids=lambda grid: grid.name)
 @given(
-    steps=st.lists(st.floats(-20, 20) | st.integers(-40, 40).map(lambda n: n / 8), min_size=1),
+    steps=st.lists(_STEPS | st.integers(-40, 40).map(lambda n: n / 8), min_size=1),
     zero=st.integers(-8, 8).map(lambda n: n / 4),
 )
 def test_a_level_is_the_nearest_and_comes_back(

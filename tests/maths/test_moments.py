@@ -102,3 +102,35 @@ def test_pytorch_gives_the_same_moments() -> None:
         refit_to_inputs(weight, expected.second, second),
         rtol=1e-3,
     )
+
+
+def test_groups_are_moments_side_by_side() -> None:
+    x, y = streams(12)
+    split = [rows.reshape(-1, 3, 4).transpose(1, 0, 2) for rows in (x, y)]
+    grouped, cross = empty_moments(4, groups=3), empty_moments(4, groups=3)
+    for start in range(0, len(x), 1700):
+        parts = [rows[:, start : start + 1700] for rows in split]
+        grouped = add_to_moments(grouped, parts[0])
+        cross = add_to_cross_moments(cross, *parts)
+    assert grouped.grouped and grouped.second.shape == (3, 4, 4) and grouped.count == len(x)
+    for group in range(3):
+        alone = add_to_moments(empty_moments(4), split[0][group])
+        one = grouped.of_group(group)
+        assert not one.grouped and one.count == alone.count
+        np.testing.assert_allclose(one.second, alone.second, rtol=1e-4)
+        np.testing.assert_allclose(one.mean, alone.mean)
+        pair = add_to_cross_moments(empty_moments(4), split[0][group], split[1][group])
+        np.testing.assert_allclose(cross.of_group(group).second, pair.second, rtol=1e-4)
+        np.testing.assert_allclose(cross.mean_right[group], pair.mean_right)
+    with pytest.raises(ValueError, match="3 x 4 inputs"):
+        add_to_moments(grouped, split[0][:2])
+
+
+def test_the_shift_of_groups_is_that_of_each() -> None:
+    rng = np.random.default_rng(3)
+    w, v = rng.standard_normal((2, 6, 4))
+    mean, new = rng.standard_normal((2, 3, 4))
+    expected = [
+        mean_shift(w[2 * g : 2 * g + 2], mean[g], v[2 * g : 2 * g + 2], new[g]) for g in range(3)
+    ]
+    np.testing.assert_allclose(mean_shift(w, mean, v, new), np.concatenate(expected))

@@ -35,9 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, write_mlp: Callable[..., Pat
 @pytest.fixture
 def forms(model: Model, rows: NDArray[np.float32], tmp_path: Path) -> Forms:
     samples = open_samples(rows[:40], model.inputs)
-    return Forms(
-        model.ir, samples, range(40), model.inputs, tmp_path, accuracy_level=4, seed=0
-    )
+    return Forms(model.ir, samples, range(40), model.inputs, tmp_path, accuracy_level=4, seed=0)
 
 
 def test_a_form_is_observed_once(

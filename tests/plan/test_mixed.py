@@ -143,7 +143,7 @@ def test_a_size_is_met_after_correction_and_used_up(larger: float) -> None:
     """Without a limit on the drop the most faithful that fits, however wrong the prediction is."""
     for seed in range(6):
         bench = Bench(random_table(seed, layers=8), larger=larger)
-        every = [costs for costs in bench.table.costs]
+        every = bench.table.costs
         size = larger * (REST + sum(0.9 * c[1].bytes + 0.1 * c[2].bytes for c in every))
         found = run(bench, Limits(size=size))
         fitting = [one.tried for one in found if one.tried.size_bytes <= size]
@@ -177,7 +177,7 @@ def test_what_was_proposed_again_does_not_end_the_search() -> None:
 def test_the_drop_is_kept_or_what_is_nearest_is_there() -> None:
     bench = Bench(random_table(1), louder=1e4)
     found = run(bench, Limits(drop=1e-12))
-    assert {word for _, word in found[-1].tried.recipe.layers} == {"float32"}
+    assert [one.tried.drop for one in found].count(0.0) == 1  # all of it in float32
     only = Bench(table([(0.5, 0.6, 0.7)] * 2, [(40, 10, 5)] * 2))
     found = run(only, Limits(drop=0.01))
     assert all(one.tried.drop > 0.01 for one in found)

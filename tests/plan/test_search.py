@@ -12,14 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from packlight.graph.apply import why_not
 from packlight.graph.layers import Layer, find_layers
 from packlight.graph.model import load_model
 from packlight.measure.evidence import MetricEvidence
 from packlight.plan import search as room
+from packlight.plan.goal import candidate_words, find_goal
+from packlight.plan.knapsack import Cost
+from packlight.plan.rules import Rules
 from packlight.plan.search import BALANCE, SAFETY, search
 from packlight.plan.solve import Limits
+from packlight.plan.table import Table
 from packlight.plan.trials import Tried
-from packlight.recipe import Recipe
+from packlight.recipe import Recipe, parse_choice
 from packlight.targets import find_target
 
 # Size and time of a layer, as shares of float32, and the noise that it makes.
@@ -32,6 +37,10 @@ COST = {
     "weights-int4-blocks": (0.16, 1.6, 2e-2),
     "weights-int8-blocks": (0.28, 1.4, 1e-4),
 }
+for word in candidate_words("download"):
+    few = parse_choice(word)
+    faster = 0.5 if few.compute == "static" else 1.0
+    COST.setdefault(word, (few.bits / 32, faster, 1e-4 * 4 ** (8 - few.bits)))
 ALONE = 32
 
 
@@ -85,7 +94,7 @@ class Bench:
             made = replace(
                 made,
                 metric=MetricEvidence(
-                    "m", 100, 1.0, 1 - noise, noise, (0, 1), proven=False, noise_db=db
+                    "m", 100, 1.0, 1 - noise, noise, (0, noise), proven=False, noise_db=db
                 ),
             )
         if indices is None and all(old.recipe != recipe for old in self.tried):
@@ -101,7 +110,10 @@ class Bench:
     ) -> list[Tried]:
         return [self.evaluate(recipe, label, indices=indices) for recipe, label in candidates]
 
-    def rank(self, candidates: Sequence[Tried]) -> list[Tried]:
+    def pack_trial(self, one: Tried) -> Tried:
+        return replace(one, packed_bytes=one.size_bytes - 50)
+
+    def rank(self, candidates: Sequence[Tried], *, seconds: float = 8.0) -> list[Tried]:
         timed = []
         for one in candidates:
             total = sum(layer.bytes for layer in self.layers)
@@ -143,6 +155,32 @@ def layers(
 @pytest.fixture(autouse=True)
 def no_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "layer_times", lambda path, layers, feeds: {})
+
+
+@pytest.fixture(autouse=True)
+def table_by_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(
+        bench: Any,
+        base: Tried,
+        layers: Sequence[Layer],
+        words: Sequence[str],
+        *,
+        pins: Sequence[tuple[str, str]],
+        **options: Any,
+    ) -> Table:
+        able = []
+        for layer in layers:
+            own = base.recipe.choice(layer.name)
+            wanted = (own,) if layer.name in dict(pins) else (own, *words)
+            able.append(tuple(w for w in dict.fromkeys(wanted) if not why_not(layer, w)))
+        costs = tuple(
+            tuple(Cost(COST[word][2], COST[word][0] * layer.bytes, 0.0) for word in row)
+            for layer, row in zip(layers, able, strict=True)
+        )
+        integer = tuple((False,) * len(row) for row in able)
+        return Table(tuple(layer.name for layer in layers), tuple(able), costs, integer)
+
+    monkeypatch.setattr(room, "build_table", build)
 
 
 def limits(layers: Sequence[Layer], drop: float | None = 0.01, share: float = 1.0) -> Limits:
@@ -223,9 +261,9 @@ def test_a_setting_is_kept_where_it_is_clearly_better(layers: tuple[Layer, ...])
     assert plain.chosen.recipe.bias_correction is False
 
 
-@pytest.mark.parametrize("factor", [1.0, 0.01])
+@pytest.mark.parametrize(("factor", "gains"), [(10.0, True), (0.01, False)])
 def test_graphs_are_balanced_only_where_that_can_gain(
-    layers: tuple[Layer, ...], factor: float
+    layers: tuple[Layer, ...], factor: float, gains: bool
 ) -> None:
     class Able(Bench):
         def differs(self, recipe: Recipe, other: Recipe) -> bool:
@@ -234,14 +272,12 @@ def test_graphs_are_balanced_only_where_that_can_gain(
     for better in ({"rotate": True}, {"smooth": "searched"}, {"smooth": 0.5}):
         sensitive = {layer.name: factor for layer in layers}
         bench = Able(layers, better=dict(better), sensitive=sensitive)
-        found = search(bench, layers, limits(layers))  # type: ignore[arg-type]
-        tried = {
-            setting for one in bench.tried for setting in BALANCE if getattr(one.recipe, setting)
-        }
-        # 24 dB without, and 44 dB where every layer makes a hundredth of the noise.
-        assert tried == (set(BALANCE) if factor == 1.0 else set())
+        found = search(bench, layers, limits(layers, drop=0.5))  # type: ignore[arg-type]
+        tried = {key for one in bench.tried for key in BALANCE if getattr(one.recipe, key)}
+        # 14 dB without, and 44 dB where every layer makes a thousandth of that noise.
+        assert tried == (set(BALANCE) if gains else set())
         for setting, value in better.items():
-            assert (getattr(found.chosen.recipe, setting) == value) == (factor == 1.0)
+            assert (getattr(found.chosen.recipe, setting) == value) == gains
 
 
 def test_what_fails_is_reported_and_not_chosen(layers: tuple[Layer, ...]) -> None:
@@ -266,3 +302,112 @@ def test_a_model_without_layers(layers: tuple[Layer, ...]) -> None:
     found = search(Bench(()), (), limits(layers))  # type: ignore[arg-type]
     assert found.chosen.recipe.layers == ()
     assert found.noise_db == {}
+
+
+# Presets, downloads, rules ------------------------------------------------------------------------
+
+
+def packed(found: Any) -> int:
+    assert found.chosen.packed_bytes is not None
+    return int(found.chosen.packed_bytes)
+
+
+def test_smallest_goes_below_8_bits_and_keeps_the_drop(layers: tuple[Layer, ...]) -> None:
+    plain = search(Bench(layers), layers, limits(layers))  # type: ignore[arg-type]
+    bench = Bench(layers)
+    found = search(bench, layers, limits(layers), goal=find_goal("smallest"))  # type: ignore[arg-type]
+    assert found.chosen.drop <= 0.01 * SAFETY
+    assert packed(found) < 0.8 * plain.chosen.size_bytes
+    assert found.chosen in found.tried
+    assert min(parse_choice(word).bits for word in choices(found)) < 8
+
+
+def test_smallest_without_a_drop_is_bound_by_the_size(layers: tuple[Layer, ...]) -> None:
+    """Nobody wants 0.5 bits a weight that nothing holds."""
+    found = search(
+        Bench(layers),  # type: ignore[arg-type]
+        layers,
+        limits(layers, None, share=0.3),
+        goal=find_goal("smallest"),
+        asked=True,
+    )
+    assert found.chosen.size_bytes <= limits(layers, None, share=0.3).size  # type: ignore[operator]
+    assert found.chosen.drop < 0.01
+
+
+@pytest.mark.parametrize("drop", [0.02, None])
+def test_a_limit_on_the_download_is_kept(layers: tuple[Layer, ...], drop: float | None) -> None:
+    most = round(0.2 * sum(layer.bytes for layer in layers))
+    found = search(
+        Bench(layers),  # type: ignore[arg-type]
+        layers,
+        limits(layers, drop),
+        download=most,
+        asked=True,
+    )
+    assert packed(found) <= most
+    assert drop is None or found.chosen.drop <= drop * SAFETY
+    if drop is None:  # as faithful as fits: the room is used
+        assert packed(found) > 0.8 * most
+
+
+def test_a_download_beyond_reach_gives_what_is_nearest(layers: tuple[Layer, ...]) -> None:
+    found = search(
+        Bench(layers),  # type: ignore[arg-type]
+        layers,
+        limits(layers, 1e-4),
+        download=120,
+        asked=True,
+    )
+    assert not found.chosen.failure and found.chosen.latency_ratio is not None
+
+
+def test_lossless_rounds_nothing(layers: tuple[Layer, ...]) -> None:
+    bench = Bench(layers)
+    found = search(bench, layers, limits(layers, 0.0), goal=find_goal("lossless"))  # type: ignore[arg-type]
+    assert set(choices(found)) == {"float32"}
+    assert len(found.tried) == 1  # no weight of this network fits into 16 bits
+    pinned = Rules((("b", "float16"),))
+    found = search(bench, layers, limits(layers, 0.0), goal=find_goal("lossless"), rules=pinned)  # type: ignore[arg-type]
+    assert choices(found) == ["float32", "float16", "float32", "float32"]
+
+
+def test_without_samples_nothing_small_is_computed_in_integers(layers: tuple[Layer, ...]) -> None:
+    bench = Bench(layers, generated=True)
+    search(bench, layers, limits(layers), goal=find_goal("smallest"))  # type: ignore[arg-type]
+    tried = {word for one in bench.tried for _, word in one.recipe.layers}
+    assert all(parse_choice(word).compute != "static" for word in tried)
+    assert not any(one.recipe.sequential for one in bench.tried)
+
+
+@pytest.mark.parametrize("goal", ["balanced", "smallest"])
+def test_rules_hold_in_every_recipe_that_is_tried(layers: tuple[Layer, ...], goal: str) -> None:
+    rules = Rules((("b", "weights-int8"), ("d", "float32")), ("float16", "int4", "int8-dynamic"))
+    bench = Bench(layers, sensitive={"a": 50.0})
+    found = search(bench, layers, limits(layers), goal=find_goal(goal), rules=rules)  # type: ignore[arg-type]
+    assert len(bench.tried) > 3 and found.chosen in bench.tried
+    for one in bench.tried:
+        assert one.recipe.choice("b") == "weights-int8", one.label
+        assert one.recipe.choice("d") == "float32", one.label
+        words = {word for _, word in one.recipe.layers}
+        assert words.isdisjoint(rules.forbidden), one.label
+
+
+def test_a_given_recipe_is_tried_first_with_its_pins(layers: tuple[Layer, ...]) -> None:
+    """It may leave layers out; it competes with all others."""
+    given = Recipe(
+        layers=(("a", "int8"), ("c", "weights-int8")), pins=(("b", "weights-int8"),), seed=5
+    )
+    bench = Bench(layers)
+    rules = Rules(given.pins)
+    found = search(bench, layers, limits(layers), rules=rules, given=given)  # type: ignore[arg-type]
+    first = bench.tried[0]
+    assert first.label == "the given recipe, pinned"
+    assert dict(first.recipe.layers) == {
+        "a": "int8",
+        "b": "weights-int8",
+        "c": "weights-int8",
+        "d": "float32",
+    }
+    assert first.recipe.pins == () and first.recipe.seed == 5
+    assert choices(found) == ["int8", "weights-int8", "int8", "int8"]

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from packlight.errors import RuntimeCrashed, RuntimeOutOfMemory, RuntimeRefused
 from packlight.graph.model import Model, load_model
-from packlight.plan import trials
 from packlight.measure.outputs import equal_outputs
+from packlight.plan import trials
 from packlight.plan.trials import Tried, Workbench
 from packlight.recipe import Recipe
 from packlight.samples import open_samples, split_samples
@@ -169,3 +169,22 @@ def test_whole_numbers_and_nan_must_be_the_same() -> None:
     gaps = np.array([1, np.nan, np.inf])
     assert equal_outputs({"y": gaps}, {"y": gaps.copy()})
     assert not equal_outputs({"y": gaps}, {"y": np.array([1, np.nan, -np.inf])})
+
+
+def test_two_workers_find_what_one_finds(
+    model: Model, rows: NDArray[np.float32], bench: Workbench
+) -> None:
+    words = ("float16", "weights-int8", "weights-int4", "weights-int2")
+    recipes = [
+        (Recipe(layers=(("h", word), ("g", word), ("y", "float16"))), word) for word in words
+    ]
+    alone = bench.evaluate_many(recipes)
+    samples = open_samples(rows, model.inputs)
+    arguments: tuple[Any, ...] = (model, model.ir, samples, split_samples(samples))
+    with Workbench(*arguments, find_target("laptop"), max_drop=0.01, workers=2) as other:
+        together = other.evaluate_many(recipes)
+        assert other.tried == together
+    for one, two in zip(alone, together, strict=True):
+        assert (one.label, one.recipe, one.size_bytes) == (two.label, two.recipe, two.size_bytes)
+        assert one.drop == two.drop and not two.failure
+        assert one.noise_db == pytest.approx(two.noise_db, abs=0.01)

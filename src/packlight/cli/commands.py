@@ -1,4 +1,4 @@
-"""The four commands: options in, one call of the Python API, something readable out."""
+"""Commands on models: options in, one call of the Python API, something readable out."""
 
 from __future__ import annotations
 
@@ -224,7 +224,8 @@ def compress(
         typer.Option(
             "--pin",
             metavar="LAYER=CHOICE",
-            help="This layer gets this choice, whatever the search finds; may be given again.",
+            help="This layer gets this choice (see [bold]packlight choices[/bold]), whatever the "
+            "search finds; may be given again.",
             rich_help_panel=_MORE,
             show_default=False,
         ),

@@ -87,8 +87,8 @@ def refit_in_sequence(
     """Refit the layers that a recipe compresses, each to the inputs that those before it leave.
 
     model: simplified; it is not changed. observations: of it. samples_each: calibration samples
-    of each pass; by itself all for stages with layers that see one row a sample. Layers that share a weight,
-    have groups, or whose inputs are too many for second moments stay as they are.
+    of each pass; by itself all for stages with layers that see one row a sample. Layers that
+    share a weight, have groups, or too many inputs for second moments stay as they are.
     Apply the recipe to `Refitted.graph` with its observations and weights.
     """
     work = copy_model(model)

@@ -129,7 +129,7 @@ class Trial:
 class Evidence:
     """All that one run of `compress` has to show. `report.json` is this value.
 
-    packed_bytes: of the compressed model's files, entropy coded (None: not made).
+    packed_bytes: of the compressed model's files and recipe, entropy coded (None: not made).
     preset: what was wished for most.
     """
 

@@ -62,12 +62,13 @@ def measure_figures(
     size_bytes: int,
     *,
     files: Sequence[Path] = (),
+    recipe: str = "",
     indices: Sequence[int],
     progress: Progress = SILENT,
 ) -> Figures:
     """Quality on `indices`, latency with one and all threads, memory and size of both files.
 
-    files: of the compressed model, to be packed; large ones are not.
+    files: of the compressed model, to be packed with its recipe (YAML); large ones are not.
     """
     device = bench.device
     notes: list[str] = [device.note] if device.note else []
@@ -110,7 +111,7 @@ def measure_figures(
     packed = None
     if files and size_bytes <= MOST_PACKED:
         progress.stage("packing for the download")
-        packed = packed_size(files)
+        packed = packed_size(files, texts={"recipe.yaml": recipe} if recipe else None)
     size = Pair(bench.model.size_bytes, size_bytes)
     return Figures(metric, one, many, memory, size, tuple(notes), packed)
 

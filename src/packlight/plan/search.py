@@ -44,7 +44,7 @@ BALANCE = ("equalize", "rotate", "smooth")
 
 INTEGER = ("int8", "int8-wide")
 
-FINAL = 4
+FINAL = 2
 """Proposals that are timed, and packed: the smallest of those that keep the drop."""
 
 EXACT_DB = 80.0

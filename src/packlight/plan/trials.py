@@ -29,7 +29,7 @@ from packlight.plan.evaluate import Evaluation, read_parts, try_file
 from packlight.plan.forms import Forms
 from packlight.plan.workers import run_tasks
 from packlight.progress import SILENT, Progress
-from packlight.recipe import Recipe
+from packlight.recipe import Recipe, write_recipe
 from packlight.runtime import Process, Session, cpu_features
 from packlight.samples import Batch, Samples, Split, batches_of
 from packlight.targets import Target
@@ -159,7 +159,7 @@ class Workbench:
         """The samples on which candidates are compared: fewer where the model is slow."""
         if self._search is None:
             indices = self.split.search or self.split.calibration
-            runs = list(batches_of(self.samples, indices[:1], self.model.inputs))
+            runs = list(batches_of(self.samples, indices[:LEAST_SEARCH], self.model.inputs))
             begun = time.monotonic()
             for _ in range(3):
                 self._original.run(runs[0].feeds)
@@ -365,9 +365,11 @@ class Workbench:
 
     def pack_trial(self, one: Tried) -> Tried:
         """The same candidate with the size of its entropy-coded file."""
-        if one.packed_bytes is not None or not one.files:
-            return one
-        return self._keep(replace(one, packed_bytes=packed_size(one.files)))
+        known = self._made.get(one.recipe, one)
+        if known.packed_bytes is not None or not known.files:
+            return replace(one, packed_bytes=known.packed_bytes)
+        texts = {"recipe.yaml": write_recipe(one.recipe)}  # the folder is packed with it
+        return self._keep(replace(one, packed_bytes=packed_size(one.files, texts=texts)))
 
     def _keep(self, result: Tried) -> Tried:
         """Put a result in the place of what was known of its recipe."""

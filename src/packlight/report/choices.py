@@ -11,7 +11,7 @@ Gain = Literal["none", "speed", "exactness", "memory", "file"]
 
 GAINS: dict[Gain, str] = {
     "none": "left as it is",
-    "speed": "smaller and faster, computed in integers",
+    "speed": "smaller, and computed in integers",
     "exactness": "smaller, seldom faster: few runtimes compute with 16-bit activations",
     "memory": "smaller in memory too; faster where few rows are computed at once",
     "file": "size only, computed in float as before",

@@ -28,6 +28,8 @@ from packlight.report.wording import count, format_metric
 _ROWS = 12
 _TRIALS_SHOWN = 15
 _NAMES_SHOWN = 8
+_HELD_BITS = 7
+"""Below, a file takes clearly more bits than its weights have."""
 _LEGEND = (
     '<p class="legend"><span class="key original"></span>original '
     '<span class="key compressed"></span>compressed'
@@ -43,7 +45,7 @@ def write_use(evidence: Evidence, how_to_run: str) -> str:
     if evidence.packed_bytes is not None:
         parts.append(
             "<p>To send it: <code>packlight pack DIR</code>, with the folder of this page for DIR, "
-            f"makes one file of {_bytes(evidence.packed_bytes)} and a little more for the recipe; "
+            f"makes one file of {_bytes(evidence.packed_bytes)} of the model and its recipe; "
             "<code>packlight unpack FILE</code> gives the same bytes back.</p>"
         )
     return "".join(parts)
@@ -271,10 +273,9 @@ def _write_average(evidence: Evidence) -> str:
     bits = next((trial.average_bits for trial in evidence.trials if trial.chosen), None)
     if bits is None:
         return ""
-    text = f"On average {format_number(bits)} bits a weight, counted without scales."
-    stored = sum(layer.bytes_compressed for layer in evidence.layers)
+    text = f"On average {format_number(bits)} bits a weight."
     packed = evidence.packed_bytes
-    if packed is not None and packed < stored:
+    if packed is not None and bits < _HELD_BITS and packed < evidence.size_bytes.compressed:
         text += (
             " The runtime wants weights in whole bytes or half ones, so the file takes more; "
             f"packed it is {format_bytes(packed)}."

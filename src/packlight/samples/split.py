@@ -29,9 +29,9 @@ def split_samples(samples: Samples, *, seed: int = 0) -> Split:
     """Three parts that have no sample in common, drawn at random from a seed.
 
     A quarter each for calibration, up to 512, and for search, up to 1024; the rest for the proof.
-    Classes are spread evenly where labels are whole numbers. Exact duplicates stay together, since a proof
-    on a sample that was used before proves nothing. Three different samples give one to each
-    part, two give one to calibration and one to the proof, one goes to calibration alone.
+    Classes are spread evenly where labels are whole numbers. Exact duplicates stay together,
+    since a proof on a sample that was used before proves nothing. Three different samples give
+    one to each part, two give one to calibration and one to the proof, one goes to calibration.
     Raises UnusableSamples where there are no samples.
     """
     count = len(samples)

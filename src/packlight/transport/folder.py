@@ -9,7 +9,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -117,13 +117,15 @@ def pack(
     return Transport(path, size, tuple(packed), left_out)
 
 
-def packed_size(files: Sequence[Path]) -> int:
-    """Give the bytes of a transport file of these files; it is not kept."""
+def packed_size(files: Sequence[Path], *, texts: Mapping[str, str] | None = None) -> int:
+    """Give the bytes of a transport file of these files and texts by name; it is not kept."""
     with tempfile.TemporaryDirectory(prefix="packlight-") as scratch:
         folder = Path(scratch) / "files"
         folder.mkdir()
         for file in files:
             shutil.copyfile(file, folder / file.name)
+        for name, text in (texts or {}).items():
+            (folder / name).write_bytes(text.encode("utf-8"))
         return pack(folder, Path(scratch) / "all.plz").packed_bytes
 
 

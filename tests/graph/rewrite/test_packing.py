@@ -13,9 +13,16 @@ from numpy.typing import NDArray
 from packlight.graph.layers import Layer, find_layers, weight_matrix
 from packlight.graph.patches import kernel_order
 from packlight.graph.rewrite.packing import BLOCK, pack_layers, pack_weight, unpack
-from packlight.maths.grids import block_counts
+from packlight.maths.grids import (
+    IntegerGrid,
+    block_counts,
+    dequantize,
+    scale_and_zero_point,
+)
+from packlight.maths.grouped import output_error_of_groups
 from packlight.maths.moments import Moments
-from packlight.maths.rounding import output_error
+from packlight.maths.ranges import range_squared_error_of_array
+from packlight.maths.rounding import output_error, round_to_nearest
 from packlight.recipe import parse_choice
 
 BLOCKS = ("weights-int2-blocks", "weights-int4-blocks", "weights-int8-blocks")
@@ -177,3 +184,59 @@ def test_blocks_have_their_size(bench: Bench) -> None:
     layer = product(bench, normal(70, 4))
     for word in BLOCKS:
         assert pack_weight(layer, parse_choice(word), None).block == (1, 32)
+
+
+GROUPS = {"depthwise": (8, 1, 3, 3), "pairs": (12, 2, 3, 3), "large": (8, 32, 3, 3)}
+
+
+def grouped_layer(bench: Bench, name: str) -> tuple[Layer, Moments]:
+    """A Conv whose channels are in groups, and correlated moments in kernel order."""
+    shape = GROUPS[name]
+    groups = {"depthwise": 8, "pairs": 4, "large": 2}[name]
+    text = f"""g (float[n,{shape[1] * groups},8,8] x) => (float[n,{shape[0]},6,6] y) {{
+        y = Conv <group = {groups}> (x, w) }}"""
+    (layer,) = find_layers(bench.model(text, w=normal(*shape)).ir)
+    each = [correlated(shape[1] * 9) for _ in range(groups)]
+    left = np.stack([one.left for one in each])
+    return layer, Moments(np.stack([one.products for one in each]), left, left, each[0].count)
+
+
+@pytest.mark.parametrize("name", GROUPS)
+@pytest.mark.parametrize(
+    "word", ["weights-int6", "weights-int3", "weights-fp4", "weights-nf4", "weights-shared3"]
+)
+def test_each_group_is_rounded_for_its_own_inputs(bench: Bench, name: str, word: str) -> None:
+    layer, moments = grouped_layer(bench, name)
+    matrix, order = weight_matrix(layer)[:, kernel_order(layer)], kernel_order(layer)
+    choice = parse_choice(word)
+
+    def error(packed: Any) -> float:
+        return output_error_of_groups(matrix, unpack(packed)[:, order], moments.second)
+
+    blind, known = (error(pack_weight(layer, choice, seen)) for seen in (None, moments))
+    several_blocks = word == "weights-nf4" and name == "large"  # left to the nearest
+    assert known == blind if several_blocks else known < 0.7 * blind
+    assert error(pack_weight(layer, choice, moments, rounding="nearest")) == blind
+    # Coded weights have one scale for all groups and stay as they are.
+    coded = [
+        pack_weight(layer, parse_choice("weights-coded2"), seen).codes for seen in (None, moments)
+    ]
+    np.testing.assert_array_equal(*coded)
+
+
+def test_blocks_of_unknown_inputs_have_the_better_of_two_ranges(bench: Bench) -> None:
+    """Squared error below the search's at 4 bits; at 2 bits the search's own."""
+    layer = product(bench, normal(96, 24))
+    matrix = weight_matrix(layer).astype(np.float64)
+    for bits, least in ((4, 0.995), (2, 1.0)):
+        grid = IntegerGrid(bits=bits, signed=False, symmetric=False)
+        ends = range_squared_error_of_array(matrix, grid, block_shape=(1, BLOCK), shrinks=8)
+        scale, zero = scale_and_zero_point(*ends, grid)
+        codes = round_to_nearest(matrix, scale, zero, grid, group_size=BLOCK)
+        plain = dequantize(codes, scale, zero, block_shape=(1, BLOCK))
+        found = unpack(pack_weight(layer, parse_choice(f"weights-int{bits}-blocks"), None))
+        ours, theirs = (np.square(matrix - one).sum() for one in (found, plain))
+        assert 0.9 * theirs < ours <= least * theirs * (1 + 1e-6)
+        blocks = (np.square(matrix - one).reshape(24, 3, 32).sum(axis=2) for one in (found, plain))
+        better, worse = blocks
+        assert (better <= worse * (1 + 1e-6)).all()

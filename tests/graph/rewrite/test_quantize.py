@@ -474,3 +474,82 @@ def test_the_layers_found_are_those_asked_for(bench: Bench) -> None:
         operators = bench.operators(path)
         assert operators.count("QLinearConv") == 1
         assert operators.count("Conv") + operators.count("FusedConv") == 1
+
+
+KEPT = {
+    "Conv": ("Conv(r, v, e)", {"v": normal(8, 8, 3, 3), "e": normal(8)}, "FusedConv"),
+    "ConvTranspose": ("ConvTranspose(r, v)", {"v": normal(8, 8, 3, 3)}, "ConvTranspose"),
+    "Gemm": ("Gemm(r, v, e)", {"v": normal(16, 16), "e": normal(16)}, "FusedGemm"),
+}
+
+
+@pytest.mark.parametrize("kind", KEPT)
+@pytest.mark.parametrize("clamp", ["", "Relu"])
+@pytest.mark.parametrize("choice", ["float32", "float16", "weights-int8", "weights-int4"])
+def test_what_is_left_in_float_between_codes_stays_float(
+    bench: Bench, kind: str, clamp: str, choice: str
+) -> None:
+    """The runtime would quantize such a layer's weights by itself, without a pair limit."""
+    text, weights, operator = KEPT[kind]
+    clamped = f"s = {clamp}(c)" if clamp else ""
+    last = "s" if clamp else "c"
+    if kind == "Gemm":
+        model = bench.model(
+            f"""g (float[n,16] x) => (float[n,16] z, float[n,6] y) {{
+                a = Gemm(x, w, b) r = Relu(a) [other] z = Gemm(r, o, b)
+                [kept] c = {text} {clamped} y = Gemm({last}, u) }}""",
+            w=normal(16, 16), b=normal(16), o=normal(16, 16), u=normal(16, 6), **weights,
+        )  # fmt: skip
+        x = picture(64, 16)
+    else:
+        model = bench.model(
+            f"""g (float[n,4,8,8] x) => (float[n,6,k,l] y) {{
+                a = Conv(x, w) r = Relu(a) [kept] c = {text} {clamped} y = Conv({last}, u) }}""",
+            w=normal(8, 4, 3, 3), u=normal(6, 8, 1, 1), **weights,
+        )  # fmt: skip
+        x = picture(32, 4, 8, 8)
+    names = [layer.name for layer in find_layers(model.ir)]
+    path = bench.apply(
+        model, {name: choice if name == "kept" else "int8" for name in names}, {"x": x}
+    )
+    operators = bench.operators(path)
+    integers = sum(one in ("QLinearConv", "QGemm") for one in operators)
+    assert operators.count(operator) == 1 and integers == len(names) - 1
+    plain, fast = (bench.run(path, {"x": x}, optimize=on)[-1] for on in (False, True))
+    assert snr_db(plain, fast) > 60  # rounding of the runtime's own; 33 to 43 when it quantizes
+
+
+def test_only_layers_between_codes_are_kept_apart(bench: Bench) -> None:
+    """Nothing is added behind layers that the runtime leaves alone."""
+    model = bench.model(
+        """g (float[n,4,8,8] x) => (float[n,6,k,l] y) {
+            [one] a = Conv(x, w) r = Relu(a) [free] c = Conv(r, v) s = Softmax(c)
+            [end] y = Conv(s, u) }""",
+        w=normal(8, 4, 3, 3), v=normal(8, 8, 3, 3), u=normal(6, 8, 1, 1),
+    )  # fmt: skip
+    x = picture(32, 4, 8, 8)
+    for choices in ({"one": "int8"}, {"one": "int8", "end": "int8"}, {"end": "int8"}):
+        path = bench.apply(model, choices, {"x": x})
+        assert "LeakyRelu" not in [node.op_type for node in onnx.load(path).graph.node]
+
+
+def test_depthwise_weights_are_rounded_for_what_they_see(bench: Bench) -> None:
+    """Neighbouring pixels are alike: compensation gains much, and the bias keeps the mean."""
+    text = "g (float[n,16,12,12] x) => (float[n,16,10,10] y) { y = Conv <group = 16> (x, w, b) }"
+    model = bench.model(text, w=normal(16, 1, 3, 3), b=normal(16))
+    smooth = RANDOM.standard_normal((64, 16, 16, 16)).cumsum(axis=2).cumsum(axis=3)
+    x = (smooth[:, :, 4:, 4:] / 10 + 1).astype(np.float32)
+    whole = bench.run(model, {"x": x})[0]
+    found = {
+        how: snr_db(
+            whole, bench.run(bench.apply(model, "int4", {"x": x}, rounding=how), {"x": x})[0]
+        )
+        for how in ("nearest", "compensated", "descent")
+    }
+    assert found["compensated"] > found["nearest"] + 6
+    assert found["descent"] > found["nearest"] + 6
+    path = bench.apply(model, "int4", {"x": x}, rounding="nearest", bias_correction=True)
+    corrected = bench.run(path, {"x": x})[0]
+    plain = bench.run(bench.apply(model, "int4", {"x": x}, rounding="nearest"), {"x": x})[0]
+    off = [np.abs((one - whole).mean(axis=(0, 2, 3))).mean() for one in (plain, corrected)]
+    assert off[1] < off[0]

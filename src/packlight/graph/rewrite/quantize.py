@@ -111,8 +111,9 @@ def keep_float(model: ir.Model, integer: Iterable[str]) -> None:
     float, and weights that keep no pair limit saturate on x86 without VNNI. A LeakyRelu with a
     slope of 1 behind the layer gives what it gets, and is one thing that the runtime does not
     see through; it computes it within the layer's own kernel (but for ConvTranspose).
-    Measured on resnet20 with one convolution in float: as fast as without, where a
-    multiplication between DequantizeLinear and the layer, which helps as well, is a pass more.
+    Measured on resnet20 with the first convolution of a middle block in float, medians of
+    interleaved runs: 1.04 to 1.07 times what it takes when the runtime quantizes that layer as
+    well, 0.68 times float32; a multiplication in front of the layer helps and costs the same.
     integer: names of the nodes that are meant to run in integers.
     """
     edit, whole = Editor(model), set(integer)
