@@ -132,3 +132,9 @@ def test_fastest_then_smallest_then_most_faithful(
 def test_nothing_to_choose_from() -> None:
     with pytest.raises(ValueError, match="nothing"):
         choose([], Limits())
+
+
+def test_without_ties_the_fastest_wins_whatever_its_size() -> None:
+    options = [Option(100, 0.500, 0.0, 30), Option(50, 0.505, 0.0, 30)]
+    assert choose(options, Limits(drop=0.01)) == 1
+    assert choose(options, Limits(drop=0.01), tie_latency=0.0) == 0

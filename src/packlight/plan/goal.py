@@ -9,6 +9,7 @@ from typing import Literal
 
 from packlight.errors import WrongUsage
 from packlight.graph.layers import Layer
+from packlight.plan.solve import TIE_LATENCY
 from packlight.recipe import CHOICES, Recipe, parse_choice
 from packlight.targets import Target
 
@@ -19,17 +20,19 @@ Wish = Literal["latency", "size", "download", "nothing"]
 class Goal:
     """A preset. wish: what is made least under the budget, for "nothing" only what is exact is
     done. drop: the budget of the metric where the user names none. about: for people.
+    tie_latency: latencies that differ by a smaller share are equal, and the smaller file wins.
     """
 
     name: str
     wish: Wish
     drop: float
     about: str
+    tie_latency: float = TIE_LATENCY
 
 
 PRESETS: tuple[Goal, ...] = (
     Goal("balanced", "latency", 0.01, "fast first, then small: a smaller file wins a near tie"),
-    Goal("fastest", "latency", 0.01, "the shortest latency, whatever the size"),
+    Goal("fastest", "latency", 0.01, "the shortest latency, whatever the size", 0.0),
     Goal("smallest", "download", 0.01, "the smallest packed file (see `packlight pack`)"),
     Goal("lossless", "nothing", 0.0, "nothing is rounded: simplified, exact storage, packed"),
 )

@@ -102,7 +102,7 @@ def search(
     if static is not None and not static.failure:
         tried += _variants(bench, static, layers, rules, progress)
     tried = _timed(bench, tried, progress)
-    best = tried[_best(tried, wanted)]
+    best = tried[_best(tried, wanted, goal)]
     taken: dict[str, str] = {}
     starts = _most_promising(tried, best, wanted)
     noise = _noise(bench, starts[0] if starts else best, layers, progress)
@@ -114,7 +114,7 @@ def search(
             origin |= {one.recipe: start for one in back if one.recipe not in origin}
             rescued += back
         better = tried + _timed(bench, rescued, progress)
-        chosen = better[_best(better, wanted)]
+        chosen = better[_best(better, wanted, goal)]
         if chosen.recipe == best.recipe:
             noise = _noise(bench, best, layers, progress)
         else:
@@ -349,9 +349,10 @@ def _option(one: Tried) -> Option:
     return Option(one.size_bytes, latency, one.drop, one.noise_db)
 
 
-def _best(tried: Sequence[Tried], limits: Limits) -> int:
+def _best(tried: Sequence[Tried], limits: Limits, goal: Goal) -> int:
     able = [i for i, one in enumerate(tried) if not one.failure] or list(range(len(tried)))
-    return able[choose([_option(tried[i]) for i in able], limits)]
+    tie = goal.tie_latency
+    return able[choose([_option(tried[i]) for i in able], limits, tie_latency=tie)]
 
 
 def _most_promising(tried: Sequence[Tried], best: Tried, limits: Limits) -> list[Tried]:

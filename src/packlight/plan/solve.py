@@ -47,10 +47,17 @@ def violation(option: Option, limits: Limits) -> float:
     return worst
 
 
-def choose(options: Sequence[Option], limits: Limits, *, smallest: bool = False) -> int:
+def choose(
+    options: Sequence[Option],
+    limits: Limits,
+    *,
+    smallest: bool = False,
+    tie_latency: float = TIE_LATENCY,
+) -> int:
     """The number of the best option: fastest, then smallest, then most faithful.
 
-    smallest: smallest, then fastest, then most faithful. Where the drop has no limit, the most
+    smallest: smallest, then fastest, then most faithful. tie_latency: latencies that differ by a
+    smaller share count as equal. Where the drop has no limit, the most
     faithful: a size or a time was asked for, no more. Ties are wide, since latencies are
     measured. Where no option keeps to the limits, the one that comes nearest is taken.
     Raises ValueError without options.
@@ -69,7 +76,7 @@ def choose(options: Sequence[Option], limits: Limits, *, smallest: bool = False)
             fitting, key=lambda i: (options[i].size, options[i].latency, -options[i].noise_db)
         )
     fastest = min(options[i].latency for i in fitting)
-    fast = [i for i in fitting if options[i].latency <= fastest * (1 + TIE_LATENCY)]
+    fast = [i for i in fitting if options[i].latency <= fastest * (1 + tie_latency)]
     least = min(options[i].size for i in fast)
     small = [i for i in fast if options[i].size <= least * (1 + TIE_SIZE)]
     return max(small, key=lambda i: (options[i].noise_db, -options[i].size))

@@ -201,7 +201,10 @@ def _run_in_processes(
     ):
         # Two at least: joblib runs a single one in this process, which must not be what dies.
         run = joblib.Parallel(n_jobs=max(2, workers), batch_size=1, return_as="generator_unordered")
-        outcomes = run(calls)
+        try:
+            outcomes = run(calls)
+        except BrokenProcessPool:  # it died while the first tasks were being given out
+            raise _WorkerLost from None
     try:
         # Not `yield from`, which would close them outside this room.
         for outcome in outcomes:  # noqa: UP028
