@@ -12,9 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packlight.measure.evidence import Evidence, Trial
-from packlight.report.plot import draw_trials
+from packlight.report.plot import draw, lay_out
+from packlight.report.views import collect_view
 
 SVG = "{http://www.w3.org/2000/svg}"
+
+
+def draw_trials(
+    evidence: Evidence, *, width: int, height: int, name: str, numbers: bool = False
+) -> str:
+    """Size and quality as an SVG; empty where there is nothing to plot."""
+    found = collect_view(evidence, "size-quality")
+    if found is None:
+        return ""
+    return draw(lay_out(found, width=width, height=height), name=name, numbers=numbers)
 
 
 def parse(svg: str) -> ET.Element:

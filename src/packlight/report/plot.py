@@ -10,9 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from packlight.measure.evidence import Evidence
 from packlight.report.labels import Box, find_leader, place_label, text_width
-from packlight.report.views import Limit, Name, Point, View, collect_view
+from packlight.report.views import Limit, Point, View
 from packlight.report.visible import escape
 
 _MARK_PX = 5.5
@@ -80,31 +79,12 @@ def lay_out(view: View, *, width: int, height: int) -> Layout:
     return Layout(view, width, height, area, across, _span(ys, area.bottom, area.top))
 
 
-def draw_trials(
-    evidence: Evidence,
-    *,
-    width: int,
-    height: int,
-    name: str,
-    numbers: bool = False,
-    view: Name = "size-quality",
-) -> str:
-    """A view as an SVG of `width` x `height` pixels; empty when there is nothing to plot.
+def draw(layout: Layout, *, name: str, numbers: bool = False) -> str:
+    """The layout as SVG.
 
     name: makes its element ids unique in the page.
     numbers: label all but the chosen one by its number in the table, for small screens.
-
-    Quality is the change of the metric where it was measured, else the signal-to-noise
-    ratio of the outputs.
     """
-    found = collect_view(evidence, view)
-    if found is None:
-        return ""
-    return draw(lay_out(found, width=width, height=height), name=name, numbers=numbers)
-
-
-def draw(layout: Layout, *, name: str, numbers: bool = False) -> str:
-    """The layout as SVG; name and numbers as for `draw_trials`."""
     view, area = layout.view, layout.area
     points = list(view.points)
     if numbers:
