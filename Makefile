@@ -76,7 +76,7 @@ check: lint types test ## what continuous integration runs
 	  -c constraints.txt -r benchmarks/requirements.txt -e .
 	@touch $@
 
-bench: .bench/bench.stamp ## a benchmark: BENCH=int8|fewbits|size|rounding|entropy|budget (OPTIONS="...")
+bench: .bench/bench.stamp ## a benchmark: BENCH=int8|fewbits|mixed|size|rounding|entropy|budget (OPTIONS="...")
 	@.bench/bin/python benchmarks/$(BENCH).py $(OPTIONS)
 
 clean: ## removes environments, caches and what the demo wrote
