@@ -23,6 +23,8 @@ FLOORS = {
     "progress": 0,
     "tensors": 0,
     "version": 0,
+    "durable": 0,
+    "nearest": 0,
     "recipe": 1,
     "targets": 1,
     "samples": 1,

@@ -70,6 +70,8 @@ __all__ = [
     "unpack",
 ]
 
+MOST_PACKED = 32 << 20
+
 
 @dataclass(frozen=True)
 class Result:
@@ -241,11 +243,13 @@ def compress(
             bench,
             found.chosen.path,
             found.chosen.size_bytes,
-            files=found.chosen.files if _to_be_packed(found.chosen.recipe, wish, download) else (),
-            recipe=write_recipe(found.chosen.recipe),
             indices=prepared.split.proof or prepared.split.search or prepared.split.calibration,
             progress=progress,
         )
+        if _to_be_packed(found.chosen, wish, download):
+            progress.stage("packing for the download")
+            packed = bench.pack_trial(found.chosen).packed_bytes
+            figures = replace(figures, packed_bytes=packed)
         evidence = _evidence(bench, prepared, steps, layers, found, figures, budget, wish)
         scratch = _Scratch()
         files = _keep(found.chosen, scratch.path)
@@ -317,9 +321,13 @@ def targets() -> tuple[Target, ...]:
     return TARGETS
 
 
-def _to_be_packed(recipe: Recipe, goal: Goal, download: int | None) -> bool:
-    """Whether the packed file matters: it was asked for, or holds a gain that the file hides."""
-    few = any(parse_choice(word).bits < 8 for _, word in recipe.layers)
+def _to_be_packed(chosen: Tried, goal: Goal, download: int | None) -> bool:
+    """Whether the packed file matters: it was asked for, or holds a gain that the file hides.
+
+    For the latter large files are not packed: it would take minutes.
+    """
+    few = any(parse_choice(word).bits < 8 for _, word in chosen.recipe.layers)
+    few = few and chosen.size_bytes <= MOST_PACKED
     return few or download is not None or goal.wish in ("download", "nothing")
 
 

@@ -37,6 +37,7 @@ from typing import Any, Literal, TypeAlias
 import yaml
 
 from packlight.errors import UnusableRecipe
+from packlight.nearest import did_you_mean
 
 Compute = Literal["float", "static", "dynamic", "blocks"]
 
@@ -342,7 +343,7 @@ def _checked(
     at = {key: f"{path}, line {line}" for key, (line, _) in zip(content, numbers, strict=False)}
     for key, value in content.items():
         if key not in _SETTINGS:
-            raise UnusableRecipe(f"{at[key]}: unknown entry {key!r}{_nearest(key, _SETTINGS)}.")
+            raise UnusableRecipe(f"{at[key]}: unknown entry {key!r}{did_you_mean(key, _SETTINGS)}.")
         kind, words = _SETTINGS[key]
         if kind is float and type(value) is int:
             kind = int
@@ -366,8 +367,8 @@ def _checked(
     for key, allowed in (("ranges", RANGES), ("rounding", ROUNDINGS)):
         if key in content and content[key] not in allowed:
             raise UnusableRecipe(
-                f"{at[key]}: {key!r} is {_short(content[key])}{_nearest(content[key], allowed)}; "
-                f"it may be {', '.join(allowed)}."
+                f"{at[key]}: {key!r} is {_short(content[key])}"
+                f"{did_you_mean(content[key], allowed)}; it may be {', '.join(allowed)}."
             )
     chosen: dict[str, tuple[tuple[str, str], ...]] = {}
     places: list[tuple[str, str]] = []
@@ -424,7 +425,7 @@ def check_layers(recipe: Recipe, names: Iterable[str]) -> None:
         if name not in known:
             raise UnusableRecipe(
                 f"{recipe.place(name)}The recipe names the layer {name!r}, which the model "
-                f"does not have{_nearest(name, known)}."
+                f"does not have{did_you_mean(name, known)}."
             )
 
 
@@ -432,12 +433,7 @@ def _short(value: object) -> str:
     return reprlib.repr(value)
 
 
-def _nearest(word: object, known: Iterable[str]) -> str:
-    found = difflib.get_close_matches(str(word)[:200], list(known), 1, 0.5)
-    return f" (did you mean {found[0]!r}?)" if found else ""
-
-
 def _nearest_choices(word: object) -> str:
     """Words for the end of a sentence: the choice that was meant, or some that are like it."""
     others = difflib.get_close_matches(str(word)[:200], CHOICES, 6, 0.0)
-    return f"{_nearest(word, CHOICES)}; like it are {', '.join(others)}"
+    return f"{did_you_mean(word, CHOICES)}; like it are {', '.join(others)}"

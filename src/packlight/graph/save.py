@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from packlight.durable import current_umask, sync_folder
 from packlight.errors import UnusableModel, UnusableOutput
 from packlight.graph.files import first_cause
 from packlight.graph.walk import initializers_of, shape_of, walk_graphs
@@ -67,7 +68,7 @@ def save_model(
             for final, written in temporary.items():
                 written.replace(final)
             if durable:
-                _sync_folder(path.parent)
+                sync_folder(path.parent)
     except OSError as error:
         raise UnusableOutput(
             f"{path} cannot be written ({error.strerror or error}): check that the folder "
@@ -191,14 +192,8 @@ def _temporary(final: Path, cleanup: contextlib.ExitStack) -> Path:
     handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent)
     os.close(handle)
     cleanup.callback(Path(name).unlink, missing_ok=True)
-    Path(name).chmod(0o666 & ~_umask())
+    Path(name).chmod(0o666 & ~current_umask())
     return Path(name)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _write(path: Path, content: bytes, durable: bool) -> None:
@@ -213,11 +208,3 @@ def _check_written(written: Path, content: bytes, final: Path) -> None:
     if written.read_bytes() != content:
         raise UnusableOutput(f"{final} was written but reads back differently: check the disk.")
     onnx.ModelProto.FromString(content)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

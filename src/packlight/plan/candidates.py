@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from packlight.graph.apply import why_not
 from packlight.graph.layers import Layer
-from packlight.recipe import Recipe, parse_choice
+from packlight.plan.goal import runs_on
+from packlight.recipe import Recipe
 from packlight.targets import Target
 
 LEAST_SHARE = 0.02
@@ -88,12 +89,6 @@ def _first(layer: Layer, preferences: Sequence[str], target: Target) -> str:
         choice, _, kind = preference.partition(":")
         if kind and layer.kind != kind:
             continue
-        if choice == "int8" and layer.kind not in target.static:
-            continue
-        if choice == "int8-dynamic" and layer.kind not in target.dynamic:
-            continue
-        if parse_choice(choice).compute == "blocks" and layer.kind not in target.blocks:
-            continue
-        if not why_not(layer, choice):
+        if runs_on(layer, choice, target) and not why_not(layer, choice):
             return choice
     return "float32"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from packlight.errors import WrongUsage
 from packlight.graph.layers import Layer
+from packlight.nearest import did_you_mean
 from packlight.plan.solve import TIE_LATENCY
 from packlight.recipe import CHOICES, Recipe, parse_choice
 from packlight.targets import Target
@@ -45,13 +45,13 @@ def find_goal(name: str) -> Goal:
         if goal.name == name:
             return goal
     names = [goal.name for goal in PRESETS]
-    near = difflib.get_close_matches(name, names, 1, 0.5)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise WrongUsage(f"There is no preset {name!r}{hint}: choose one of {', '.join(names)}.")
+    raise WrongUsage(
+        f"There is no preset {name!r}{did_you_mean(name, names)}: choose one of {', '.join(names)}."
+    )
 
 
-_EXACT_SPEED = ("float32", "float16", "weights-int8", "int8-dynamic", "int8")
-_OF_FILES = (*_EXACT_SPEED, "weights-int8-blocks", "weights-int4", "weights-int4-blocks")
+_PLAIN = ("float32", "float16", "weights-int8", "int8-dynamic", "int8")
+_OF_FILES = (*_PLAIN, "weights-int8-blocks", "weights-int4", "weights-int4-blocks")
 _OF_DOWNLOADS = (
     "float32",
     "int8",
@@ -60,7 +60,7 @@ _OF_DOWNLOADS = (
     *(word for word in CHOICES if parse_choice(word).weights == "coded"),
 )
 _WORDS: dict[Wish, tuple[str, ...]] = {
-    "latency": _EXACT_SPEED,
+    "latency": _PLAIN,
     "size": _OF_FILES,
     "download": _OF_DOWNLOADS,
     "nothing": ("float32",),

@@ -33,14 +33,10 @@ from packlight.plan.speed import layer_times
 from packlight.plan.trials import GIVEN, Tried, Workbench
 from packlight.progress import SILENT, Progress
 from packlight.runtime import Engine, cpu_features, runtime_name
-from packlight.transport import packed_size
 from packlight.version import __version__
 
 ROUNDS = 200
 """Interleaved runs of both files for the report's latencies."""
-
-MOST_PACKED = 32 << 20
-"""Larger files are not packed for the report: it would take minutes."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +57,10 @@ def measure_figures(
     path: Path,
     size_bytes: int,
     *,
-    files: Sequence[Path] = (),
-    recipe: str = "",
     indices: Sequence[int],
     progress: Progress = SILENT,
 ) -> Figures:
-    """Quality on `indices`, latency with one and all threads, memory and size of both files.
-
-    files: of the compressed model, to be packed with its recipe (YAML); large ones are not.
-    """
+    """Quality on `indices`, latency with one and all threads, memory and size of both files."""
     device = bench.device
     notes: list[str] = [device.note] if device.note else []
     feeds = bench.first_feeds()
@@ -108,12 +99,8 @@ def measure_figures(
     except RuntimeFailure as error:
         notes.append(f"memory could not be measured: {error}")
     progress.step()
-    packed = None
-    if files and size_bytes <= MOST_PACKED:
-        progress.stage("packing for the download")
-        packed = packed_size(files, texts={"recipe.yaml": recipe} if recipe else None)
     size = Pair(bench.model.size_bytes, size_bytes)
-    return Figures(metric, one, many, memory, size, tuple(notes), packed)
+    return Figures(metric, one, many, memory, size, tuple(notes))
 
 
 def judge(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from packlight.errors import UnusableRecipe
 from packlight.graph.apply import check_choices, why_not
 from packlight.graph.layers import Layer
+from packlight.nearest import did_you_mean
 from packlight.recipe import Recipe, parse_choice
 
 INSTEAD = ("weights-int8", "float16", "float32")
@@ -72,10 +72,9 @@ def _check_names(pins: Iterable[str], layers: Sequence[Layer]) -> None:
     known = [layer.name for layer in layers]
     for name in pins:
         if name not in known:
-            near = difflib.get_close_matches(name[:200], known, 1, 0.5)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise UnusableRecipe(
-                f"There is no layer {name!r} to pin{hint}: `packlight inspect` lists the layers."
+                f"There is no layer {name!r} to pin{did_you_mean(name, known)}: "
+                "`packlight inspect` lists the layers."
             )
 
 

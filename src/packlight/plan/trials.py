@@ -39,6 +39,9 @@ Outputs = dict[str, NDArray[Any]]
 GIVEN = "the given recipe"
 """The label of what was not searched for."""
 
+_AT_ONCE = 8
+"""Files for one measurement that are on the disk together."""
+
 LEAST_SEARCH = 32
 SEARCH_SECONDS = 2.0
 """One candidate's run over the search samples takes about so long, on `LEAST_SEARCH` at least."""
@@ -117,6 +120,7 @@ class Workbench:
         self._original = self._load_original()
         self._cache: dict[tuple[int, ...], list[tuple[Batch, Outputs]]] = {}
         self._made: dict[Recipe, Tried] = {}
+        self._figures: dict[tuple[Recipe, tuple[int, ...]], Tried] = {}
         self._numbers = itertools.count()
         self._search: tuple[int, ...] | None = None
         # What has the shape of an input is a reconstruction, not a score for each class.
@@ -212,33 +216,42 @@ class Workbench:
         """Make the files of (recipe, label) and run each on the search samples (or those given).
 
         Several workers run at the same time; the files are made here. Of samples that are
-        given nothing is kept: those files are for one measurement.
+        given only the figures are kept: those files are for one measurement.
         """
-        found: list[Tried] = []
-        for some in _chunks(candidates, 8 if indices is not None else len(candidates)):
-            known = [recipe in self._made for recipe, _ in some]
-            tried = [self._make_or_fail(recipe, label) for recipe, label in some]
-            open_ = [
-                i
-                for i, one in enumerate(tried)
-                if not one.failure and (indices is not None or one.metric is None)
-            ]
-            samples = self.search_indices() if indices is None else tuple(indices)
-            for i, result in zip(
-                open_, self._run([tried[i] for i in open_], samples, progress), strict=True
-            ):
-                tried[i] = result
-            for (recipe, _), one, old in zip(some, tried, known, strict=True):
-                if indices is None:
-                    if self._made.get(recipe) is not one or not old:
-                        self._made[recipe] = one
-                        self.tried = [t for t in self.tried if t.recipe != recipe] + [one]
-                elif not old and recipe in self._made:
+        if indices is not None:
+            return self._evaluate_once(candidates, tuple(indices), progress)
+        tried = [self._make_or_fail(recipe, label) for recipe, label in candidates]
+        open_ = [i for i, one in enumerate(tried) if not one.failure and one.metric is None]
+        results = self._run([tried[i] for i in open_], self.search_indices(), progress)
+        for i, result in zip(open_, results, strict=True):
+            tried[i] = result
+        for one in tried:
+            if one.recipe not in {old.recipe for old in self.tried}:
+                self.tried.append(one)
+            self._keep(one)
+        return tried
+
+    def _evaluate_once(
+        self,
+        candidates: Sequence[tuple[Recipe, str]],
+        indices: tuple[int, ...],
+        progress: Progress,
+    ) -> list[Tried]:
+        """Figures of recipes whose files are not kept; what was asked before is known."""
+        asked = dict(candidates)
+        missing = [recipe for recipe in asked if (recipe, indices) not in self._figures]
+        for start in range(0, len(missing), _AT_ONCE):
+            some = missing[start : start + _AT_ONCE]
+            kept = {recipe for recipe in some if recipe in self._made}
+            tried = [self._make_or_fail(recipe, asked[recipe]) for recipe in some]
+            able = [one for one in tried if not one.failure]
+            measured = {one.recipe: one for one in (*tried, *self._run(able, indices, progress))}
+            for recipe in some:
+                self._figures[recipe, indices] = measured[recipe]
+                if recipe not in kept and recipe in self._made:
                     # One layer alone, say: a file for each would fill the disk.
-                    del self._made[recipe]
-                    shutil.rmtree(one.path.parent)
-            found += tried
-        return found
+                    shutil.rmtree(self._made.pop(recipe).path.parent)
+        return [self._figures[recipe, indices] for recipe, _ in candidates]
 
     def _make_or_fail(self, recipe: Recipe, label: str) -> Tried:
         try:
@@ -410,13 +423,6 @@ class Workbench:
                     kept = None
         if kept is not None and len(self._cache) < 4:
             self._cache[indices] = kept
-
-
-def _chunks(
-    candidates: Sequence[tuple[Recipe, str]], size: int
-) -> Iterator[Sequence[tuple[Recipe, str]]]:
-    for start in range(0, len(candidates), max(size, 1)):
-        yield candidates[start : start + size]
 
 
 def _unzip(

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from packlight.durable import current_umask, sync_folder
 from packlight.errors import UnusableOutput
 
 
@@ -90,14 +91,14 @@ def write_folder(
         with contextlib.ExitStack() as cleanup:
             made = tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent)
             cleanup.callback(shutil.rmtree, made, ignore_errors=True)
-            Path(made).chmod(0o777 & ~_umask())
+            Path(made).chmod(0o777 & ~current_umask())
             for file in files:
                 _write(Path(made) / file.name, file.read_bytes())
             for name, text in texts.items():
                 _write(Path(made) / name, text.encode("utf-8"))
-            _sync(Path(made))
+            sync_folder(Path(made))
             _swap(Path(made), folder, cleanup)
-            _sync(folder.parent)
+            sync_folder(folder.parent)
     except OSError as error:
         raise UnusableOutput(
             f"The output folder {folder} cannot be written ({error.strerror or error}): check that "
@@ -128,17 +129,3 @@ def _write(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
     if path.stat().st_size != len(content):
         raise OSError(f"{path.name} was not written whole")
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

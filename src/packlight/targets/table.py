@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from packlight.errors import WrongUsage
+from packlight.nearest import did_you_mean
 
 Measured = Literal["onnxruntime", "openvino", "browser", "predicted"]
 """How latency is got: in which runtime here, or not on the device at all."""
@@ -157,9 +157,7 @@ def find_target(name: str) -> Target:
         if target.name == name:
             return target
     names = [target.name for target in TARGETS]
-    near = difflib.get_close_matches(name, names, 1, 0.5)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise WrongUsage(
-        f"There is no target {name!r}{hint}: choose one of {', '.join(names)}; "
-        "`packlight targets` says what they are."
+        f"There is no target {name!r}{did_you_mean(name, names)}: choose one of "
+        f"{', '.join(names)}; `packlight targets` says what they are."
     )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from packlight.durable import current_umask, sync_folder
 from packlight.errors import UnusableOutput, UnusablePack
 from packlight.progress import SILENT, Progress
 from packlight.transport.container import (
@@ -165,16 +166,16 @@ def unpack(
                     tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent)
                 )
                 cleanup.callback(shutil.rmtree, made, ignore_errors=True)
-                made.chmod(0o777 & ~_umask())
+                made.chmod(0o777 & ~current_umask())
                 source.seek(begin)
                 at = 0
                 for entry in entries:
                     runs, at = split_plain(plain, entry, at)
                     parts = decode_file(source, entry, iter(runs))
                     _write_file(made / entry.name, entry, parts, progress)
-                _sync(made)
+                sync_folder(made)
                 _rename_new(made, folder)
-                _sync(folder.parent)
+                sync_folder(folder.parent)
         except OSError as error:
             raise UnusableOutput(
                 f"The folder {folder} cannot be written ({error.strerror or error}): check that "
@@ -257,9 +258,9 @@ def _write_pack(path: Path, head: bytes, body: IO[bytes], cleanup: contextlib.Ex
         os.fsync(handle)
         # What cannot be read back is never handed over.
         read_head(target, size)
-    Path(name).chmod(0o666 & ~_umask())
+    Path(name).chmod(0o666 & ~current_umask())
     Path(name).replace(path)
-    _sync(path.parent)
+    sync_folder(path.parent)
     return size
 
 
@@ -312,17 +313,3 @@ def _rename_new(made: Path, folder: Path) -> None:
     if folder.is_symlink() or folder.exists():
         raise UnusableOutput(f"{folder} has appeared meanwhile: choose another with --out.")
     made.rename(folder)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
