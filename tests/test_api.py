@@ -741,19 +741,24 @@ def test_progress_is_told(steady: None, mlp: Path, rows: Array) -> None:
 
 @pytest.fixture
 def few_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A table of a few choices, two rounds, and trials packed in no time, a little larger."""
-
-    def zipped(files: tuple[Path, ...], **options: object) -> int:
-        return sum(len(zlib.compress(file.read_bytes(), 9)) for file in files)
-
-    monkeypatch.setattr(trials, "packed_size", zipped)
+    """A table of a few choices, and two rounds."""
     words = ("float32", "int8", "int4", "weights-int3")
     monkeypatch.setattr(search, "candidate_words", lambda wish: words)
     monkeypatch.setattr(mixed, "ROUNDS", 2)
 
 
+@pytest.fixture
+def zipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials packed in no time, a little larger."""
+
+    def size(files: tuple[Path, ...], **options: object) -> int:
+        return sum(len(zlib.compress(file.read_bytes(), 9)) for file in files)
+
+    monkeypatch.setattr(trials, "packed_size", size)
+
+
 def test_smallest_packs_the_demo_smaller_and_keeps_the_drop(
-    steady: None, few_words: None, packed: packlight.Result, demo: Path
+    steady: None, few_words: None, zipped: None, packed: packlight.Result, demo: Path
 ) -> None:
     found = compress(demo / "digits.onnx", data=demo / "digits.npz", preset="smallest").evidence
     assert found.metric is not None and found.metric.drop <= 0.01
@@ -762,7 +767,9 @@ def test_smallest_packs_the_demo_smaller_and_keeps_the_drop(
     assert found.packed_bytes < 0.7 * packed_size([packed.model])
 
 
-def test_a_download_is_limited(steady: None, few_words: None, mlp: Path, rows: Array) -> None:
+def test_a_download_is_limited(
+    steady: None, few_words: None, zipped: None, mlp: Path, rows: Array
+) -> None:
     found = compress(mlp, data=rows, max_download="16%", max_drop=0.2)
     assert found.evidence.budget.max_download_bytes == round(0.16 * mlp.stat().st_size)
     assert found.evidence.packed_bytes is not None
@@ -770,11 +777,11 @@ def test_a_download_is_limited(steady: None, few_words: None, mlp: Path, rows: A
     folder = found.save(mlp.parent / "out")
     packlight.pack(folder, folder.parent / "net.pl")
     written = (folder.parent / "net.pl").stat().st_size
-    assert written == pytest.approx(found.evidence.packed_bytes, rel=0.05)
+    assert 0.8 * found.evidence.packed_bytes < written < found.evidence.packed_bytes
 
 
 def test_a_budget_beyond_reach_ends_best_effort(
-    steady: None, few_words: None, mlp: Path, rows: Array
+    steady: None, few_words: None, zipped: None, mlp: Path, rows: Array
 ) -> None:
     """What comes nearest is given: smaller than 8 bits make it."""
     found = compress(mlp, data=rows, max_size="5%")

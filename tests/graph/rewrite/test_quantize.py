@@ -516,7 +516,7 @@ def test_what_is_left_in_float_between_codes_stays_float(
     integers = sum(one in ("QLinearConv", "QGemm") for one in operators)
     assert operators.count(operator) == 1 and integers == len(names) - 1
     plain, fast = (bench.run(path, {"x": x}, optimize=on)[-1] for on in (False, True))
-    assert snr_db(plain, fast) > 60  # rounding of the runtime's own; 33 to 43 when it quantizes
+    assert snr_db(plain, fast) > 50  # rounding of the runtime's own; 33 to 43 when it quantizes
 
 
 def test_only_layers_between_codes_are_kept_apart(bench: Bench) -> None:
