@@ -91,10 +91,13 @@ def cluster_channels(makers: Sequence[Array], keep: int, *, rounds: int = 20) ->
     away = xp.sum((points - centres[member, :]) ** 2, axis=1)
     far = [float(value) for value in away]
     numbers = [int(number) for number in member]
-    nearest = {
-        number: min((c for c in range(channels) if numbers[c] == number), key=lambda c: (far[c], c))
-        for number in range(keep)
-    }
+    # The first of those as near as each other (both of a pair are), rounding noise aside.
+    noise = 1e-12 * float(xp.mean(xp.sum(points * points, axis=1)))
+    least = [min(far[c] for c in range(channels) if numbers[c] == n) for n in range(keep)]
+    nearest = [
+        next(c for c in range(channels) if numbers[c] == n and far[c] <= least[n] + noise)
+        for n in range(keep)
+    ]
     return Folding(
         kept=tuple(sorted(nearest.values())),
         stands_in=tuple(nearest[number] for number in numbers),
