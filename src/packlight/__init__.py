@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         inspect,
         load,
         pack,
+        to_torch,
         unpack,
     )
     from packlight.graph.anatomy import Anatomy
@@ -33,6 +34,7 @@ __all__ = [
     "inspect",
     "load",
     "pack",
+    "to_torch",
     "unpack",
 ]
 

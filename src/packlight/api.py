@@ -21,6 +21,7 @@ from packlight.graph.layers import Layer, find_layers
 from packlight.graph.model import load_model as load
 from packlight.graph.model import save_model
 from packlight.graph.rewrite.simplify import SimplifyStep
+from packlight.graph.torch.enter import to_torch
 from packlight.measure.evidence import Budget, Evidence, Trial
 from packlight.measure.latency import rank_latencies
 from packlight.measure.quality import Metric, find_metric
@@ -67,6 +68,7 @@ __all__ = [
     "load",
     "pack",
     "targets",
+    "to_torch",
     "unpack",
 ]
 

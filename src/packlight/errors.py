@@ -3,6 +3,7 @@
     PacklightError              exit status 2
     |-- WrongUsage              options that contradict each other or make no sense
     |-- UnusableModel           a model file that cannot be read, checked or run
+    |   `-- UnsupportedOperator a graph with an operator that PyTorch is not given
     |-- UnusableSamples         samples that do not fit the model, or are broken
     |-- UnusableRecipe          a recipe that names what does not exist
     |-- UnusableOutput          an output folder that exists or cannot be written
@@ -31,6 +32,10 @@ class WrongUsage(PacklightError):
 
 class UnusableModel(PacklightError):
     """A model file that cannot be read, checked or run."""
+
+
+class UnsupportedOperator(UnusableModel):
+    """A graph with an operator that cannot be computed in PyTorch: it is not healed."""
 
 
 class UnusableSamples(PacklightError):

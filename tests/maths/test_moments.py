@@ -8,6 +8,7 @@ from packlight.maths.moments import (
     add_to_moments,
     empty_moments,
     mean_shift,
+    refit_kept,
     refit_to_inputs,
 )
 
@@ -134,3 +135,46 @@ def test_the_shift_of_groups_is_that_of_each() -> None:
         mean_shift(w[2 * g : 2 * g + 2], mean[g], v[2 * g : 2 * g + 2], new[g]) for g in range(3)
     ]
     np.testing.assert_allclose(mean_shift(w, mean, v, new), np.concatenate(expected))
+
+
+def test_refitting_some_inputs_is_least_squares_on_their_rows() -> None:
+    x, y = (rows.astype(np.float64) for rows in streams())
+    weight = np.random.default_rng(1).standard_normal((3, 10))
+    cross, second = x.T @ y / len(x), y.T @ y / len(x)
+    kept = [7, 1, 4, 0, 9]
+    expected = np.linalg.lstsq(y[:, kept], x @ weight.T, rcond=None)[0].T
+    found = refit_kept(weight, cross, second, kept, damping=0)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    # A pruned layer sees the kept inputs only: its moments are cut already.
+    small = y[:, kept]
+    cut = refit_kept(weight, x.T @ small / len(x), small.T @ small / len(x), kept, damping=0)
+    np.testing.assert_allclose(cut, expected, rtol=1e-6)
+
+    def loss(v: np.ndarray, ridge: float) -> float:
+        pull = ridge * float(np.mean(np.diag(second)[kept]))
+        fit = np.sum((x @ weight.T - y[:, kept] @ v.T) ** 2) / len(x)
+        return float(fit + pull * np.sum((v - weight[:, kept]) ** 2))
+
+    ridged = refit_kept(weight, cross, second, kept, damping=0.1)
+    rng = np.random.default_rng(2)
+    for _ in range(20):
+        other = ridged + 1e-3 * rng.standard_normal(ridged.shape)
+        assert loss(other, 0.1) > loss(ridged, 0.1)
+    assert loss(found, 0.0) < loss(ridged, 0.0) < 0.9 * loss(weight[:, kept], 0.0)
+    np.testing.assert_array_equal(refit_kept(weight, cross, second, []), np.zeros((3, 0)))
+
+
+def test_moments_that_do_not_fit_the_kept_inputs_are_refused() -> None:
+    weight = np.ones((3, 10))
+    with pytest.raises(ValueError, match="10 inputs of which 2 are kept"):
+        refit_kept(weight, np.eye(10), np.eye(3), [1, 2])
+    with pytest.raises(ValueError, match="different ones of 10"):
+        refit_kept(weight, np.eye(10), np.eye(10), [1, 1])
+
+
+def test_refit_golden() -> None:
+    # Input 1 is twice input 0 and a little: 1 + 2 / 5 of what both did is left to it.
+    h = np.array([[1.0, 2.0], [2.0, 5.0]])
+    np.testing.assert_allclose(
+        refit_kept(np.array([[1.0, 1.0]]), h, h, [1], damping=0), [[1.4]], rtol=1e-9
+    )

@@ -72,6 +72,47 @@ def factor_moments(second_moments: Array, order: Array, *, damping: float, dtype
     raise ValueError("the second moments are not positive definite, whatever the damping")
 
 
+def damp_moments(second_moments: Array, *, damping: float) -> Array:
+    """Give second moments as `factor_moments` damps them, float64 [in, in] and symmetric."""
+    xp = array_namespace(second_moments)
+    count = second_moments.shape[0]
+    order = xp.arange(count, device=device(second_moments))
+    factor = factor_moments(second_moments, order, damping=damping, dtype=xp.float64)
+    diagonal = xp.astype(xp.linalg.diagonal(second_moments), xp.float64)
+    alive = diagonal > 0
+    mean = xp.sum(xp.where(alive, diagonal, 0 * diagonal)) / max(int(xp.count_nonzero(alive)), 1)
+    added = xp.where(alive, factor.damping * mean, (1 + factor.damping) * mean)
+    if not bool(xp.any(alive)):
+        added = xp.ones_like(diagonal) * (1 + factor.damping)
+    nothing = xp.zeros((count,), dtype=xp.float64, device=device(second_moments))
+    damped = _reordered(xp, second_moments, order, 0, nothing, xp.float64)
+    flat = xp.reshape(damped, (-1,))
+    flat[:: count + 1] += added
+    return damped
+
+
+def invert_moments(second_moments: Array, *, damping: float) -> Array:
+    """Give the inverse of second moments, damped as in `factor_moments`, float64 [in, in].
+
+    An input that was always 0 stands alone, with the mean for its diagonal.
+    """
+    xp = array_namespace(second_moments)
+    count = second_moments.shape[0]
+    order = xp.arange(count, device=device(second_moments))
+    factor = factor_moments(second_moments, order, damping=damping, dtype=xp.float64)
+    if isinstance(factor.upper, np.ndarray):
+        # As for the factor: what is upper for C is lower for Fortran.
+        invert = get_lapack_funcs("potri", (factor.upper,))
+        found = invert(factor.upper.T, lower=1, overwrite_c=1)[0].T
+        for rows in row_slices(count):
+            corner = xp.triu(found[rows, rows])
+            found[rows, rows] = corner + xp.triu(corner, k=1).T
+            found[rows.stop :, rows] = found[rows, rows.stop :].T
+    else:
+        found = xp.cholesky_inverse(factor.upper, upper=True)
+    return found * 2.0**-factor.exponent
+
+
 def _reordered(xp: Any, h: Array, order: Array, exponent: int, added: Array, dtype: Any) -> Array:
     """Give 2^exponent H in an order and exactly symmetric, with `added` on its diagonal."""
     count = h.shape[0]

@@ -9,6 +9,7 @@ in front, and memory is [groups, in, in] with the inputs of one group.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -111,21 +112,58 @@ def refit_to_inputs(
 ) -> Array:
     """Give the weight that does best on changed inputs what `weight` did on the original ones.
 
-    V = (W C + l W) (S + l I)^-1 minimises E|W x - V y|^2 + l |V - W|^2, with C = E[x y^T],
-    S = E[y y^T] and l = damping * mean(diagonal of S): damping pulls towards the given weight,
-    not towards 0. x are the original inputs, y those that come out of quantized layers.
+    x are the original inputs, y those that come out of quantized layers.
     weight: [out, in]. cross_moments, second_moments: [in, in]. Returns float64 [out, in].
+    `refit_kept` of all inputs.
+    """
+    kept = range(int(weight.shape[1]))
+    return refit_kept(weight, cross_moments, second_moments, kept, damping=damping)
+
+
+def refit_kept(
+    weight: Array,
+    cross_moments: Array,
+    second_moments: Array,
+    kept: Sequence[int],
+    *,
+    damping: float = 0.01,
+) -> Array:
+    """Give the weight that does best with some inputs K what `weight` did on the original ones.
+
+    V = (W C + l W_K) (S + l I)^-1 minimises E|W x - V y|^2 + l |V - W_K|^2, with C = E[x y^T],
+    S = E[y y^T] and l = damping * mean(diagonal of S): damping pulls towards the given weight,
+    not towards 0. x are the original inputs, y those that reach the kept ones. Where these are
+    the original ones too, C is the columns K of H = E[x x^T], and S its rows and columns K.
+    weight: [out, in]. kept: the inputs K, each once, in the order of the result.
+    cross_moments: [in, K], or [in, in] of which the columns K count. second_moments: [K, K], or
+    [in, in] likewise.
+    Returns float64 [out, K]. Raises ValueError for moments that do not fit.
     """
     xp = array_namespace(weight)
+    inputs = int(weight.shape[1])
+    chosen = [int(column) for column in kept]
+    if len(set(chosen)) != len(chosen) or not all(0 <= column < inputs for column in chosen):
+        raise ValueError(f"inputs to keep are different ones of {inputs}")
+    index = xp.asarray(chosen, dtype=xp.int64, device=device(weight))
+    count = len(chosen)
     w = xp.astype(weight, xp.float64)
     c, s = xp.astype(cross_moments, xp.float64), xp.astype(second_moments, xp.float64)
+    if tuple(c.shape) == (inputs, inputs):
+        c = xp.take(c, index, axis=1)
+    if tuple(s.shape) == (inputs, inputs):
+        s = xp.take(xp.take(s, index, axis=0), index, axis=1)
+    if tuple(c.shape) != (inputs, count) or tuple(s.shape) != (count, count):
+        raise ValueError(
+            f"moments of shapes {tuple(cross_moments.shape)} and {tuple(second_moments.shape)} "
+            f"do not fit {inputs} inputs of which {count} are kept"
+        )
     diagonal = xp.linalg.diagonal(s)
-    pull = damping * float(xp.mean(diagonal))
+    mean = float(xp.mean(diagonal)) if count else 0.0
     # An input that never came is left as it is; the tiny share keeps S regular without damping.
-    ridge = xp.where(diagonal > 0, xp.full_like(diagonal, pull), xp.ones_like(diagonal))
-    ridge = ridge + 1e-12 * float(xp.mean(diagonal))
-    s = s + ridge[:, None] * xp.eye(s.shape[0], dtype=xp.float64)
-    right = xp.matmul(w, c) + w * ridge[None, :]
+    ridge = xp.where(diagonal > 0, xp.full_like(diagonal, damping * mean), xp.ones_like(diagonal))
+    ridge = ridge + 1e-12 * mean
+    s = s + ridge[:, None] * xp.eye(count, dtype=xp.float64, device=device(s))
+    right = xp.matmul(w, c) + xp.take(w, index, axis=1) * ridge[None, :]
     return cast(Array, xp.linalg.solve(s, right.T).T)
 
 

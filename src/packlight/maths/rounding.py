@@ -11,14 +11,13 @@ limit of 128 on the codes of inputs (2j, 2j + 1) nothing can saturate.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from array_api_compat import array_namespace, device
 
+from packlight.maths.compensate import Waiting, compensate_inputs
 from packlight.maths.descent import slopes, sweep_codes
-from packlight.maths.factor import factor_moments
 from packlight.maths.grids import Array, Grid, IntegerGrid, expand_blocks
 from packlight.maths.layer import (
     Precision,
@@ -30,8 +29,6 @@ from packlight.maths.layer import (
     working_type,
 )
 from packlight.maths.pairs import code_limits, fit_partner, leave_room
-
-_INNER = 16  # inputs between two small matrix products
 
 
 @dataclass(frozen=True)
@@ -100,11 +97,7 @@ def round_with_compensation(
 ) -> tuple[Array, RoundingInfo]:
     """Round one input at a time and let the inputs still free make up for the error.
 
-    With H = R R^T, R upper triangular, tr((W - Q) H (W - Q)^T) = |(W - Q) R|^2, whose
-    column i holds inputs up to i only: input i is rounded at the target
-    t_i = w_i + sum_{j < i} (w_j - q_j) R_ji / R_ii, and costs ((t_i - q_i) R_ii)^2. As
-    R_ii = 1 / U_ii for the upper Cholesky factor U of H^-1, these are the targets of GPTQ
-    (Frantar et al. 2022, algorithm 1) without an inverse.
+    The targets are those of GPTQ (Frantar et al. 2022): see `compensate_inputs`.
 
     weight: [out, in]. second_moments: [in, in], symmetric. scale, zero_point: as in
     `round_to_nearest`. damping: share of the mean diagonal added to it, raised tenfold as
@@ -126,57 +119,38 @@ def round_with_compensation(
     lowest, highest = code_limits(grid, pair_limit)
     shape = block_shape_of(weight, scale, group_size)
     s, z = (by_input(xp, values, weight.shape, shape) for values in (scale, zero_point))
-    # Everything is stored last input first: R is then an ordinary Cholesky factor's transpose.
-    index = xp.arange(inputs - 1, -1, -1, device=device(weight))
-    if order == "descending":
-        wide = xp.astype(xp.linalg.diagonal(second_moments), xp.float64)
-        index = xp.flip(xp.argsort(wide, descending=True))
-    places = [int(place) for place in index]
-    position = {place: p for p, place in enumerate(places)}
-    factor = factor_moments(second_moments, index, damping=damping, dtype=dtype)
-    u, pivots = factor.upper, factor.pivots
-
-    # Inputs are rows: the inner loop reads and writes contiguous memory.
-    left = xp.empty((inputs, outputs), dtype=dtype, device=device(weight))
-    for rows in row_slices(inputs):  # w, and w - q once an input is rounded
-        left[rows, :] = xp.astype(xp.take(weight, index[rows], axis=1), dtype).T
     codes = xp.empty((inputs, outputs), dtype=getattr(xp, grid.dtype_name), device=device(weight))
-    total, limited = 0.0, 0
-    for stop in range(inputs, 0, -block):
-        start = max(stop - block, 0)
-        carried = xp.matmul(u[start:stop, stop:], left[stop:, :])
-        for end in range(stop, start, -_INNER):
-            begin = max(end - _INNER, start)
-            for p in range(end - 1, begin - 1, -1):
-                place = places[p]
-                carry = carried[p - start, :] + xp.matmul(u[p, p + 1 : end], left[p + 1 : end, :])
-                target = left[p, :] + carry / pivots[p]
-                scale_i, zero_i = s.at(place), z.at(place)
-                steps = target / scale_i
-                code = grid.codes_of(steps, zero_i)
-                partner = place ^ 1
-                if pair_limit is not None and partner < inputs:
-                    code = code.clip(lowest, highest)
-                    if position[partner] > p:
-                        known = xp.astype(codes[partner, :], xp.float64)
-                        fitting = fit_partner(xp, code, known, pair_limit)
-                    else:
-                        ahead = left[position[partner], :] / s.at(partner) + z.at(partner)
-                        fitting = leave_room(xp, code, steps + zero_i, ahead, pair_limit)
-                    limited += int(xp.count_nonzero(fitting != code))
-                    code = fitting.clip(lowest, highest)
-                codes[place, :] = xp.astype(code, codes.dtype)
-                value = grid.steps_of(code, zero_i) * scale_i
-                left[p, :] -= xp.astype(value, dtype)
-                if not factor.dead[p]:
-                    total += float(xp.sum((target - value) ** 2)) * pivots[p] ** 2
-            carried[: begin - start, :] += xp.matmul(u[start:begin, begin:end], left[begin:end, :])
+    limited = 0
+
+    def pick(place: int, target: Array, waiting: Waiting) -> Array:
+        nonlocal limited
+        scale_i, zero_i = s.at(place), z.at(place)
+        steps = target / scale_i
+        code = grid.codes_of(steps, zero_i)
+        partner = place ^ 1
+        if pair_limit is not None and partner < inputs:
+            code = code.clip(lowest, highest)
+            later = waiting(partner)
+            if later is None:
+                known = xp.astype(codes[partner, :], xp.float64)
+                fitting = fit_partner(xp, code, known, pair_limit)
+            else:
+                ahead = later / s.at(partner) + z.at(partner)
+                fitting = leave_room(xp, code, steps + zero_i, ahead, pair_limit)
+            limited += int(xp.count_nonzero(fitting != code))
+            code = fitting.clip(lowest, highest)
+        codes[place, :] = xp.astype(code, codes.dtype)
+        return grid.steps_of(code, zero_i) * scale_i
+
+    found = compensate_inputs(
+        weight, second_moments, pick, damping=damping, dtype=dtype, block=block, order=order
+    )
     info = RoundingInfo(
-        damping=factor.damping,
-        error=math.ldexp(total, factor.exponent),
-        dead_inputs=sum(factor.dead),
+        damping=found.factor.damping,
+        error=found.error,
+        dead_inputs=sum(found.factor.dead),
         limited=limited,
-        least_pivot=factor.least_pivot,
+        least_pivot=found.factor.least_pivot,
     )
     return xp.asarray(codes.T, copy=True), info
 

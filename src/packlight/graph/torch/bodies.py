@@ -1,0 +1,77 @@
+"""Operators that ONNX itself defines by others: their function bodies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+
+from packlight.graph.torch.values import DTYPES
+
+
+@dataclass(frozen=True)
+class Body:
+    """A function, and the functions that its nodes may call."""
+
+    function: ir.Function
+    functions: Mapping[tuple[str, str, str], ir.Function] = field(default_factory=dict)
+
+
+def find_body(
+    node: ir.Node, domain: str, version: int
+) -> Body | Callable[[tuple[Any, ...]], Body] | None:
+    """The body of a node's operator, or a function of its arguments that gives it.
+
+    Some bodies depend on the types of what the operator is called with, which are only known
+    when it runs. None where ONNX does not define the operator by others.
+    """
+    schema: Any  # its stubs lack what tells of functions
+    try:
+        schema = onnx.defs.get_schema(node.op_type, version, domain)
+    except onnx.defs.SchemaError:
+        return None
+    if schema.has_function:
+        return Body(_plain_body(node.op_type, version, domain))
+    if not schema.has_context_dependent_function:
+        return None
+    proto = ir.to_proto(node)
+    versions = schema.context_dependent_function_opset_versions
+
+    def find(arguments: tuple[Any, ...]) -> Body:
+        types = [_type_of(one, value) for one, value in zip(arguments, node.inputs, strict=False)]
+        content = schema.get_context_dependent_function_with_opset_version(
+            max(versions), proto.SerializeToString(), [one.SerializeToString() for one in types]
+        )
+        return Body(_read(onnx.FunctionProto.FromString(content), domain, version))
+
+    return find
+
+
+@cache
+def _plain_body(name: str, version: int, domain: str) -> ir.Function:
+    schema: Any = onnx.defs.get_schema(name, version, domain)
+    content = schema.get_function_with_opset_version(max(schema.function_opset_versions))
+    return _read(onnx.FunctionProto.FromString(content), domain, version)
+
+
+def _read(proto: onnx.FunctionProto, domain: str, version: int) -> ir.Function:
+    if not proto.opset_import:
+        proto.opset_import.append(onnx.helper.make_opsetid(domain, version))
+    return ir.serde.deserialize_function(proto)
+
+
+_CODES = {dtype: code for code, dtype in reversed(DTYPES.items())}
+
+
+def _type_of(argument: Any, value: ir.Value | None) -> onnx.TypeProto:
+    if not isinstance(argument, torch.Tensor):
+        return onnx.TypeProto()
+    code = _CODES[argument.dtype]
+    if value is not None and value.dtype is not None:
+        code = int(value.dtype)
+    return onnx.helper.make_tensor_type_proto(code, list(argument.shape))

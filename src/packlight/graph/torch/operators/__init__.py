@@ -1,0 +1,1 @@
+"""Operators as plain functions: inputs by position, attributes by keyword, one family a file."""
