@@ -10,6 +10,7 @@ from packlight.maths.moments import (
     mean_shift,
     refit_kept,
     refit_to_inputs,
+    refit_to_targets,
 )
 
 
@@ -178,3 +179,38 @@ def test_refit_golden() -> None:
     np.testing.assert_allclose(
         refit_kept(np.array([[1.0, 1.0]]), h, h, [1], damping=0), [[1.4]], rtol=1e-9
     )
+
+
+def test_a_weight_refitted_to_targets_is_the_least_squares_solution():
+    random = np.random.default_rng(11)
+    y = random.standard_normal((400, 5)) @ random.standard_normal((5, 9))
+    y += 0.1 * random.standard_normal(y.shape)
+    target = random.standard_normal((400, 4)) + y @ random.standard_normal((9, 4))
+    cross = add_to_cross_moments(empty_moments(9, outputs=4), target, y)
+    own = add_to_moments(empty_moments(9), y)
+    weight = np.zeros((4, 9))
+    found = refit_to_targets(weight, cross.second, own.second, damping=0.0)
+    np.testing.assert_allclose(found, np.linalg.lstsq(y, target, rcond=None)[0].T, atol=1e-6)
+    # W x as the target is `refit_to_inputs`, by another way.
+    w = random.standard_normal((4, 9))
+    same = refit_to_targets(w, w @ own.second, own.second, damping=0.1)
+    np.testing.assert_allclose(same, refit_to_inputs(w, own.second, own.second, damping=0.1))
+
+
+def test_groups_are_refitted_to_targets_one_by_one():
+    random = np.random.default_rng(12)
+    y, t = random.standard_normal((3, 200, 9)), random.standard_normal((3, 200, 2))
+    cross = add_to_cross_moments(empty_moments(9, outputs=2, groups=3), t, y).second
+    own = add_to_moments(empty_moments(9, groups=3), y).second
+    w = random.standard_normal((3, 2, 9))
+    found = refit_to_targets(w, cross, own)
+    for g in range(3):
+        np.testing.assert_allclose(found[g], refit_to_targets(w[g], cross[g], own[g]))
+
+
+def test_streams_that_do_not_pair_are_refused():
+    empty = empty_moments(4, outputs=2)
+    with pytest.raises(ValueError, match="do not fit"):
+        add_to_cross_moments(empty, np.ones((5, 4)), np.ones((5, 4)))
+    with pytest.raises(ValueError, match="do not fit"):
+        add_to_cross_moments(empty, np.ones((5, 2)), np.ones((6, 4)))

@@ -64,6 +64,23 @@ def rows_reaching(
     return grouped.astype(np.float32, copy=False)
 
 
+def rows_leaving(
+    layer: Layer, activation: NDArray[Any], limit: int, generator: np.random.Generator
+) -> NDArray[np.float32]:
+    """What a layer gives where `rows_reaching` looks with an equal generator: [rows, out].
+
+    activation: a tensor shaped like the layer's output; Conv [n, out, *space], Gemm and MatMul
+    [..., out]. A Conv with groups gets [groups, rows, out / groups].
+    """
+    if layer.kind == "Conv":
+        activation = np.moveaxis(activation, 1, -1)
+    rows = activation.reshape(-1, activation.shape[-1])
+    drawn = rows[_draw(len(rows), limit, generator)]
+    if layer.groups > 1:
+        drawn = drawn.reshape(len(drawn), layer.groups, -1).transpose(1, 0, 2)
+    return np.asarray(drawn, dtype=np.float32)
+
+
 def conv_pads(
     node: ir.Node,
     space: tuple[int, ...],

@@ -25,7 +25,8 @@ class Moments:
 
     products: [in, in] sum of x y^T (x x^T where there is one stream), float64.
     left, right: [in] sums of x and of y. count: number of rows, in each group the same.
-    With groups: [groups, in, in] and [groups, in].
+    With groups: [groups, in, in] and [groups, in]. Two streams need not be equally wide: with a
+    layer's outputs as x, products are [out, in].
     """
 
     products: Array
@@ -60,16 +61,24 @@ class Moments:
         return self.right / max(self.count, 1)
 
 
-def empty_moments(inputs: int, *, groups: int | None = None, like: Array | None = None) -> Moments:
+def empty_moments(
+    inputs: int,
+    *,
+    outputs: int | None = None,
+    groups: int | None = None,
+    like: Array | None = None,
+) -> Moments:
     """Give moments without rows, in the library and on the device of `like` (else NumPy).
 
     inputs: of one group, where there are `groups`; None is without an axis for them.
+    outputs: the width of the first of two streams, where it is another one.
     """
     xp = array_namespace(np.zeros(1) if like is None else like)
     place = {} if like is None else {"device": device(like)}
-    shape = (inputs,) if groups is None else (groups, inputs)
-    nothing = xp.zeros(shape, dtype=xp.float64, **place)
-    return Moments(xp.zeros((*shape, inputs), dtype=xp.float64, **place), nothing, nothing, 0)
+    wide = inputs if outputs is None else outputs
+    front = () if groups is None else (groups,)
+    left, right = (xp.zeros((*front, n), dtype=xp.float64, **place) for n in (wide, inputs))
+    return Moments(xp.zeros((*front, wide, inputs), dtype=xp.float64, **place), left, right, 0)
 
 
 def add_to_moments(moments: Moments, rows: Array) -> Moments:
@@ -81,15 +90,16 @@ def add_to_moments(moments: Moments, rows: Array) -> Moments:
 
 
 def add_to_cross_moments(moments: Moments, rows: Array, other: Array) -> Moments:
-    """Add pairs of rows, both [n, in] or [groups, n, in], to the cross moments sum of x y^T.
+    """Add pairs of rows, [n, in] or [groups, n, in] each, to the cross moments sum of x y^T.
 
     A product of float32 rows is computed in float32, 4096 rows at a time, and added up in
     float64. Raises ValueError where rows are not finite or do not pair.
     """
     xp = array_namespace(rows)
-    fitting = (*rows.shape[:-2], rows.shape[-1])
-    if rows.shape != other.shape or fitting != tuple(moments.left.shape):
-        places = " x ".join(str(size) for size in moments.left.shape)
+    pairs = [(tuple(rows.shape), moments.left), (tuple(other.shape), moments.right)]
+    fit = all((*shape[:-2], shape[-1]) == tuple(sums.shape) for shape, sums in pairs)
+    if not fit or rows.shape[-2] != other.shape[-2]:
+        places = " and ".join(" x ".join(map(str, sums.shape)) for _, sums in pairs)
         raise ValueError(
             f"rows {tuple(rows.shape)} and {tuple(other.shape)} do not fit moments of "
             f"{places} inputs"
@@ -102,7 +112,8 @@ def add_to_cross_moments(moments: Moments, rows: Array, other: Array) -> Moments
         left = left + xp.sum(x, axis=-2, dtype=xp.float64)
         right = left if other is rows else right + xp.sum(y, axis=-2, dtype=xp.float64)
     if not bool(xp.all(xp.isfinite(left)) & xp.all(xp.isfinite(right))):
-        broken = int(xp.count_nonzero(~(xp.isfinite(rows) & xp.isfinite(other))))
+        streams = (rows,) if other is rows else (rows, other)
+        broken = sum(int(xp.count_nonzero(~xp.isfinite(stream))) for stream in streams)
         raise ValueError(f"{broken} of {math.prod(rows.shape)} inputs are NaN or infinite")
     return Moments(products, left, right, moments.count + count)
 
@@ -165,6 +176,29 @@ def refit_kept(
     s = s + ridge[:, None] * xp.eye(count, dtype=xp.float64, device=device(s))
     right = xp.matmul(w, c) + xp.take(w, index, axis=1) * ridge[None, :]
     return cast(Array, xp.linalg.solve(s, right.T).T)
+
+
+def refit_to_targets(
+    weight: Array, target_moments: Array, second_moments: Array, *, damping: float = 0.01
+) -> Array:
+    """Give the weight whose outputs are nearest to given targets.
+
+    V = (T + l W) (S + l I)^-1 minimises E|t - V y|^2 + l |V - W|^2, with T = E[t y^T],
+    S = E[y y^T] and l = damping * mean(diagonal of S): damping pulls towards the given weight.
+    t is what the layer ought to give, y what reaches it; `refit_kept` is the case t = W x.
+    weight, target_moments: [out, in]. second_moments: [in, in]. With groups all of them have an
+    axis of groups in front. Returns float64 of the weight's shape.
+    """
+    xp = array_namespace(weight)
+    w, t = xp.astype(weight, xp.float64), xp.astype(target_moments, xp.float64)
+    s = xp.astype(second_moments, xp.float64)
+    diagonal = xp.linalg.diagonal(s)
+    mean = xp.mean(diagonal, axis=-1, keepdims=True)
+    # An input that never came is left as it is; the tiny share keeps S regular without damping.
+    ridge = xp.where(diagonal > 0, damping * mean, xp.ones_like(diagonal)) + 1e-12 * mean
+    s = s + ridge[..., :, None] * xp.eye(s.shape[-1], dtype=xp.float64, device=device(s))
+    right = t + w * ridge[..., None, :]
+    return cast(Array, xp.linalg.solve(s, right.mT).mT)
 
 
 def mean_shift(weight: Array, mean: Array, new_weight: Array, new_mean: Array) -> Array:

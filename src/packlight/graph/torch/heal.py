@@ -1,0 +1,387 @@
+"""Heals a compressed graph: trained to give what the original gives, on unlabelled samples.
+
+The original is the teacher (Hinton et al. 2015), run by the runtime itself. Its outputs, and the
+tensors inside that both graphs have in the same shape (Romero et al. 2015, "FitNets"), are what
+the student is held to:
+
+    loss = sum over outputs of d(teacher, student) + hint * mean over hints |t - s|^2 / var(t)
+
+with d the divergence KL(softmax t | softmax s) for scores of classes and the squared error as a
+share of the variance for everything else.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from packlight.errors import WrongUsage
+from packlight.graph.coupling.follow import infer_shapes
+from packlight.graph.layers import find_layers
+from packlight.graph.model import copy_model, save_model
+from packlight.graph.torch.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from packlight.graph.torch.module import GraphModule, to_torch
+from packlight.graph.torch.returning import return_parameters
+from packlight.graph.torch.vary import vary
+from packlight.progress import SILENT, Progress
+from packlight.runtime import Process, Session, cpu_features
+from packlight.samples import Samples, batches_of
+from packlight.tensors import TensorSpec
+
+BATCH = 128
+HINTS = 8
+"""At most so many tensors inside are held to the teacher's, spread over the graph's depth."""
+
+HINT = 0.5
+"""Weight of the hints against the outputs; it falls to 0 along with the rate."""
+
+HELD_OUT = 512
+"""Samples, a tenth at most, on which nothing is trained: they tell the best state and ruin."""
+
+CHECKS = 12
+"""So often the state is looked at; after `PATIENCE` looks without a gain training ends."""
+PATIENCE = 5
+
+WARM_UP = 0.04
+"""Share of the steps in which the rate rises from 0."""
+
+MEASURED = 4
+"""Steps that are timed to tell how many a time budget holds, after as many to warm up."""
+
+
+@dataclass(frozen=True)
+class Healed:
+    """A healed graph and how it came about.
+
+    model: the student with its trained weights. steps: those done, of `planned`.
+    before, after: the loss on held-out samples. history: (step, that loss) at each look.
+    notes: what the report should say.
+    """
+
+    model: ir.Model
+    steps: int
+    planned: int
+    before: float
+    after: float
+    history: tuple[tuple[int, float], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class _Student:
+    """The module in training, the teacher beside it, and what they are compared by."""
+
+    module: GraphModule
+    teacher: Session
+    hints: tuple[str, ...]
+    classes: frozenset[str]
+    device: torch.device
+    inputs: tuple[TensorSpec, ...]
+    variances: dict[str, float] = field(default_factory=dict)
+
+    def loss(self, feeds: dict[str, NDArray[Any]], hint: float) -> torch.Tensor:
+        """How far the student is from the teacher on one batch."""
+        wanted = [*self.module.outputs, *(self.hints if hint else ())]
+        taught = self.teacher.run(feeds, wanted)
+        given = {name: torch.from_numpy(array).to(self.device) for name, array in feeds.items()}
+        found = self.module.run(given, wanted=self.hints if hint else ())
+        total = torch.zeros((), device=self.device)
+        for name in wanted:
+            if taught[name].dtype.kind != "f":
+                continue
+            goal = torch.from_numpy(np.ascontiguousarray(taught[name])).to(self.device).float()
+            mine = found[name].float()
+            if name in self.classes:
+                total = total + functional.kl_div(
+                    functional.log_softmax(mine, dim=-1),
+                    functional.log_softmax(goal, dim=-1),
+                    log_target=True,
+                    reduction="batchmean",
+                )
+                continue
+            variance = self.variances.setdefault(name, max(float(goal.var()), 1e-12))
+            weight = hint / max(len(self.hints), 1) if name in self.hints else 1.0
+            total = total + weight * functional.mse_loss(mine, goal) / variance
+        return total
+
+
+def heal(
+    original: ir.Model,
+    student: ir.Model,
+    samples: Samples,
+    indices: Sequence[int],
+    inputs: Sequence[TensorSpec],
+    *,
+    process: Process,
+    steps: int | None = None,
+    minutes: float | None = None,
+    rate: float = 2e-3,
+    batch: int = BATCH,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    progress: Progress = SILENT,
+) -> Healed:
+    """Train `student` towards `original` on unlabelled samples, and give its best state.
+
+    original, student: graphs with the same inputs and outputs. indices: samples to train with;
+    a tenth of them is held out. steps: of `batch` samples; or minutes: as many steps as fit,
+    by timing a few (then a run on another machine may take others: note `Healed.planned`).
+    rate: the largest of AdamW's, which rises and then falls along a cosine. checkpoint: a file
+    from which an interrupted run of the same graphs, samples and settings goes on.
+    A state that is worse than the student was, or no number, is never given back.
+    Raises UnsupportedOperator where PyTorch cannot compute the graph, WrongUsage without steps
+    or minutes, and where samples are too few to train with.
+    """
+    if (steps is None) == (minutes is None):
+        raise WrongUsage("Say how long to heal: either a number of steps, or minutes.")
+    order = np.random.default_rng(seed).permutation(np.asarray(indices))
+    aside = min(HELD_OUT, len(order) // 10)
+    if aside < 1:
+        raise WrongUsage(f"{len(order)} samples are too few to heal with: give at least 10.")
+    apart, trained = order[:aside], order[aside:]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    module = to_torch(student)
+    module.to(device)
+    notes: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="packlight-") as folder, ExitStack() as stack:
+        hints = find_hints(original, student)
+        path = Path(folder) / "teacher.onnx"
+        save_model(_with_more_outputs(original, hints), path, durable=False)
+        teacher = process.load(path, threads=cpu_features().cores, spinning=False)
+        stack.callback(teacher.close)
+        held = _read(samples, apart, inputs, batch)
+        pupil = _Student(module, teacher, hints, frozenset(), device, tuple(inputs))
+        pupil.classes = _find_classes(teacher, held[0], module.outputs)
+        before = _held_out_loss(pupil, held)
+        if not math.isfinite(before):
+            raise WrongUsage("The student's loss is no number before training: nothing to heal.")
+        state = _Training(pupil, rate, batch, seed, trained, samples, tuple(inputs))
+        if steps is None:
+            assert minutes is not None
+            steps = _steps_within(state, 60 * minutes)
+        return _train(state, student, steps, before, held, checkpoint, notes, progress)
+
+
+class _Training:
+    """Parameters, optimizer and the stream of batches: all that a step needs."""
+
+    def __init__(
+        self,
+        pupil: _Student,
+        rate: float,
+        batch: int,
+        seed: int,
+        indices: NDArray[np.intp],
+        samples: Samples,
+        inputs: tuple[TensorSpec, ...],
+    ) -> None:
+        self.pupil, self.rate, self.batch, self.seed = pupil, rate, batch, seed
+        self.indices, self.samples, self.inputs = indices, samples, inputs
+        self.parameters = list(pupil.module.parameters())
+        self.start()
+
+    def start(self) -> None:
+        """A fresh optimizer."""
+        decayed = [p for p in self.parameters if p.ndim > 1]
+        others = [p for p in self.parameters if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": 1e-4}, {"params": others, "weight_decay": 0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=self.rate)
+
+    def step(self, number: int, share: float) -> float:
+        """One step: `number` says which samples, `share` how much of training is done."""
+        rate = self.rate * _schedule(share)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = self.pupil.loss(self.feeds(number), HINT * _schedule(max(share, WARM_UP)))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        return float(loss.detach())
+
+    def feeds(self, number: int) -> dict[str, NDArray[Any]]:
+        """The samples of a step: each epoch in another order, each sample varied anew."""
+        size = min(self.batch, len(self.indices))
+        each = len(self.indices) // size
+        epoch, place = divmod(number, each)
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.indices)
+        chosen = np.sort(order[place * size : (place + 1) * size])
+        (feeds,) = _read(self.samples, chosen, self.inputs, size)[:1]
+        return vary(feeds, np.random.default_rng((self.seed, 1, number)))
+
+
+def _train(
+    state: _Training,
+    student: ir.Model,
+    steps: int,
+    before: float,
+    held: Sequence[dict[str, NDArray[Any]]],
+    checkpoint: Path | None,
+    notes: list[str],
+    progress: Progress,
+) -> Healed:
+    module = state.pupil.module
+    best, best_loss, waited = _copy(module), before, 0
+    history: list[tuple[int, float]] = [(0, before)]
+    begun = 0
+    key = f"{steps} {state.rate} {state.batch} {state.seed} {len(state.indices)} {before!r}"
+    kept = read_checkpoint(checkpoint, key) if checkpoint is not None else None
+    if kept is not None:
+        begun, best_loss, history = kept.step, kept.best_loss, list(kept.history)
+        best = {name: torch.from_numpy(array) for name, array in kept.best.items()}
+        kept.restore(module, state.optimizer)
+        notes.append(f"healing went on from step {begun} of an earlier run")
+    look = max(1, steps // CHECKS)
+    progress.stage("healing", steps)
+    progress.step(advance=begun)
+    done, recent = begun, before
+    for number in range(begun, steps):
+        recent = state.step(number, number / steps)
+        done = number + 1
+        broken = not math.isfinite(recent)
+        progress.step(f"loss {recent:.4f}")
+        if not broken and done % look and done < steps:
+            continue
+        loss = math.inf if broken else _held_out_loss(state.pupil, held)
+        history.append((done, loss))
+        if loss < best_loss:
+            best, best_loss, waited = _copy(module), loss, 0
+        else:
+            waited += 1
+        if not math.isfinite(loss):
+            notes.append(
+                f"healing ran out of bounds at step {done} and went back to its best state"
+            )
+            break
+        if waited >= PATIENCE:
+            notes.append(f"healing ended at step {done} of {steps}: it no longer gained")
+            break
+        if checkpoint is not None:
+            write_checkpoint(
+                checkpoint,
+                key,
+                Checkpoint.of(done, best_loss, tuple(history), best, module, state.optimizer),
+            )
+    _restore(module, best)
+    if best_loss >= before:
+        notes.append("healing did not bring the outputs nearer to the original's: left as it was")
+        healed = copy_model(student)
+    else:
+        healed = return_parameters(module, student)
+    return Healed(healed, done, steps, before, best_loss, tuple(history), tuple(notes))
+
+
+def find_hints(original: ir.Model, student: ir.Model) -> tuple[str, ...]:
+    """Tensors inside that both graphs have in the same shape: outputs of layers and of sums."""
+    original, student = copy_model(original), copy_model(student)
+    infer_shapes(original)
+    infer_shapes(student)
+    layers = {layer.node.name for layer in find_layers(student) if not layer.graph_path}
+    theirs = {
+        str(value.name): value
+        for node in original.graph
+        for value in node.outputs
+        if value.shape is not None
+    }
+    outputs = {str(value.name) for value in student.graph.outputs}
+    found = []
+    for node in student.graph:
+        if node.op_type != "Add" and node.name not in layers:
+            continue
+        value = node.outputs[0]
+        name = str(value.name)
+        other = theirs.get(name)
+        if other is None or name in outputs or value.shape is None or other.shape is None:
+            continue
+        if [str(size) for size in value.shape[1:]] == [str(size) for size in other.shape[1:]]:
+            found.append((name, node.op_type == "Add"))
+    sums = [name for name, is_sum in found if is_sum] or [name for name, _ in found]
+    if len(sums) <= HINTS:
+        return tuple(sums)
+    picked = np.unique(np.linspace(0, len(sums) - 1, HINTS).round().astype(int))
+    return tuple(sums[place] for place in picked)
+
+
+def _with_more_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    copy = copy_model(model)
+    values = {output.name: output for node in copy.graph for output in node.outputs}
+    for name in names:
+        value = values[name]
+        if value.type is None:
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+        copy.graph.outputs.append(value)
+    return copy
+
+
+def _find_classes(
+    teacher: Session, feeds: dict[str, NDArray[Any]], outputs: Sequence[str]
+) -> frozenset[str]:
+    """Outputs that look like scores of classes before softmax: [n, classes], of any sign."""
+    found = teacher.run(feeds, list(outputs))
+    classes = set()
+    for name, array in found.items():
+        if array.dtype.kind != "f" or array.ndim != 2 or array.shape[1] < 2:
+            continue
+        sums = array.sum(axis=1)
+        shares = array.min() >= 0 and bool(np.allclose(sums, 1.0, atol=1e-3))
+        if not shares and array.shape[1] <= 100_000:
+            classes.add(name)
+    return frozenset(classes)
+
+
+def _read(
+    samples: Samples, indices: Sequence[int] | NDArray[np.intp], inputs: Any, batch: int
+) -> list[dict[str, NDArray[Any]]]:
+    runs = batches_of(samples, [int(i) for i in indices], inputs, batch=batch)
+    return [dict(run.feeds) for run in runs]
+
+
+def _held_out_loss(pupil: _Student, held: Sequence[dict[str, NDArray[Any]]]) -> float:
+    with torch.no_grad():
+        losses = [float(pupil.loss(feeds, 0.0)) for feeds in held]
+    return float(np.mean(losses))
+
+
+def _steps_within(state: _Training, seconds: float) -> int:
+    """How many steps fit a time, to two digits; the module is left as it was."""
+    start = _copy(state.pupil.module)
+    for number in range(MEASURED):
+        state.step(number, 0.0)
+    begun = time.monotonic()
+    for number in range(MEASURED):
+        state.step(number, 0.0)
+    each = (time.monotonic() - begun) / MEASURED
+    _restore(state.pupil.module, start)
+    state.start()
+    count = max(1, int(0.95 * seconds / each))
+    digits = 10 ** max(len(str(count)) - 2, 0)
+    return count // digits * digits
+
+
+def _schedule(share: float) -> float:
+    """The rate as a share of the largest: up in a line, then down along half a cosine."""
+    if share < WARM_UP:
+        return share / WARM_UP
+    return 0.5 * (1 + math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP)))
+
+
+def _copy(module: GraphModule) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+def _restore(module: GraphModule, state: dict[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(state[name])
