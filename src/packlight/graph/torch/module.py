@@ -53,7 +53,8 @@ class GraphModule(torch.nn.Module):
             self._places.update(zip(names, step.outputs, strict=False))
 
     def _keep(self, value: ir.Value, *, learn_scales: bool) -> None:
-        constant = constant_of(value)
+        # Old exporters list weights as inputs too.
+        constant = value.const_value if value.is_initializer() else constant_of(value)
         if constant is None:
             raise WrongUsage(
                 f"Tensor {value.name!r} is read but nothing produces it: the graph is incomplete."

@@ -111,4 +111,6 @@ def _run_again(
     except Exception as second:
         second.add_note(f"in node {label}")
         raise
-    return tuple(map(restore, result)) if type(result) is tuple else restore(result)
+    if type(result) is tuple:  # what follows the first are places and counts
+        return (restore(result[0]), *result[1:])
+    return restore(result)
