@@ -28,10 +28,7 @@ def cases_of(kind: str) -> dict[str, TestCase]:
 
 def run_case(case: TestCase) -> None:
     """Raise AssertionError where a case's outputs are not those expected."""
-    if case.model is None:
-        proto = onnx.load(Path(case.model_dir) / "model.onnx")
-    else:
-        proto = case.model
+    proto = case.model or onnx.load(Path(case.model_dir) / "model.onnx")
     model = ir.from_proto(proto)
     given = [value for value in model.graph.inputs if not value.is_initializer()]
     module = GraphModule(model)

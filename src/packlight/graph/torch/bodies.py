@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import torch
 
+from packlight.errors import UnusableModel
 from packlight.graph.torch.values import DTYPES
 
 
@@ -50,12 +51,39 @@ def find_body(
 
     def find(arguments: tuple[Any, ...]) -> Body:
         types = [_type_of(one, value) for one, value in zip(arguments, node.inputs, strict=False)]
+        _check_types(schema, proto, types)
         content = schema.get_context_dependent_function_with_opset_version(
             max(versions), proto.SerializeToString(), [one.SerializeToString() for one in types]
         )
         return Body(_read(onnx.FunctionProto.FromString(content), domain, version), {}, opsets)
 
     return find
+
+
+def _check_types(schema: Any, proto: onnx.NodeProto, types: Sequence[onnx.TypeProto]) -> None:
+    """Raise UnusableModel for inputs that an operator does not take.
+
+    What makes bodies is native code that trusts the ranks of its inputs and crashes without
+    some; what infers shapes looks first.
+    """
+    given = {
+        name: one for name, one in zip(proto.input, types, strict=False) if one.WhichOneof("value")
+    }
+    missing = [
+        formal.name
+        for place, formal in enumerate(schema.inputs)
+        if formal.option == onnx.defs.OpSchema.FormalParameterOption.Single
+        and (place >= len(types) or not types[place].HasField("tensor_type"))
+    ]
+    try:
+        if missing:
+            raise ValueError(f"{missing[0]} is no tensor")
+        onnx.shape_inference.infer_node_outputs(schema, proto, given)
+    except Exception as error:
+        raise UnusableModel(
+            f"Node {proto.name!r} ({proto.op_type}) is given inputs that it does not take "
+            f"({str(error).strip().splitlines()[0][:200]}): export the model again."
+        ) from error
 
 
 def _defaults_of(schema: Any) -> dict[str, ir.Attr]:

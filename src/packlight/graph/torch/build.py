@@ -62,9 +62,7 @@ def build_program(
             count += 1
         return places[value]
 
-    for node in nodes:
-        if _is_constant(node):
-            continue  # read where it is used, like an initializer
+    for node in nodes_to_run(nodes):
         run, around_it = _resolve(node, around)
         read = [place_of(value) for value in node.inputs]
         while not around_it and read and read[-1] == -1:
@@ -89,12 +87,15 @@ def label_of(node: ir.Node) -> str:
     return f"{name!r} ({domain}{node.op_type})"
 
 
-def _is_constant(node: ir.Node) -> bool:
-    return (
-        node.op_type == "Constant"
-        and node.domain in ("", "ai.onnx")
-        and constant_of(node.outputs[0]) is not None
-    )
+def nodes_to_run(nodes: Iterable[ir.Node]) -> list[ir.Node]:
+    """All nodes but constants, which are read where they are used, like initializers."""
+    return [
+        node
+        for node in nodes
+        if node.op_type != "Constant"
+        or node.domain not in ("", "ai.onnx")
+        or constant_of(node.outputs[0]) is None
+    ]
 
 
 def _with_last_uses(

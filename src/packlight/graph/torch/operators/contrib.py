@@ -121,7 +121,8 @@ def attention(
     sizes = list(qkv_hidden_sizes) if qkv_hidden_sizes else [weights.shape[1] // 3] * 3
     product = input @ weights if bias is None else input @ weights + bias
     query, key, value = (
-        part.unflatten(-1, (num_heads, -1)).transpose(1, 2) for part in product.split(sizes, -1)
+        part.reshape(*part.shape[:2], num_heads, -1).transpose(1, 2)
+        for part in torch.split(product, sizes, -1)
     )
     if past is not None:
         key, value = torch.cat([past[0], key], 2), torch.cat([past[1], value], 2)
@@ -186,7 +187,7 @@ def fused_mat_mul(
     transBatchA: int = 0,
     transBatchB: int = 0,
 ) -> Tensor:
-    """alpha A B, either transposed first."""
+    """Alpha A B, either transposed first."""
     if transBatchA or transBatchB:
         raise NotImplementedError("FusedMatMul with transposed batches")
     left = A.transpose(-1, -2) if transA else A
@@ -199,12 +200,11 @@ def unpack_bits(packed: Tensor, bits: int) -> Tensor:
     if bits == 8:
         return packed
     shifts = torch.arange(0, 8, bits, device=packed.device, dtype=torch.uint8)
-    return ((packed.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)).flatten(-2)
+    spread: Tensor = (packed.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)
+    return spread.flatten(-2)
 
 
-def _decode_blocks(
-    codes: Tensor, scales: Tensor, zero_points: Tensor | None, bits: int
-) -> Tensor:
+def _decode_blocks(codes: Tensor, scales: Tensor, zero_points: Tensor | None, bits: int) -> Tensor:
     """Codes [rows, blocks, size] times the scale of each block [rows, blocks]."""
     blocks = codes.shape[1]
     if zero_points is None:
@@ -214,7 +214,8 @@ def _decode_blocks(
     else:
         unpacked = unpack_bits(zero_points.reshape(codes.shape[0], -1), bits)
         zero = unpacked[:, :blocks].unsqueeze(-1).to(scales.dtype)
-    return (codes.to(scales.dtype) - zero) * scales.reshape(-1, blocks, 1)
+    decoded: Tensor = (codes.to(scales.dtype) - zero) * scales.reshape(-1, blocks, 1)
+    return decoded
 
 
 def mat_mul_n_bits(
@@ -312,12 +313,13 @@ def dynamic_quantize_lstm(
     **attributes: Any,
 ) -> tuple[Tensor, ...]:
     """An LSTM with weights [directions, in, 4 hidden] of 8 bits; activations as they are."""
-    decoded = []
+    weights: list[Tensor] = []
     for codes, scale, zero in ((W, W_scale, W_zero_point), (R, R_scale, R_zero_point)):
         form = (codes.shape[0], 1, -1)
         values = (codes.to(scale.dtype) - zero.reshape(form).to(scale.dtype)) * scale.reshape(form)
-        decoded.append(values.transpose(1, 2))
-    return lstm(X, *decoded, B, sequence_lens, initial_h, initial_c, P, **attributes)
+        weights.append(values.transpose(1, 2))
+    W, R = weights
+    return lstm(X, W, R, B, sequence_lens, initial_h, initial_c, P, **attributes)
 
 
 OPERATORS: Mapping[str, Callable[..., Any] | Mapping[int, Callable[..., Any]]] = {

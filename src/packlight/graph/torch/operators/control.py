@@ -185,10 +185,10 @@ def split_to_sequence(
 ) -> list[Tensor]:
     """Pieces along an axis: of one size, of several, or single entries."""
     if split is None:
-        pieces = list(input.split(1, axis))
+        pieces = list(torch.split(input, 1, axis))
         return pieces if keepdims else [piece.squeeze(axis) for piece in pieces]
     if isinstance(split, torch.Tensor) and split.ndim == 0:
-        return list(input.split(whole(split), axis))
+        return list(torch.split(input, whole(split), axis))
     return list(torch.split(input, ints(split), axis))
 
 

@@ -31,14 +31,14 @@ class _Through(torch.autograd.Function):
         return function(x)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> Any:
         return gradient, None
 
 
 def pass_through(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """function(x), with the gradient of x."""
     if torch.is_grad_enabled() and x.requires_grad:
-        result: Tensor = _Through.apply(x, function)
+        result: Tensor = _Through.apply(x, function)  # type: ignore[no-untyped-call]
         return result
     return function(x)
 
@@ -65,7 +65,7 @@ def _spread(values: Tensor, like: Tensor, axis: int, block_size: int) -> Tensor:
     """Scales or zero points in a shape that broadcasts over `like`."""
     if block_size:
         return values.repeat_interleave(block_size, axis).narrow(axis, 0, like.shape[axis])
-    if values.ndim != 1 or values.numel() == 1 and like.ndim == 0:
+    if values.ndim != 1 or (values.numel() == 1 and like.ndim == 0):
         return values if values.ndim != 1 else values.reshape(())
     form = [1] * like.ndim
     form[axis] = values.numel()

@@ -41,9 +41,7 @@ def random_normal_like(
     seed: float | None = None,
 ) -> Tensor:
     """Normal numbers in the shape of the input."""
-    drawn = torch.randn(
-        input.shape, generator=_generator(seed, input.device), device=input.device
-    )
+    drawn = torch.randn(input.shape, generator=_generator(seed, input.device), device=input.device)
     return (drawn * scale + mean).to(input.dtype if dtype is None else DTYPES[dtype])
 
 

@@ -77,9 +77,9 @@ class _Given:
             self.h = initial_h.transpose(0, 1) if layout else initial_h
         self.bias = X.new_zeros((directions, 2 * gates * self.hidden)) if B is None else B
         self.lengths = sequence_lens
-        if sequence_lens is not None and sequence_lens.device.type == "cpu":
-            if bool((sequence_lens == self.x.shape[0]).all()):
-                self.lengths = None
+        on_host = sequence_lens is not None and sequence_lens.device.type == "cpu"
+        if on_host and bool((sequence_lens == self.x.shape[0]).all()):  # type: ignore[union-attr]
+            self.lengths = None
 
     def turned(self, x: Tensor) -> Tensor:
         """Times backwards, each sequence within its length."""
@@ -127,7 +127,7 @@ def _fused(
     x = given.x.flip(0) if backwards else given.x
     Y, *last = run(x, states, weights, True, 1, 0.0, False, len(W) == 2, False)
     Y = Y.flip(0) if backwards else Y
-    return given.laid_out(Y.unflatten(-1, (len(W), given.hidden)).transpose(1, 2), *last)
+    return given.laid_out(Y.reshape(*Y.shape[:2], len(W), given.hidden).transpose(1, 2), *last)
 
 
 def lstm(
@@ -168,7 +168,8 @@ def lstm(
         first, second = given.bias[d].chunk(2)
         prepared = functional.linear(x, W[d], first + second)
         peep_i, peep_o, peep_f = (0.0, 0.0, 0.0) if P is None else P[d].chunk(3)
-        h, c, steps = given.h[d], c0[d], []
+        h, c = given.h[d], c0[d]
+        steps: list[Tensor] = []
         for time in range(x.shape[0]):
             gates = prepared[time] + h @ R[d].t()
             i, o, forget, cell = gates.chunk(4, -1)
@@ -228,8 +229,14 @@ def gru(
         first, second = given.bias[d].chunk(2)
         prepared = functional.linear(x, W[d], first)
         n = given.hidden
-        gates_r, gates_b, new_r, new_b = R[d][: 2 * n], second[: 2 * n], R[d][2 * n :], second[2 * n :]
-        h, steps = given.h[d], []
+        gates_r, gates_b, new_r, new_b = (
+            R[d][: 2 * n],
+            second[: 2 * n],
+            R[d][2 * n :],
+            second[2 * n :],
+        )
+        h = given.h[d]
+        steps: list[Tensor] = []
         for time in range(x.shape[0]):
             both = prepared[time][:, : 2 * n] + functional.linear(h, gates_r, gates_b)
             z, r = f(_limit(both, clip)).chunk(2, -1)
@@ -271,7 +278,8 @@ def rnn(
         x = given.turned(given.x) if backwards else given.x
         first, second = given.bias[d].chunk(2)
         prepared = functional.linear(x, W[d], first + second)
-        h, steps = given.h[d], []
+        h = given.h[d]
+        steps: list[Tensor] = []
         for time in range(x.shape[0]):
             new = f(_limit(prepared[time] + h @ R[d].t(), clip))
             (h,) = _advance(given.alive(time), steps, (new, h))

@@ -173,7 +173,9 @@ def _interpolate(X: Tensor, plan: Mapping[int, _Axis], way: _Way) -> Tensor | No
     name = ("linear", "bilinear")[rank - 1]
     if way.coordinates == "half_pixel":
         return functional.interpolate(X, scale_factor=by, mode=name, align_corners=False)
-    if way.coordinates == "align_corners" and all(one.result == one.size * one.scale for one in space):
+    if way.coordinates == "align_corners" and all(
+        one.result == one.size * one.scale for one in space
+    ):
         sizes = [one.result for one in space]
         return functional.interpolate(X, sizes, mode=name, align_corners=True)
     return None

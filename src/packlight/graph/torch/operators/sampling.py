@@ -136,9 +136,7 @@ def non_max_suppression(
     return torch.tensor(kept, dtype=torch.int64).reshape(-1, 3)
 
 
-def _suppress(
-    first: Tensor, last: Tensor, order: Tensor, overlap: float, most: int
-) -> list[int]:
+def _suppress(first: Tensor, last: Tensor, order: Tensor, overlap: float, most: int) -> list[int]:
     area = (last - first).prod(-1)
     chosen: list[int] = []
     while len(order) and len(chosen) < most:
@@ -177,9 +175,9 @@ def deform_conv(
     base_x = torch.arange(out_w, device=X.device) * strides[1]
     y = moves[:, :, 0] + (tap_y[:, None, None] + base_y[:, None])
     x = moves[:, :, 1] + (tap_x[:, None, None] + base_x)
-    grid = torch.stack(
-        [2 * x / max(width - 1, 1) - 1, 2 * y / max(height - 1, 1) - 1], -1
-    ).reshape(n * offset_group, taps * out_h, out_w, 2)
+    grid = torch.stack([2 * x / max(width - 1, 1) - 1, 2 * y / max(height - 1, 1) - 1], -1).reshape(
+        n * offset_group, taps * out_h, out_w, 2
+    )
     source = X.reshape(n * offset_group, channels // offset_group, height, width)
     read = functional.grid_sample(source, grid.to(X.dtype), align_corners=True)
     read = read.reshape(n, offset_group, channels // offset_group, taps, out_h, out_w)

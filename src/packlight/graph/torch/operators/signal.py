@@ -23,7 +23,8 @@ def dft(
     length = None if dft_length is None else whole(dft_length)
     if inverse and onesided:
         spectrum = torch.view_as_complex(input.contiguous())
-        return torch.fft.irfft(spectrum, length, along).unsqueeze(-1)
+        real: Tensor = torch.fft.irfft(spectrum, length, along)
+        return real.unsqueeze(-1)
     if input.shape[-1] == 2:
         signal = torch.view_as_complex(input.contiguous())
     else:
@@ -82,8 +83,7 @@ def mel_weight_matrix(
     """Triangles on the mel scale, [spectrum, bands], between whole bins of the spectrum."""
     bands, length = whole(num_mel_bins), whole(dft_length)
     low, high = (
-        2595 * torch.log10(1 + edge.double() / 700)
-        for edge in (lower_edge_hertz, upper_edge_hertz)
+        2595 * torch.log10(1 + edge.double() / 700) for edge in (lower_edge_hertz, upper_edge_hertz)
     )
     step = (high - low) / (bands + 2)
     mel = torch.arange(bands + 2, dtype=torch.float64) * step + low

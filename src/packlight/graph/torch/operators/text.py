@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,9 @@ def string_normalizer(
     change = {"LOWER": str.lower, "UPPER": str.upper}.get(case_change_action, str)
 
     def normalize(words: Sequence[str]) -> Text:
-        kept = [word for word in words if (word if is_case_sensitive else word.lower()) not in stops]
+        kept = [
+            word for word in words if (word if is_case_sensitive else word.lower()) not in stops
+        ]
         return np.asarray([change(word) for word in kept] or [""], dtype=object)
 
     if X.ndim == 1:
@@ -78,7 +81,7 @@ def tf_idf_vectorizer(
     pool = list(pool_strings if pool_int64s is None else pool_int64s)  # type: ignore[arg-type]
     known: dict[tuple[Any, ...], int] = {}
     bounds = [*ngram_counts, len(pool)]
-    for length, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False), start=1):
+    for length, (start, stop) in enumerate(pairwise(bounds), start=1):
         for place in range(start, stop, length):
             known[tuple(pool[place : place + length])] = len(known)
     rows = X if X.ndim == 2 else X.reshape(1, -1)
