@@ -62,12 +62,10 @@ def build_program(
             count += 1
         return places[value]
 
-    for node in nodes:
-        if _is_constant(node):
-            continue  # read where it is used, like an initializer
+    for node in nodes_to_run(nodes):
         run, around_it = _resolve(node, around)
         read = [place_of(value) for value in node.inputs]
-        while read and read[-1] == -1:
+        while not around_it and read and read[-1] == -1:
             read.pop()
         read += [place_of(value) for value in around_it]
         made = []
@@ -89,12 +87,15 @@ def label_of(node: ir.Node) -> str:
     return f"{name!r} ({domain}{node.op_type})"
 
 
-def _is_constant(node: ir.Node) -> bool:
-    return (
-        node.op_type == "Constant"
-        and node.domain in ("", "ai.onnx")
-        and constant_of(node.outputs[0]) is not None
-    )
+def nodes_to_run(nodes: Iterable[ir.Node]) -> list[ir.Node]:
+    """All nodes but constants, which are read where they are used, like initializers."""
+    return [
+        node
+        for node in nodes
+        if node.op_type != "Constant"
+        or node.domain not in ("", "ai.onnx")
+        or constant_of(node.outputs[0]) is None
+    ]
 
 
 def _with_last_uses(
@@ -118,11 +119,11 @@ def _resolve(
     attributes = _attributes_of(node, around)
     own = around.functions.get((domain, node.op_type, node.overload))
     if own is not None:
-        return _call(node, Body(own, around.functions), attributes)
+        return _call(node, Body(own, around.functions, around.opsets), attributes)
     version = node.version or around.version(domain)
     function = find_operator(domain, node.op_type, version)
     if function is None:
-        body = find_body(node, domain, version)
+        body = find_body(node, domain, version, around.opsets)
         if body is None:
             raise UnsupportedOperator(
                 f"Node {label_of(node)} uses an operator that packlight cannot turn into "
@@ -148,9 +149,9 @@ def _bind(
         if attribute.type == ir.AttributeType.GRAPH:
             graph = attribute.as_graph()
             program, values = build_program(graph, graph.inputs, graph.outputs, around)
-            keywords[name] = _Graph(program, len(graph.inputs), len(captured), len(values))
+            keywords[name] = _Graph(program, tuple(graph.outputs), len(captured), len(values))
             captured += values
-        elif name in known:
+        elif name in known or "**" in known:
             keywords[name] = _value_of(attribute)
         elif name not in _IGNORED:
             raise UnsupportedOperator(
@@ -173,9 +174,11 @@ _IGNORED = frozenset({"consumed_inputs", "spatial", "is_test", "storage_order_hi
 @cache
 def _keywords_of(function: Callable[..., Any]) -> frozenset[str]:
     try:
-        return frozenset(inspect.signature(function).parameters)
+        parameters = inspect.signature(function).parameters.values()
     except ValueError:  # a built-in of PyTorch, which takes inputs only
         return frozenset()
+    open_ended = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters)
+    return frozenset([one.name for one in parameters] + ["**"] * open_ended)
 
 
 @dataclass(frozen=True)
@@ -183,13 +186,13 @@ class _Graph:
     """A graph inside a node, called with its inputs and all that the node captured."""
 
     program: Program
-    inputs: int
+    results: tuple[ir.Value, ...]
     start: int
     count: int
 
     def __call__(self, given: Sequence[Any], captured: Sequence[Any]) -> list[Any]:
         own = captured[self.start : self.start + self.count]
-        return run_program(self.program, [*given[: self.inputs], *own])
+        return run_program(self.program, [*given, *own])
 
 
 def _attributes_of(node: ir.Node, around: Surroundings) -> dict[str, ir.Attr]:
@@ -235,8 +238,10 @@ def _program_of(
     body: Body, attributes: Mapping[str, ir.Attr]
 ) -> tuple[Program, tuple[ir.Value, ...]]:
     function = body.function
-    defaults = {name: one for name, one in function.attributes.items() if one.value is not None}
-    around = Surroundings(body.functions, function.opset_imports, {**defaults, **attributes})
+    own = {name: one for name, one in function.attributes.items() if one.value is not None}
+    defaults = {**body.defaults, **own}
+    opsets = {**body.opsets, **function.opset_imports}
+    around = Surroundings(body.functions, opsets, {**defaults, **attributes})
     return build_program(function, function.inputs, function.outputs, around)
 
 

@@ -7,33 +7,53 @@ from typing import Any
 
 from packlight.graph.torch.operators import (
     casting,
+    contrib,
+    control,
     convolution,
     elementwise,
     indexing,
     linear,
+    losses,
     normalization,
     pooling,
+    quantized,
+    random,
+    recurrent,
     reduction,
+    resize,
+    sampling,
     shape,
+    signal,
+    text,
 )
 
 Operator = Callable[..., Any]
 
 # One literal table a family: a function, or several by the opset from which each holds.
 FAMILIES: tuple[Mapping[str, Operator | Mapping[int, Operator]], ...] = (
-    elementwise.OPERATORS,
     casting.OPERATORS,
-    shape.OPERATORS,
-    indexing.OPERATORS,
-    reduction.OPERATORS,
+    control.OPERATORS,
     convolution.OPERATORS,
-    pooling.OPERATORS,
+    elementwise.OPERATORS,
+    indexing.OPERATORS,
     linear.OPERATORS,
+    losses.OPERATORS,
     normalization.OPERATORS,
+    pooling.OPERATORS,
+    quantized.OPERATORS,
+    random.OPERATORS,
+    recurrent.OPERATORS,
+    reduction.OPERATORS,
+    resize.OPERATORS,
+    sampling.OPERATORS,
+    shape.OPERATORS,
+    signal.OPERATORS,
+    text.OPERATORS,
 )
 
 OPERATORS: Mapping[str, Mapping[str, Operator | Mapping[int, Operator]]] = {
     "": {name: entry for family in FAMILIES for name, entry in family.items()},
+    "com.microsoft": contrib.OPERATORS,
     "ai.onnx.ml": indexing.MACHINE_LEARNING,
 }
 

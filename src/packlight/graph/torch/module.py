@@ -10,13 +10,13 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from packlight.errors import WrongUsage
+from packlight.errors import UnusableModel, WrongUsage
 from packlight.graph.model import Model, load_model
-from packlight.graph.torch.build import Surroundings, build_program
+from packlight.graph.torch.build import Surroundings, build_program, nodes_to_run
+from packlight.graph.torch.naming import constant_tensor, name_constants
 from packlight.graph.torch.run import run_program
 from packlight.graph.torch.trainable import is_read_by_python, is_weight
 from packlight.graph.torch.values import Tensor, is_host_constant, tensor_from
-from packlight.graph.walk import constant_of
 
 
 class GraphModule(torch.nn.Module):
@@ -41,28 +41,32 @@ class GraphModule(torch.nn.Module):
         given = [value for value in graph.inputs if not value.is_initializer()]
         self._program, captured = build_program(graph, given, graph.outputs, around)
         self._attributes: dict[str, str] = {}  # by ONNX name
+        self._names: list[str] = []  # of what is captured, in order
         self._kept: list[tuple[str, Any]] = []  # ("parameter" | "buffer", name) or ("", value)
-        for value in captured:
-            self._keep(value, learn_scales=learn_scales)
+        names = name_constants(model)
+        for number, value in enumerate(captured):
+            name = names.get(value, f"constant {number} of an operator's body")
+            self._keep(value, name, learn_scales=learn_scales)
         self._places = {
-            str(value.name): place
-            for value, place in zip([*given, *captured], self._program.given, strict=True)
+            str(value.name): place for value, place in zip(given, self._program.given, strict=False)
         }
-        for node, step in zip(_run_nodes(graph), self._program.steps, strict=True):
-            names = [str(value.name) for value in node.outputs]
-            self._places.update(zip(names, step.outputs, strict=False))
+        self._places.update(zip(self._names, self._program.given[len(given) :], strict=True))
+        for node, step in zip(nodes_to_run(graph), self._program.steps, strict=True):
+            outputs = [str(value.name) for value in node.outputs]
+            self._places.update(zip(outputs, step.outputs, strict=False))
 
-    def _keep(self, value: ir.Value, *, learn_scales: bool) -> None:
-        constant = constant_of(value)
+    def _keep(self, value: ir.Value, name: str, *, learn_scales: bool) -> None:
+        """Keep a constant as parameter, buffer, or where Python reads it."""
+        constant = constant_tensor(value)
         if constant is None:
-            raise WrongUsage(
+            raise UnusableModel(
                 f"Tensor {value.name!r} is read but nothing produces it: the graph is incomplete."
             )
+        self._names.append(name)
         tensor = tensor_from(constant)
         if is_host_constant(tensor) or is_read_by_python(value):
             self._kept.append(("", tensor))
             return
-        name = str(value.name)
         attribute = re.sub(r"\W", "_", name) or "constant"
         while attribute in self._attributes.values() or hasattr(self, attribute):
             attribute += "_"
@@ -154,13 +158,6 @@ class GraphModule(torch.nn.Module):
             for name, value in weights.items():
                 constants[order[self._places[name]]] = value
         return run_program(self._program, [*inputs, *constants], through)
-
-
-def _run_nodes(graph: ir.Graph) -> list[ir.Node]:
-    """The nodes that become steps: all but constants."""
-    return [
-        node for node in graph if node.op_type != "Constant" or constant_of(node.outputs[0]) is None
-    ]
 
 
 def to_torch(model: Model | ir.Model | Path | str, *, learn_scales: bool = False) -> GraphModule:

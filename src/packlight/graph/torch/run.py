@@ -31,6 +31,10 @@ class Program:
     given: tuple[int, ...]
     outputs: tuple[int, ...]
 
+    def __deepcopy__(self, memo: Any) -> Program:
+        """Itself: copies of a module share what never changes."""
+        return self
+
 
 def run_program(
     program: Program,
@@ -111,4 +115,6 @@ def _run_again(
     except Exception as second:
         second.add_note(f"in node {label}")
         raise
-    return tuple(map(restore, result)) if type(result) is tuple else restore(result)
+    if type(result) is tuple:  # what follows the first are places and counts
+        return (restore(result[0]), *result[1:])
+    return restore(result)

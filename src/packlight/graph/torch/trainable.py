@@ -71,7 +71,8 @@ def is_weight(value: ir.Value, *, scales: bool = False, _depth: int = 0) -> bool
             return True
         if scales and node.op_type in _SCALES and place == 1:
             return True
-        if node.op_type in _PASSING and place != 1 and _depth < 8:
+        scale = place > 0 and node.op_type in _SCALES
+        if node.op_type in _PASSING and not scale and _depth < 8:
             outputs = node.outputs
             if any(is_weight(out, scales=False, _depth=_depth + 1) for out in outputs):
                 return True

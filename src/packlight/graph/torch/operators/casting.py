@@ -51,8 +51,11 @@ def cast(
         largest = torch.finfo(dtype).max
         if saturate:
             wide = wide.clamp(-largest, largest)
-        elif dtype != torch.float8_e5m2:
-            wide = torch.where(wide.isinf(), torch.nan, wide)
+        else:  # what lies beyond is infinite where the type has that, else not a number
+            beyond = float("inf") if dtype == torch.float8_e5m2 else float("nan")
+            wide = torch.where(
+                wide.abs() > largest, torch.copysign(torch.full_like(wide, beyond), wide), wide
+            )
         return wide.to(dtype)
     if input.is_complex() and not dtype.is_complex:
         input = input.real

@@ -102,6 +102,13 @@ def rms_normalization(
     return (wide * inverse).to(X.dtype) * scale
 
 
+def simplified_layer_normalization(
+    X: Tensor, scale: Tensor, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
+) -> Tensor:
+    """What onnxruntime called RMSNormalization before ONNX had it."""
+    return rms_normalization(X, scale, axis=axis, epsilon=epsilon, stash_type=stash_type)
+
+
 def mean_variance_normalization(X: Tensor, *, axes: tuple[int, ...] = (0, 2, 3)) -> Tensor:
     """(X - mean) / (standard deviation + 1e-9)."""
     deviation = X.std(axes, correction=0, keepdim=True)
@@ -192,5 +199,6 @@ OPERATORS: Mapping[str, Callable[..., Any] | Mapping[int, Callable[..., Any]]] =
     "LpNormalization": lp_normalization,
     "MeanVarianceNormalization": mean_variance_normalization,
     "RMSNormalization": rms_normalization,
+    "SimplifiedLayerNormalization": simplified_layer_normalization,
     "Softmax": {1: softmax_1, 13: softmax_13},
 }

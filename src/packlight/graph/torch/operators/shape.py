@@ -12,6 +12,34 @@ import torch
 from packlight.graph.torch.values import Ints, Tensor, ints, shape_tensor, whole
 
 
+def constant(
+    *,
+    value: Any = None,
+    sparse_value: Any = None,
+    value_float: float | None = None,
+    value_floats: Sequence[float] | None = None,
+    value_int: int | None = None,
+    value_ints: Sequence[int] | None = None,
+    value_string: str | None = None,
+    value_strings: Sequence[str] | None = None,
+) -> Any:
+    """A value given as an attribute, where it is not read as a constant of the graph."""
+    if sparse_value is not None:
+        raise NotImplementedError("sparse constants are made dense when a file is loaded")
+    for numbers, dtype in (
+        (value_float, torch.float32),
+        (value_floats, torch.float32),
+        (value_int, torch.int64),
+        (value_ints, torch.int64),
+    ):
+        if numbers is not None:
+            return torch.tensor(numbers, dtype=dtype)
+    for text in (value_string, value_strings):
+        if text is not None:
+            return np.asarray(text, dtype=object)
+    return value
+
+
 def identity(input: Any) -> Any:
     """The same."""
     return input
@@ -172,6 +200,7 @@ def space_to_depth(input: Tensor, *, blocksize: int, mode: str = "DCR") -> Tenso
 
 OPERATORS: Mapping[str, Callable[..., Any] | Mapping[int, Callable[..., Any]]] = {
     "Concat": concat,
+    "Constant": constant,
     "ConstantOfShape": constant_of_shape,
     "DepthToSpace": depth_to_space,
     "Expand": expand,
