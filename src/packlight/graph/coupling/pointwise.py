@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import onnx_ir as ir
 
 from packlight.graph.coupling.links import Axes, Links, Unfollowable
@@ -90,10 +91,9 @@ def group_norm(links: Links, node: ir.Node) -> None:
     if before[1] is None:
         raise Unfollowable("the number of channels is not known")
     count = int_of(node, "num_groups", 1)
-    group, inside = links.new(count), links.new(len(before[1]) // count)
-    why = f"{node.op_type} {node.name!r} takes statistics over them"
-    links.stay([inside, *before[2:]], why)
-    links.product(before[1], [group, inside], why)
+    group = links.new(count)
+    links.together(before[1], np.repeat(group, len(before[1]) // count))
+    links.stay(before[2:], f"{node.op_type} {node.name!r} takes statistics over them")
     for number in (1, 2):
         (axis,) = links.input(node, number)
         per_group = axis is not None and len(axis) == count != len(before[1])

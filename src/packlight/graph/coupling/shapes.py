@@ -23,6 +23,15 @@ _BATCHES = ((2, 3), (22, 23), (26, 27), (34, 33))
 _PICTURES = ((64, 128), (96, 160), (192, 224), (256, 288))
 _LENGTHS = ((5, 6), (7, 9), (11, 10), (13, 14), (17, 19), (21, 18), (25, 29), (31, 35))
 
+# Operators that onnx does not know: so far as shapes go their outputs are like their first input.
+_LIKE = (
+    "BiasGelu",
+    "FastGelu",
+    "QuickGelu",
+    "SkipLayerNormalization",
+    "SkipSimplifiedLayerNormalization",
+)
+
 Shape = list[int | str | None]
 
 
@@ -32,8 +41,51 @@ def infer_shapes(model: ir.Model) -> None:
         for value in node.outputs:
             if not value.is_graph_output() and constant_of(value) is None:
                 value.shape = None
+    copy = copy_model(model)
+    copy.graph.outputs.clear()
+    alike: dict[str | None, str | None] = {}
+    for node in copy.graph:
+        if node.domain == "com.microsoft":
+            _stand_in(node, alike)
     with quiet():
-        passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+        passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(copy)
+    known = {value.name: value.shape for value in _values(copy)}
+    for value in _values(model):
+        shape = known.get(alike.get(value.name, value.name))
+        if shape is not None and (value.shape is None or not value.is_graph_output()):
+            value.shape = shape.copy()
+
+
+def _stand_in(node: ir.Node, alike: dict[str | None, str | None]) -> None:
+    """Put an operator that onnx knows in the place of one whose output has the same shape.
+
+    alike: gets the names of further outputs, with the output whose shape they have.
+    """
+    first = node.outputs[0]
+    if node.op_type == "EmbedLayerNormalization":
+        new, inputs = "Gather", [node.inputs[2], node.inputs[0]]
+    elif node.op_type in _LIKE or (node.op_type == "Attention" and _is_square(node)):
+        new, inputs = "Identity", [node.inputs[0]]
+        for other in node.outputs[3:]:
+            # The sum that a SkipLayerNormalization makes first.
+            alike[other.name] = first.name
+            other.replace_all_uses_with(first)
+    else:
+        return
+    if any(other.uses() for other in node.outputs[1:]):
+        return
+    node.op_type, node.domain = new, ""
+    node.attributes.clear()
+    node.resize_inputs(len(inputs))
+    for number, value in enumerate(inputs):
+        node.replace_input_with(number, value)
+    node.resize_outputs(1)
+
+
+def _is_square(node: ir.Node) -> bool:
+    """Whether an Attention's values have as many channels as its inputs."""
+    tensor = constant_of(node.inputs[1])
+    return tensor is not None and tensor.shape[1] == 3 * tensor.shape[0]
 
 
 def know_shapes(model: ir.Model) -> None:
