@@ -175,7 +175,11 @@ class Links:
             pinned[label[positions]] = reasons.setdefault(told, len(reasons))
         pending = list(self._products)
         while pending:
-            head, copy = (self._flags(axes, label) for axes in (self._heads, self._copies))
+            copy = self._flags(self._copies, label)
+            head = self._flags(self._heads, label)
+            # Heads that share keys are (groups of heads) x (copies in a group).
+            groups = [item for item in self._products if head[label[item.merged]].all()]
+            head |= self._flags([axis for item in groups for axis in item.factors], label)
             forced = [item for item in pending if len(_able(item, label, pinned)) < 2]
             now = forced or pending[:1]
             pairs: list[tuple[Positions, Positions]] = []

@@ -63,15 +63,14 @@ def _stand_in(node: ir.Node, alike: dict[str | None, str | None]) -> None:
     """
     first = node.outputs[0]
     if node.op_type == "EmbedLayerNormalization":
-        new, inputs = "Gather", [node.inputs[2], node.inputs[0]]
+        new, inputs, sums = "Gather", [node.inputs[2], node.inputs[0]], node.outputs[2:]
     elif node.op_type in _LIKE or (node.op_type == "Attention" and _is_square(node)):
-        new, inputs = "Identity", [node.inputs[0]]
-        for other in node.outputs[3:]:
-            # The sum that a SkipLayerNormalization makes first.
-            alike[other.name] = first.name
-            other.replace_all_uses_with(first)
+        new, inputs, sums = "Identity", [node.inputs[0]], node.outputs[3:]
     else:
         return
+    for other in sums:  # what was normalized, which the next block adds to
+        alike[other.name] = first.name
+        other.replace_all_uses_with(first)
     if any(other.uses() for other in node.outputs[1:]):
         return
     node.op_type, node.domain = new, ""
