@@ -15,7 +15,7 @@ import onnx_ir.passes.common as passes
 from packlight.graph.rewrite.fold import fold_constants
 from packlight.graph.rewrite.quiet import quiet
 from packlight.graph.save import copy_model
-from packlight.graph.walk import constant_of
+from packlight.graph.walk import constant_of, shape_of
 
 # Sizes to look with, first and second: of batches; of pictures (which are halved several
 # times); of all else (tables of positions are short). No number stands twice.
@@ -23,11 +23,14 @@ _BATCHES = ((2, 3), (22, 23), (26, 27), (34, 33))
 _PICTURES = ((64, 128), (96, 160), (192, 224), (256, 288))
 _LENGTHS = ((5, 6), (7, 9), (11, 10), (13, 14), (17, 19), (21, 18), (25, 29), (31, 35))
 
-# Operators that onnx does not know: so far as shapes go their outputs are like their first input.
+# Operators whose shapes onnx does not infer: so far as these go, they copy their first input.
 _LIKE = (
     "BiasGelu",
     "FastGelu",
+    "GroupNormalization",
     "QuickGelu",
+    "RMSNormalization",
+    "SimplifiedLayerNormalization",
     "SkipLayerNormalization",
     "SkipSimplifiedLayerNormalization",
 )
@@ -45,15 +48,18 @@ def infer_shapes(model: ir.Model) -> None:
     copy.graph.outputs.clear()
     alike: dict[str | None, str | None] = {}
     for node in copy.graph:
-        if node.domain == "com.microsoft":
-            _stand_in(node, alike)
+        _stand_in(node, alike)
     with quiet():
         passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(copy)
-    known = {value.name: value.shape for value in _values(copy)}
+    known = {value.name: value for value in _values(copy)}
     for value in _values(model):
-        shape = known.get(alike.get(value.name, value.name))
-        if shape is not None and (value.shape is None or not value.is_graph_output()):
-            value.shape = shape.copy()
+        found = known.get(alike.get(value.name, value.name))
+        if found is None or found.shape is None:
+            continue
+        if value.shape is None or not value.is_graph_output():
+            value.shape = found.shape.copy()
+        if value.type is None and isinstance(found.type, ir.TensorType):
+            value.type = ir.TensorType(found.type.dtype)
 
 
 def _stand_in(node: ir.Node, alike: dict[str | None, str | None]) -> None:
@@ -84,7 +90,10 @@ def _stand_in(node: ir.Node, alike: dict[str | None, str | None]) -> None:
 def _is_square(node: ir.Node) -> bool:
     """Whether an Attention's values have as many channels as its inputs."""
     tensor = constant_of(node.inputs[1])
-    return tensor is not None and tensor.shape[1] == 3 * tensor.shape[0]
+    if tensor is None:
+        return False
+    inputs, outputs = shape_of(tensor)
+    return outputs == 3 * inputs
 
 
 def know_shapes(model: ir.Model) -> None:

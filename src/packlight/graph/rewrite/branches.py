@@ -1,4 +1,4 @@
-"""Residual branches: whole parts of a graph that can be left out, as an Add goes on without them."""
+"""Residual branches: whole parts of a graph that can be left out; their Add goes on without."""
 
 from __future__ import annotations
 
