@@ -60,7 +60,9 @@ def test_heads_carry_the_channels_or_their_insides_do(mode, carrier: int):
     assert (free < 0).all()
     assert (stuck >= 0).all()
     table = channels.label[whole].reshape(3, 4)
-    assert (table == channels.label[factors[carrier]].reshape((-1, 1) if carrier == 0 else -1)).all()
+    assert (
+        table == channels.label[factors[carrier]].reshape((-1, 1) if carrier == 0 else -1)
+    ).all()
 
 
 def test_a_factor_that_stays_leaves_the_channels_to_the_other():
@@ -123,7 +125,7 @@ def test_shapes_are_aligned(before, after, blocks, left):
 def test_aligned_blocks_hold_the_same_elements(sizes: list[int], cuts: list[int]):
     # Join neighbours of the first shape: every block must then describe the same elements.
     after, start = [], 0
-    for cut in [*sorted(set(min(cut, len(sizes)) for cut in cuts)), len(sizes)]:
+    for cut in [*sorted({min(cut, len(sizes)) for cut in cuts}), len(sizes)]:
         if cut > start:
             after.append(math.prod(sizes[start:cut]))
             start = cut

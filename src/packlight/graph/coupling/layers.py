@@ -109,7 +109,7 @@ def recurrent(links: Links, node: ir.Node) -> None:
     links.together(before[-1], into[2])
     why = f"{node.op_type} {node.name!r} runs over them"
     inputs = [links.input(node, k) for k in range(len(node.inputs)) if links.has(node, k)]
-    outputs = [links.value(value) for value in node.outputs if value.name]
+    outputs = links.outputs(node)
     for axes in [before, *inputs[3:], *outputs]:
         links.stay(axes[:-1], why)
     _gated(links, into[1], hidden)

@@ -107,6 +107,12 @@ class Links:
         """The positions along each axis of a node's output."""
         return self.value(node.outputs[number])
 
+    def outputs(self, node: ir.Node) -> list[Axes]:
+        """The positions of the first output, and of the others that anything reads."""
+        first, *others = node.outputs
+        used = [value for value in others if value.uses() or value.is_graph_output()]
+        return [self.value(value) for value in (first, *used)]
+
     def new(self, size: int) -> Positions:
         """Positions of no tensor: a factor that is seen in a product only."""
         self._count += size
