@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from packlight.graph.coupling.groups import CoupledGroup, find_groups
+from packlight.graph.coupling.shapes import infer_shapes
 from packlight.graph.rewrite.prune import remove_channels
 from packlight.graph.save import copy_model
 from packlight.graph.walk import ensure_names
@@ -122,10 +123,53 @@ def check_exact(
         assert got.shape == wanted.shape
         scale = float(np.abs(before).max()) or 1.0
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=2e-5 * scale)
+    check_lanes(masked(model, groups, removed), pruned, groups, removed, given)
     # Otherwise zeros in the wrong places would not be noticed.
     assert any(not np.allclose(a, b, atol=1e-4) for a, b in zip(original, expected, strict=True))
     assert weigh(pruned) < weigh(model)
     return groups
+
+
+def check_lanes(
+    whole: ir.Model,
+    pruned: ir.Model,
+    groups: Sequence[CoupledGroup],
+    removed: Mapping[str, Sequence[int]],
+    feeds: Feeds,
+) -> None:
+    """Every tensor of the pruned model is the masked one's without the removed lanes."""
+    gone: dict[str, dict[int, list[int]]] = {}
+    for group in groups:
+        chosen = list(removed.get(group.name, ()))
+        for lane in group.lanes:
+            taken = gone.setdefault(lane.value, {}).setdefault(lane.axis, [])
+            taken += lane.positions[chosen].ravel().tolist()
+    names, arrays = zip(*_everything(whole, feeds), strict=True)
+    after = dict(_everything(pruned, feeds))
+    common = [name for name in names if name in after]
+    assert len(common) > len(names) // 2
+    for name, array in zip(names, arrays, strict=True):
+        if name not in after or not np.issubdtype(array.dtype, np.floating):
+            continue
+        for axis, positions in gone.get(name, {}).items():
+            array = np.delete(array, positions, axis=axis)
+        assert array.shape == after[name].shape, name
+        scale = float(np.abs(array).max(initial=0)) or 1.0
+        np.testing.assert_allclose(after[name], array, rtol=1e-3, atol=2e-5 * scale)
+
+
+def _everything(model: ir.Model, feeds: Feeds) -> list[tuple[str, NDArray[Any]]]:
+    """All tensors that a model computes on its way, by name."""
+    copy = copy_model(model)
+    infer_shapes(copy)
+    inner = [value for node in copy.graph for value in node.outputs]
+    copy.graph.outputs.extend(
+        value
+        for value in inner
+        if value.type is not None and value.uses() and not value.is_graph_output()
+    )
+    names = [value.name or "" for value in copy.graph.outputs]
+    return list(zip(names, session_of(copy).run(None, feeds), strict=True))
 
 
 def check_partition(groups: Sequence[CoupledGroup]) -> None:

@@ -52,6 +52,21 @@ def test_what_mixes_channels_keeps_them(between: str, why: str):
     assert why in reasons(model)["a"]
 
 
+@pytest.mark.parametrize(("opset", "stays"), [(12, True), (13, False)])
+def test_a_softmax_of_old_mixes_all_axes_behind_its_own(opset: int, stays: bool):
+    model = build(
+        """net (float[n, 5, 6] x) => (float[n, 5, 3] y) {
+            a = MatMul(x, w1)
+            b = Softmax <axis = 1> (a)
+            y = MatMul(b, w2)
+        }""",
+        opset=opset,
+        w1=(6, 8),
+        w2=(8, 3),
+    )
+    assert bool(reasons(model)["a"]) is stays
+
+
 def test_what_touches_the_interface_stays():
     model = build(
         """net (float[n, 4] x) => (float[n, 8] a, float[n, 3] y) {
