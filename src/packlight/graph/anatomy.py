@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from packlight.graph.coupling.shapes import know_shapes
 from packlight.graph.layers import Layer, Unquantizable, find_layers, find_unquantizable
 from packlight.graph.model import Model
 from packlight.graph.redundancy import Redundancy, find_redundancies
@@ -142,6 +143,7 @@ def count_macs(model: ir.Model) -> dict[str, int | None]:
             fold_constants(copy)
             if fix_reshapes(copy):
                 fold_constants(copy)
+            know_shapes(copy)
     except Exception:
         # Inference of an unusual graph may fail anywhere: its numbers are then not known.
         return dict.fromkeys((layer.name for layer in find_layers(model)), None)

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
-import onnx_ir.passes.common as passes
 
 from packlight.graph.coupling.links import Channels, Heads, Links, Unfollowable
 from packlight.graph.coupling.rules import RULES
-from packlight.graph.rewrite.quiet import quiet
+from packlight.graph.coupling.shapes import know_shapes
 from packlight.graph.save import copy_model
 from packlight.graph.walk import constant_of, ensure_names
 
@@ -28,7 +27,7 @@ def follow(model: ir.Model, *, heads: Heads = "whole") -> Followed:
     """Find out which positions of all tensors go together; the model is not changed."""
     copy = copy_model(model)
     ensure_names(copy)
-    infer_shapes(copy)
+    know_shapes(copy)
     links = Links()
     for value in copy.graph.inputs:
         _stay(links, value, f"the model's input {value.name!r} keeps its shape")
@@ -44,16 +43,6 @@ def follow(model: ir.Model, *, heads: Heads = "whole") -> Followed:
     for value in copy.graph.outputs:
         _stay(links, value, f"the model's output {value.name!r} keeps its shape")
     return Followed(copy, links, links.solve(heads))
-
-
-def infer_shapes(model: ir.Model) -> None:
-    """Work the shapes of all values out anew, in place; what the file claims is forgotten."""
-    for node in model.graph:
-        for value in node.outputs:
-            if not value.is_graph_output() and constant_of(value) is None:
-                value.shape = None
-    with quiet():
-        passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
 
 
 def _stay_around(links: Links, node: ir.Node, reason: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +74,15 @@ class CoupledGroup:
 
 
 @dataclass(frozen=True)
+class _Share:
+    """So many positions on an axis (by its number), and what that makes of the channel there."""
+
+    axis: int
+    count: int
+    role: Role
+
+
+@dataclass(frozen=True)
 class _Axis:
     """An axis of a constant (as an input of a node) or of a value, and its positions."""
 
@@ -101,33 +109,35 @@ def groups_of(found: Followed, model: ir.Model) -> tuple[CoupledGroup, ...]:
     channels = found.channels
     axes = _axes(found)
     shares, makers = _shares(axes, channels.label)
-    gathered: dict[tuple[object, ...], list[int]] = {}
+    gathered: dict[tuple[int, tuple[_Share, ...]], list[int]] = {}
     for channel in sorted(makers, key=lambda c: (makers[c], c)):
-        gathered.setdefault((channels.reason[channel], *shares[channel]), []).append(channel)
+        key = (int(channels.reason[channel]), shares[channel])
+        gathered.setdefault(key, []).append(channel)
     layers = {layer.name: layer for layer in find_layers(found.model) if not layer.graph_path}
-    originals = {copy: node for copy, node in zip(found.model.graph, model.graph, strict=True)}
+    originals = dict(zip(found.model.graph, model.graph, strict=True))
     taken: dict[str, int] = {}
     groups = []
-    for key, members in gathered.items():
+    for (reason, common), members in gathered.items():
         first = axes[makers[members[0]][0]]
         assert first.weight is not None
         base = first.weight.node.name or ""
         taken[base] = taken.get(base, 0) + 1
-        reason = int(channels.reason[members[0]])
         constants: list[Member] = []
         lanes: list[Lane] = []
-        for number, count, role in key[1:]:  # type: ignore[misc]
-            item = axes[number]
-            positions = _positions(channels.label[item.positions], members, count)
+        for share in common:
+            item = axes[share.axis]
+            positions = _positions(channels.label[item.positions], members, share.count)
             if isinstance(item.place, ir.Value):
                 lanes.append(Lane(item.place.name or "", item.axis, positions))
                 continue
             node, place = item.place
             value = originals[node].inputs[place]
             assert value is not None
-            lines, index = _lines(layers.get(node.name or ""), item, role, positions)
+            lines, index = _lines(layers.get(node.name or ""), item, share.role, positions)
             constants.append(
-                Member(value, node.name or "", place, item.axis, positions, role, lines, index)
+                Member(
+                    value, node.name or "", place, item.axis, positions, share.role, lines, index
+                )
             )
         groups.append(
             CoupledGroup(
@@ -156,35 +166,34 @@ def _axes(found: Followed) -> list[_Axis]:
     weights = {(item.node, item.number, item.axis): item for item in found.links.weights}
     looked_at = dict(found.links.known())
     axes = []
-    for value in found.model.graph.inputs:
-        axes += [
-            _Axis(value, k, p) for k, p in enumerate(looked_at.get(value, [])) if p is not None
-        ]
+    for given in found.model.graph.inputs:
+        known = looked_at.get(given, [])
+        axes += [_Axis(given, k, p) for k, p in enumerate(known) if p is not None]
     for node in found.model.graph:
         for number, value in enumerate(node.inputs):
             if value is None or constant_of(value) is None:
                 continue
             here = (node, number)
-            known = looked_at.get(here) or looked_at.get(value) or []
+            axes_here = looked_at.get(here) or looked_at.get(value) or []
             axes += [
                 _Axis(here, k, p, weights.get((node, number, k)))
-                for k, p in enumerate(known)
+                for k, p in enumerate(axes_here)
                 if p is not None
             ]
-        for value in node.outputs:
-            if constant_of(value) is None:
-                known = looked_at.get(value, [])
-                axes += [_Axis(value, k, p) for k, p in enumerate(known) if p is not None]
+        for result in node.outputs:
+            if constant_of(result) is None:
+                known = looked_at.get(result, [])
+                axes += [_Axis(result, k, p) for k, p in enumerate(known) if p is not None]
     return axes
 
 
 def _shares(
     axes: list[_Axis], label: Positions
-) -> tuple[dict[int, tuple[tuple[int, int, str], ...]], dict[int, tuple[int, int]]]:
+) -> tuple[dict[int, tuple[_Share, ...]], dict[int, tuple[int, int]]]:
     """For each channel the axes it has positions on, how many and in which role; and for those
     that a layer makes, the first axis and position that do.
     """
-    shares: dict[int, list[tuple[int, int, str]]] = {}
+    shares: dict[int, list[_Share]] = {}
     makers: dict[int, tuple[int, int]] = {}
     for number, item in enumerate(axes):
         found, first, count = np.unique(
@@ -192,11 +201,11 @@ def _shares(
         )
         weight = item.weight
         for channel, at, often in zip(found.tolist(), first.tolist(), count.tolist(), strict=True):
-            role = "" if isinstance(item.place, ir.Value) else "follows"
+            role: Role = "follows"
             if weight is not None:
                 alone = weight.unless is not None and label[weight.unless[at]] == channel
                 role = "follows" if alone else weight.role
-            shares.setdefault(channel, []).append((number, often, role))
+            shares.setdefault(channel, []).append(_Share(number, often, role))
             if role == "makes":
                 makers.setdefault(channel, (number, at))
     return {channel: tuple(shares[channel]) for channel in makers}, makers
@@ -242,8 +251,3 @@ def _lines(
 def _spread(lines: NDArray[np.intp]) -> NDArray[np.intp]:
     flat = lines.reshape(len(lines), -1)
     return np.array([np.unique(row) for row in flat], dtype=np.intp)
-
-
-def by_name(groups: tuple[CoupledGroup, ...]) -> Mapping[str, CoupledGroup]:
-    """The groups, to be looked up."""
-    return {group.name: group for group in groups}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
-from packlight.graph.coupling.links import Axes, Links, Unfollowable
+from packlight.graph.coupling.links import Axes, Links, Positions, Unfollowable
 from packlight.graph.coupling.pointwise import IN_SPACE, broadcast
 from packlight.graph.rewrite.single import int_of
 from packlight.graph.walk import constant_of
-
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 
 def conv(links: Links, node: ir.Node) -> None:
@@ -52,7 +51,8 @@ def _convolve(links: Links, node: ir.Node, out_axis: int) -> None:
         # In groups, axis 0 of the weight runs over all outputs (inputs, when transposed): where
         # whole groups go, these go with what their group reads (makes).
         other = outputs if out_axis else inputs
-        per_group = other.reshape(groups, -1)[:, 0].repeat(len(weight[0]) // groups)
+        own = rows if out_axis == 0 else columns
+        per_group = other.reshape(groups, -1)[:, 0].repeat(len(own) // groups)
         unless = None if groups == 1 else per_group
         links.weight(node, 1, 0, "reads" if out_axis else "makes", unless)
         links.weight(node, 1, 1, "makes" if out_axis else "reads")
@@ -96,3 +96,40 @@ def _operand(links: Links, node: ir.Node, number: int, *, makes: int, reads: int
     if constant_of(node.inputs[number]) is not None:
         links.weight(node, number, makes, "makes")
         links.weight(node, number, reads, "reads")
+
+
+def recurrent(links: Links, node: ir.Node) -> None:
+    """LSTM, GRU, RNN: W [directions, gates x hidden, in], R [directions, gates x hidden, hidden].
+
+    A hidden unit goes from both directions: their outputs lie side by side in one tensor.
+    """
+    before, into = links.input(node, 0), links.input(node, 1)
+    back = links.input(node, 2)
+    hidden = back[2]
+    links.together(before[-1], into[2])
+    why = f"{node.op_type} {node.name!r} runs over them"
+    inputs = [links.input(node, k) for k in range(len(node.inputs)) if links.has(node, k)]
+    outputs = links.outputs(node)
+    for axes in [before, *inputs[3:], *outputs]:
+        links.stay(axes[:-1], why)
+    _gated(links, into[1], hidden)
+    _gated(links, back[1], hidden)
+    for number in (3, 7):
+        if links.has(node, number):
+            _gated(links, links.input(node, number)[1], hidden)
+    for number in (5, 6):
+        if links.has(node, number):
+            links.together(links.input(node, number)[-1], hidden)
+    for axes in outputs:
+        links.together(axes[-1], hidden)
+    for number in (1, 2):
+        if constant_of(node.inputs[number]) is not None:
+            links.weight(node, number, 1, "makes")
+            links.weight(node, number, 2, "reads")
+
+
+def _gated(links: Links, axis: Positions | None, hidden: Positions | None) -> None:
+    """The axis holds all hidden units once for each gate."""
+    if axis is None or hidden is None:
+        raise Unfollowable("the number of hidden units is not known")
+    links.together(axis, np.tile(hidden, len(axis) // len(hidden)))

@@ -314,8 +314,11 @@ def expand(links: Links, node: ir.Node) -> None:
         axis = before[number - offset] if number >= offset else None
         if axis is not None and result is not None and len(axis) == len(result):
             links.together(axis, result)
+        elif result is not None and (axis is None or len(axis) == 1):
+            links.copies(result)
+            links.stay([axis], f"Expand {node.name!r} makes copies of it")
         else:
-            links.stay([axis, result], f"Expand {node.name!r} makes copies of one")
+            links.stay([axis], f"Expand {node.name!r} meets an unknown size")
 
 
 def tile(links: Links, node: ir.Node) -> None:
@@ -334,23 +337,25 @@ def tile(links: Links, node: ir.Node) -> None:
 def depth_to_space(links: Links, node: ir.Node) -> None:
     """Channels become blocks of pixels: C = blocks x channels (DCR) or channels x blocks (CRD)."""
     before, after = links.input(node, 0), links.output(node)
-    blocks = links.new(int_of(node, "blocksize", 1) ** 2)
+    blocks = int_of(node, "blocksize", 1) ** 2
     mode = node.attributes["mode"].as_string() if "mode" in node.attributes else "DCR"
-    parts = [after[1], blocks] if mode == "CRD" else [blocks, after[1]]
-    why = f"{node.op_type} {node.name!r} lays them out in space"
-    links.stay([blocks, *before[2:], *after[2:]], why)
-    links.product(before[1], parts, why)
+    channels = after[1]
+    if channels is None:
+        raise Unfollowable("the number of channels is not known")
+    order = np.repeat(channels, blocks) if mode == "CRD" else np.tile(channels, blocks)
+    links.together(before[1], order)
     links.together(before[0], after[0])
+    links.stay([*before[2:], *after[2:]], f"{node.op_type} {node.name!r} lays them out in space")
 
 
 def space_to_depth(links: Links, node: ir.Node) -> None:
     """Blocks of pixels become channels: C = blocks x channels."""
     before, after = links.input(node, 0), links.output(node)
-    blocks = links.new(int_of(node, "blocksize", 1) ** 2)
-    why = f"{node.op_type} {node.name!r} gathers them from space"
-    links.stay([blocks, *before[2:], *after[2:]], why)
-    links.product(after[1], [blocks, before[1]], why)
+    if before[1] is None:
+        raise Unfollowable("the number of channels is not known")
+    links.together(after[1], np.tile(before[1], int_of(node, "blocksize", 1) ** 2))
     links.together(before[0], after[0])
+    links.stay([*before[2:], *after[2:]], f"{node.op_type} {node.name!r} gathers them from space")
 
 
 def shape(links: Links, node: ir.Node) -> None:

@@ -83,6 +83,7 @@ class Links:
         self._stay: list[tuple[Positions, str]] = []
         self._products: list[_Product] = []
         self._heads: list[Positions] = []
+        self._copies: list[Positions] = []
 
     def value(self, value: ir.Value) -> Axes:
         """The positions along each axis of a value. Raises Unfollowable for an unknown rank."""
@@ -105,6 +106,12 @@ class Links:
     def output(self, node: ir.Node, number: int = 0) -> Axes:
         """The positions along each axis of a node's output."""
         return self.value(node.outputs[number])
+
+    def outputs(self, node: ir.Node) -> list[Axes]:
+        """The positions of the first output, and of the others that anything reads."""
+        first, *others = node.outputs
+        used = [value for value in others if value.uses() or value.is_graph_output()]
+        return [self.value(value) for value in (first, *used)]
 
     def new(self, size: int) -> Positions:
         """Positions of no tensor: a factor that is seen in a product only."""
@@ -146,6 +153,10 @@ class Links:
         if axis is not None and len(axis) > 1:
             self._heads.append(axis)
 
+    def copies(self, axis: Positions) -> None:
+        """These positions all hold the same: whichever is removed, the same is gained."""
+        self._copies.append(axis)
+
     def weight(
         self,
         node: ir.Node,
@@ -166,14 +177,15 @@ class Links:
         label = self._merge(self._pairs, np.arange(self._count))
         reasons: dict[str, int] = {}
         pinned = np.full(self._count, -1)
-        for positions, why in reversed(self._stay):  # the first in graph order is told
-            pinned[label[positions]] = reasons.setdefault(why, len(reasons))
-        flagged = np.zeros(self._count, dtype=bool)
+        for positions, told in reversed(self._stay):  # the first in graph order is told
+            pinned[label[positions]] = reasons.setdefault(told, len(reasons))
         pending = list(self._products)
         while pending:
-            flagged[:] = False
-            for axis in self._heads:
-                flagged[label[axis]] = True
+            copy = self._flags(self._copies, label)
+            head = self._flags(self._heads, label)
+            # Heads that share keys are (groups of heads) x (copies in a group).
+            groups = [item for item in self._products if head[label[item.merged]].all()]
+            head |= self._flags([axis for item in groups for axis in item.factors], label)
             forced = [item for item in pending if len(_able(item, label, pinned)) < 2]
             now = forced or pending[:1]
             pairs: list[tuple[Positions, Positions]] = []
@@ -184,7 +196,12 @@ class Links:
                     why = _reason_of(item, label, pinned)
                     kept += [(axis, why) for axis in (item.merged, *item.factors)]
                     continue
-                best = max(able, key=lambda k: _worth(item, k, label, pinned, flagged, heads))
+                best = max(
+                    able,
+                    key=lambda k, item=item: _worth(  # type: ignore[misc]
+                        label[item.factors[k]], pinned, head, copy, heads
+                    ),
+                )
                 table = item.merged.reshape([len(factor) for factor in item.factors])
                 rows = np.moveaxis(table, best, 0).reshape(len(item.factors[best]), -1)
                 pairs += [(item.factors[best], column) for column in rows.T]
@@ -207,6 +224,12 @@ class Links:
                 raise Unfollowable(f"the number of axes of {value.name!r} is not known")
             self._axes[key] = [self.new(n) if isinstance(n, int) else None for n in shape]
         return self._axes[key]
+
+    def _flags(self, axes: Sequence[Positions], label: Positions) -> NDArray[np.bool_]:
+        flags = np.zeros(self._count, dtype=bool)
+        for axis in axes:
+            flags[label[axis]] = True
+        return flags
 
     def _merge(self, pairs: Sequence[tuple[Positions, Positions]], label: Positions) -> Positions:
         """The labels after these pairs (of labels) have become one; the lowest of each stands."""
@@ -237,26 +260,23 @@ def _able(item: _Product, label: Positions, pinned: Positions) -> list[int]:
 
 
 def _worth(
-    item: _Product,
-    k: int,
-    label: Positions,
+    channels: Positions,
     pinned: Positions,
-    flagged: NDArray[np.bool_],
+    head: NDArray[np.bool_],
+    copy: NDArray[np.bool_],
     heads: Heads,
-) -> tuple[int, int, int]:
-    """How good a carrier a factor is: heads first (or last), then the one with most channels."""
-    at = label[item.factors[k]]
-    free = len(np.unique(at[pinned[at] < 0]))
-    head = bool(flagged[at].any())
-    return (head if heads == "whole" else not head), free, -k
+) -> tuple[bool, bool, int]:
+    """How good a carrier a factor is: no copies; heads (or none); then the most channels."""
+    free = len(np.unique(channels[pinned[channels] < 0]))
+    is_head = bool(head[channels].any())
+    return not copy[channels].all(), is_head == (heads == "whole"), free
 
 
 def _reason_of(item: _Product, label: Positions, pinned: Positions) -> int:
-    for axis in (item.merged, *item.factors):
-        known = pinned[label[axis]]
-        if (known >= 0).all():
-            return int(known[0])
-    return int(pinned[label[item.factors[0]]].max())
+    """Why no factor can carry the channels: what holds the longest of them."""
+    if (pinned[label[item.merged]] >= 0).all():
+        return int(pinned[label[item.merged]][0])
+    return int(pinned[label[max(item.factors, key=len)]].max())
 
 
 def _carry(pinned: Positions, before: Positions, after: Positions) -> Positions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import onnx_ir as ir
 
 from packlight.graph.coupling.links import Axes, Links, Unfollowable
@@ -15,7 +16,7 @@ IN_SPACE = "they are positions in space"
 
 def elementwise(links: Links, node: ir.Node) -> None:
     """Each element by itself; shorter shapes are broadcast from the right."""
-    results = [links.value(value) for value in node.outputs if value.name]
+    results = links.outputs(node)
     inputs = [links.input(node, k) for k in range(len(node.inputs)) if links.has(node, k)]
     for axes in [*inputs, *results]:
         broadcast(links, axes, results[0], node)
@@ -65,8 +66,8 @@ def from_axis(default: int) -> Callable[[Links, ir.Node], None]:
             if links.has(node, number):
                 broadcast(links, links.input(node, number), before, node)
         links.stay(before[first:], why)
-        for number in range(1, len(node.outputs)):
-            links.stay(links.output(node, number), why)
+        for other in links.outputs(node)[1:]:
+            links.stay(other, why)
 
     return rule
 
@@ -90,10 +91,9 @@ def group_norm(links: Links, node: ir.Node) -> None:
     if before[1] is None:
         raise Unfollowable("the number of channels is not known")
     count = int_of(node, "num_groups", 1)
-    group, inside = links.new(count), links.new(len(before[1]) // count)
-    why = f"{node.op_type} {node.name!r} takes statistics over them"
-    links.stay([inside, *before[2:]], why)
-    links.product(before[1], [group, inside], why)
+    group = links.new(count)
+    links.together(before[1], np.repeat(group, len(before[1]) // count))
+    links.stay(before[2:], f"{node.op_type} {node.name!r} takes statistics over them")
     for number in (1, 2):
         (axis,) = links.input(node, number)
         per_group = axis is not None and len(axis) == count != len(before[1])
@@ -106,8 +106,8 @@ def pool(links: Links, node: ir.Node) -> None:
     links.together(before[0], after[0])
     links.together(before[1], after[1])
     links.stay([*before[2:], *after[2:]], IN_SPACE)
-    for number in range(1, len(node.outputs)):
-        links.stay(links.output(node, number), f"{node.op_type} {node.name!r} numbers them")
+    for other in links.outputs(node)[1:]:
+        links.stay(other, f"{node.op_type} {node.name!r} numbers them")
 
 
 def sample_grid(links: Links, node: ir.Node) -> None:

@@ -32,6 +32,11 @@ RULES: dict[tuple[str, str], Rule] = {
     **_each("LRN", pointwise.over_axis(1)),
     **_each("LayerNormalization RMSNormalization", pointwise.from_axis(-1)),
     **_each("SimplifiedLayerNormalization", pointwise.from_axis(-1)),
+    **_each(
+        "SkipLayerNormalization SkipSimplifiedLayerNormalization",
+        pointwise.from_axis(-1),
+        "com.microsoft",
+    ),
     **_each("BatchNormalization InstanceNormalization", pointwise.per_channel),
     **_each("GroupNormalization", pointwise.group_norm),
     **_each(
@@ -49,6 +54,7 @@ RULES: dict[tuple[str, str], Rule] = {
     **_each("Constant Range RandomNormal RandomUniform", pointwise.nothing),
     **_each("Conv", layers.conv),
     **_each("ConvTranspose", layers.conv_transpose),
+    **_each("GRU LSTM RNN", layers.recurrent),
     **_each("Gemm", layers.gemm),
     **_each("MatMul", layers.matmul),
     **_each("Concat", layout.concat),

@@ -40,6 +40,11 @@ class Cut:
         found = self._axes.get((node, number))
         return self._kept(found if found is not None or value is None else self._axes.get(value))
 
+    def axis(self, node: ir.Node, number: int, axis: int) -> Kept | None:
+        """The same of one axis of an input."""
+        axes = self.input(node, number)
+        return axes[axis] if axis < len(axes) else None
+
     def output(self, node: ir.Node, number: int = 0) -> list[Kept | None]:
         """The same of an output."""
         return self._kept(self._axes.get(node.outputs[number]))
@@ -72,7 +77,7 @@ def mend(cut: Cut, node: ir.Node) -> None:
 def _groups(attribute: str) -> Callable[[Cut, ir.Node], None]:
     def rule(cut: Cut, node: ir.Node) -> None:
         count = int_of(node, attribute, 1)
-        kept = cut.input(node, 0)[1]
+        kept = cut.axis(node, 0, 1)
         if count > 1 and kept is not None and not kept.all():
             left = int(kept.reshape(count, -1).any(axis=1).sum())
             node.attributes[attribute] = ir.AttrInt64(attribute, left)
@@ -133,7 +138,7 @@ def _copied(cut: Cut, node: ir.Node, inputs: list[ir.Value | None]) -> ir.Value:
     new = cut.edit.node(node.op_type, inputs, f"{node.name}_pruned")
     for key, attribute in node.attributes.items():
         new.attributes[key] = attribute
-    new.outputs[0].dtype = node.outputs[0].dtype
+    new.outputs[0].type = node.outputs[0].type
     cut.graph.insert_after(node, new)
     return new.outputs[0]
 
@@ -149,9 +154,9 @@ def _length(value: ir.Value | None) -> int:
 
 
 def _split(cut: Cut, node: ir.Node) -> None:
-    axes = cut.input(node, 0)
-    number = int_of(node, "axis", 0) % max(len(axes), 1)
-    kept = axes[number]
+    rank = len(cut.input(node, 0))
+    number = int_of(node, "axis", 0) % max(rank, 1)
+    kept = cut.axis(node, 0, number)
     if kept is None or kept.all():
         return
     parts = [cut.output(node, place)[number] for place in range(len(node.outputs))]
@@ -176,6 +181,12 @@ def _slice(cut: Cut, node: ir.Node) -> None:
             cut.replace(node, place, numbers)
 
 
+def _hidden(cut: Cut, node: ir.Node) -> None:
+    kept = cut.axis(node, 2, 2)
+    if kept is not None and "hidden_size" in node.attributes:
+        node.attributes["hidden_size"] = ir.AttrInt64("hidden_size", int(kept.sum()))
+
+
 def _pad(cut: Cut, node: ir.Node) -> None:
     before, after = cut.input(node, 0), cut.output(node)
     amounts = pad_amounts(node, len(before))
@@ -195,9 +206,9 @@ def _pad(cut: Cut, node: ir.Node) -> None:
 
 
 def _gather(cut: Cut, node: ir.Node) -> None:
-    table = cut.input(node, 0)
-    number = int_of(node, "axis", 0) % max(len(table), 1)
-    kept = table[number]
+    rank = len(cut.input(node, 0))
+    number = int_of(node, "axis", 0) % max(rank, 1)
+    kept = cut.axis(node, 0, number)
     places = integers(node, 1)
     if kept is None or kept.all() or places is None:
         return
@@ -213,6 +224,9 @@ _MENDS: dict[str, Callable[[Cut, ir.Node], None]] = {
     "Conv": _groups("group"),
     "ConvTranspose": _groups("group"),
     "GroupNormalization": _groups("num_groups"),
+    "GRU": _hidden,
+    "LSTM": _hidden,
+    "RNN": _hidden,
     "ConstantOfShape": _target(0),
     "Expand": _target(1),
     "Reshape": _target(1),

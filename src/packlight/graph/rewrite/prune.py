@@ -9,9 +9,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from packlight.errors import UnusableModel, WrongUsage
-from packlight.graph.coupling.follow import Followed, follow, infer_shapes
+from packlight.graph.coupling.follow import Followed, follow
 from packlight.graph.coupling.groups import CoupledGroup, channels_of, groups_of
 from packlight.graph.coupling.links import Heads
+from packlight.graph.coupling.shapes import infer_shapes
 from packlight.graph.edit import Editor
 from packlight.graph.rewrite.mend import Cut, mend
 from packlight.graph.rewrite.noops import remove_unused

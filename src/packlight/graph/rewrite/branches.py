@@ -1,0 +1,155 @@
+"""Residual branches: whole parts of a graph that can be left out; their Add goes on without."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from packlight.errors import WrongUsage
+from packlight.graph.coupling.shapes import infer_shapes, know_shapes
+from packlight.graph.layers import find_layers
+from packlight.graph.rewrite.noops import remove_unused
+from packlight.graph.rewrite.single import bypass, is_standard
+from packlight.graph.save import copy_model
+from packlight.graph.walk import constant_of, ensure_names
+
+
+@dataclass(frozen=True)
+class Branch:
+    """The nodes that compute one summand of an Add whose other summand goes past them.
+
+    name: of the Add. shortcut: the value that is left when the branch goes. number: which input
+    of the Add the branch is. layers, nodes: the names of what goes with it, in graph order.
+    parameters: of the layers.
+    """
+
+    name: str
+    shortcut: str
+    number: int
+    layers: tuple[str, ...]
+    nodes: tuple[str, ...]
+    parameters: int
+
+
+def find_branches(model: ir.Model) -> tuple[Branch, ...]:
+    """The residual branches of the main graph, in graph order.
+
+    An Add of two equal shapes where one summand is computed from the other, or both from the
+    same value (a projection as shortcut): then the one with more parameters is the branch.
+    Nothing else reads what is in a branch, and at least one layer lies in it.
+    """
+    copy = copy_model(model)
+    ensure_names(copy)
+    know_shapes(copy)
+    return tuple(branch for node in copy.graph if (branch := _branch_of(copy, node)) is not None)
+
+
+def remove_part(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """A copy of a model without these residual branches (names from `find_branches`).
+
+    Each Add is replaced by its shortcut; an activation behind it stays. Inputs and outputs
+    keep their names, types and shapes. Raises WrongUsage for a name that is no branch, and
+    where a branch cannot go because its shortcut is itself an input or output of the model.
+    """
+    known = {branch.name: branch for branch in find_branches(model)}
+    for name in names:
+        if name not in known:
+            raise WrongUsage(
+                f"The model has no residual branch {name!r}: take a name that find_branches gives."
+            )
+    copy = copy_model(model)
+    ensure_names(copy)
+    nodes = {node.name: node for node in copy.graph}
+    inner = {node for name in names for node in known[name].nodes}
+    for name in dict.fromkeys(names):
+        if name in inner:
+            continue  # it lies in a larger branch that goes as well
+        node = nodes[name]
+        shortcut = node.inputs[1 - known[name].number]
+        assert shortcut is not None
+        if not bypass(node, shortcut):
+            raise WrongUsage(
+                f"The branch {name!r} cannot be removed, because its sum is an output of the "
+                "model and its shortcut has a name of its own: leave this branch."
+            )
+    remove_unused(copy)
+    infer_shapes(copy)
+    for value, before in zip(copy.graph.outputs, model.graph.outputs, strict=True):
+        value.shape = before.shape.copy() if before.shape is not None else None
+    return copy
+
+
+def _branch_of(model: ir.Model, node: ir.Node) -> Branch | None:
+    if not is_standard(node, "Add") or any(constant_of(value) is not None for value in node.inputs):
+        return None
+    first, second = node.inputs
+    if first is None or second is None or first is second or not _same_shape(first, second):
+        return None
+    sides = [_only_for(node, value) for value in (first, second)]
+    found = []
+    for number, inside in enumerate(sides):
+        shortcut = node.inputs[1 - number]
+        assert shortcut is not None
+        reads = _read_by(inside)
+        other = _read_by(sides[1 - number])
+        if shortcut in reads or (reads & other):
+            branch = _describe(model, node, number, inside, shortcut)
+            if branch.layers:
+                found.append(branch)
+    return max(found, key=lambda branch: branch.parameters, default=None)
+
+
+def _same_shape(first: ir.Value, second: ir.Value) -> bool:
+    if first.shape is None or second.shape is None or len(first.shape) != len(second.shape):
+        return False
+    return all(
+        a == b and (isinstance(a, int) or a.value is not None)
+        for a, b in zip(first.shape, second.shape, strict=True)
+    )
+
+
+def _only_for(node: ir.Node, value: ir.Value) -> set[ir.Node]:
+    """The nodes whose results are needed for this input of `node` alone."""
+    inside: set[ir.Node] = set()
+    pending = [value]
+    while pending:
+        current = pending.pop()
+        producer = current.producer()
+        if producer is None or producer in inside or producer.op_type == "Constant":
+            continue
+        users = {use.node for out in producer.outputs for use in out.uses()}
+        needed = users - inside - {node}
+        if needed or any(out.is_graph_output() for out in producer.outputs):
+            continue
+        if node in users and producer is not value.producer():
+            continue
+        inside.add(producer)
+        pending += [part for part in producer.inputs if part is not None]
+    return inside
+
+
+def _read_by(nodes: set[ir.Node]) -> set[ir.Value]:
+    """Values computed outside that these nodes read, without constants."""
+    made = {value for node in nodes for value in node.outputs}
+    return {
+        value
+        for node in nodes
+        for value in node.inputs
+        if value is not None and value not in made and constant_of(value) is None
+    }
+
+
+def _describe(
+    model: ir.Model, node: ir.Node, number: int, inside: set[ir.Node], shortcut: ir.Value
+) -> Branch:
+    layers = [layer for layer in find_layers(model) if layer.node in inside]
+    return Branch(
+        name=node.name or "",
+        shortcut=shortcut.name or "",
+        number=number,
+        layers=tuple(layer.name for layer in layers),
+        nodes=tuple(item.name or "" for item in model.graph if item in inside),
+        parameters=sum(layer.parameters for layer in layers),
+    )
