@@ -95,7 +95,7 @@ def _prune(
     scale = None
     result: NDArray[Any] = values.astype(np.float32)
     if bits is not None:
-        result, scale = _round_kept(matrix, values, kept, second, bits)
+        result, scale = _round_kept(values, kept, second, bits)
         values = result * scale.astype(np.float64)
     shift = None
     if movable and moments is not None:
@@ -104,7 +104,6 @@ def _prune(
 
 
 def _round_kept(
-    matrix: NDArray[np.float64],
     values: NDArray[np.float64],
     kept: NDArray[np.bool_],
     second: NDArray[np.float64] | None,
@@ -112,8 +111,9 @@ def _round_kept(
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Codes [rows, in] with the same zeros, and scales [rows, 1].
 
-    The range is that of the weights that stay; then the whole weight is compensated for once
-    more, now with their rounding.
+    The refitted values are what to come near to: what they leave is at right angles to all that
+    weights with these zeros can be. Rows are rounded to nearest or with compensation, whichever is
+    better: what zeros should make up for is lost.
     """
     codes, scale, _ = round_matrix(values, None, bits=bits, rounding="nearest")
     scale = scale.reshape(-1, 1)
@@ -122,13 +122,13 @@ def _round_kept(
     grid = weight_grid(bits)
     nothing = np.zeros(scale.shape, np.int32)
     found = prune_with_compensation(
-        matrix, second, Pattern(share=0.0), grid=grid, scale=scale, kept=kept
+        values, second, Pattern(share=0.0), grid=grid, scale=scale, kept=kept
     )
-    found_codes = np.asarray(found.codes, np.int8)
-    fitted = refit_scales(
-        matrix, found_codes, second, nothing, grid, block_shape=(1, -1), scale=scale
-    )
-    return found_codes, np.asarray(fitted, np.float32)
+    off = [values - each * scale.astype(np.float64) for each in (found.codes, codes)]
+    better, worse = (np.sum(each @ second * each, axis=1, keepdims=True) for each in off)
+    codes = np.where(better < worse, found.codes, codes).astype(np.int8)
+    fitted = refit_scales(values, codes, second, nothing, grid, block_shape=(1, -1), scale=scale)
+    return codes, np.asarray(fitted, np.float32)
 
 
 def _in_order(moments: Moments, order: NDArray[np.intp]) -> Moments:
