@@ -25,6 +25,7 @@ FLOORS = {
     "version": 0,
     "durable": 0,
     "nearest": 0,
+    "choices": 0.5,  # what a recipe is made of
     "recipe": 1,
     "targets": 1,
     "samples": 1,

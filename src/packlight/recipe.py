@@ -24,9 +24,6 @@ forbid: [int8-dynamic, weights-int4]
 
 from __future__ import annotations
 
-import difflib
-import math
-import re
 import reprlib
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -36,95 +33,16 @@ from typing import Any, Literal, TypeAlias
 
 import yaml
 
+# The words of choices are a part of what a recipe says.
+from packlight.choices import CHOICES as CHOICES
+from packlight.choices import Choice as Choice
+from packlight.choices import Zeros as Zeros
+from packlight.choices import is_choice as is_choice
+from packlight.choices import nearest_choices
+from packlight.choices import parse_choice as parse_choice
+from packlight.choices import size_only as size_only
 from packlight.errors import UnusableRecipe
 from packlight.nearest import did_you_mean
-
-Compute = Literal["float", "static", "dynamic", "blocks"]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What may happen to a layer.
-
-    word: as it stands in a recipe. weights: the form of its weights ("float32", "float16",
-        "int2" ... "int8", "ternary", "nf4", "shared4", "coded", ...).
-    compute: "float" (decoded when the file is loaded), "static" and "dynamic" (activations of
-        fewer bits), "blocks" (an operator that reads packed weights).
-    activation_bits: 32 where activations stay float, 4 where float kernels see rounded ones.
-    bits: nominal bits a weight, scales of blocks included, those of channels not.
-    about: one line for people.
-    """
-
-    word: str
-    weights: str
-    compute: Compute
-    activation_bits: int
-    bits: float
-    about: str
-
-
-# word, form of the weights, bits a weight with its block's scale, and what it is.
-_FORMATS: tuple[tuple[str, str, float, str], ...] = (
-    ("ternary", "ternary", math.log2(3), "weights -1, 0 or 1 times a scale"),
-    ("binary", "binary", 1.0, "weights -1 or 1 times a scale"),
-    ("nf4", "nf4", 4.5, "16 quantiles of the normal distribution, blocks of 64"),
-    ("fp4", "fp4", 4.0, "4-bit floats (e2m1), one scale a channel"),
-    ("mxfp4", "mxfp4", 4.25, "4-bit floats, power-of-two scales for blocks of 32"),
-    ("nvfp4", "nvfp4", 4.5, "4-bit floats, 8-bit float scales for blocks of 16"),
-    ("fp8", "fp8", 8.0, "8-bit floats (e4m3), one scale a channel"),
-    ("pow2", "pow2", 4.0, "signed powers of two, one scale a channel"),
-    *(
-        (f"shared{k}", f"shared{k}", float(k), f"{2**k} values shared by a layer")
-        for k in range(2, 9)
-    ),
-    *(
-        (f"coded{bits:g}", "coded", bits, f"about {bits:g} bits a weight once the file is packed")
-        for bits in (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
-    ),
-)
-
-
-def _list_choices() -> tuple[Choice, ...]:
-    static = "weights and 8-bit activations, computed in integers"
-    stored = "computed in float"
-    blocks = "in blocks of 32, packed in memory too"
-    found = [
-        Choice("float32", "float32", "float", 32, 32.0, "left as it is"),
-        Choice("int8", "int8", "static", 8, 8.0, f"8-bit {static} (static)"),
-    ]
-    for bits in range(7, 1, -1):
-        about = f"{bits}-bit {static}, stored in 8 bits or fewer once packed"
-        found.append(Choice(f"int{bits}", f"int{bits}", "static", 8, float(bits), about))
-    found.append(
-        Choice("int8-wide", "int8", "static", 16, 8.0, "8-bit weights, 16-bit activations")
-    )
-    for bits in (8, 4, 3):
-        about = f"{bits}-bit weights, activations rounded to 4 bits, {stored}"
-        found.append(Choice(f"int{bits}-a4", f"int{bits}", "static", 4, float(bits), about))
-    about = "8-bit weights, activations quantized while the model runs"
-    found.append(Choice("int8-dynamic", "int8", "dynamic", 8, 8.0, about))
-    for bits in range(8, 1, -1):
-        about = f"{bits}-bit weights in the file, one scale a channel, {stored}"
-        found.append(Choice(f"weights-int{bits}", f"int{bits}", "float", 32, float(bits), about))
-    for bits in (8, 4, 2):
-        about = f"{bits}-bit weights {blocks}"
-        word, size = f"weights-int{bits}-blocks", bits + (32 + bits) / 32
-        found.append(Choice(word, f"int{bits}", "blocks", 32, size, about))
-    for word, form, size, about in _FORMATS:
-        found.append(Choice(f"weights-{word}", form, "float", 32, size, f"{about}, {stored}"))
-    half = "16-bit floats in the file, computed in float32"
-    found.append(Choice("float16", "float16", "float", 32, 16.0, half))
-    return tuple(found)
-
-
-_CHOICES: dict[str, Choice] = {choice.word: choice for choice in _list_choices()}
-
-CHOICES: dict[str, str] = {word: choice.about for word, choice in _CHOICES.items()}
-
-LEAST_CODED, MOST_CODED = 0.05, 6.0
-"""Bits a weight of choices that are coded."""
-
-_CODED_PREFIX = "weights-coded"
 
 SEARCHED = "searched"
 Smooth: TypeAlias = float | Literal["searched"]
@@ -135,35 +53,6 @@ ROUNDINGS = ("compensated", "descent", "learned", "nearest")
 MOST_BYTES = 4 << 20
 """Tens of thousands of layers fit; reading more YAML would take minutes."""
 _DEEPEST = 4
-
-
-def parse_choice(word: str) -> Choice:
-    """The choice of that word. Raises UnusableRecipe with the nearest one otherwise.
-
-    Besides those listed, weights may be coded with any number of bits: `weights-coded0.35`.
-    """
-    if not is_choice(word):
-        raise UnusableRecipe(f"There is no choice {word!r}{_nearest_choices(word)}.")
-    if word in _CHOICES:
-        return _CHOICES[word]
-    bits = float(word[len(_CODED_PREFIX) :])
-    about = f"about {bits:g} bits a weight once the file is packed, computed in float"
-    return Choice(word, "coded", "float", 32, bits, about)
-
-
-def is_choice(word: str) -> bool:
-    """Whether there is such a choice."""
-    bits = word[len(_CODED_PREFIX) :] if word.startswith(_CODED_PREFIX) else ""
-    if not re.fullmatch(r"[0-9](\.[0-9]{1,3})?", bits):
-        return word in _CHOICES
-    return word in _CHOICES or LEAST_CODED <= float(bits) <= MOST_CODED
-
-
-def size_only(word: str) -> bool:
-    """Whether a choice makes the file smaller and nothing else: the runtime computes in float."""
-    choice = parse_choice(word)
-    rounded = choice.activation_bits == 4
-    return word != "float32" and (choice.compute == "float" or rounded)
 
 
 @dataclass(frozen=True)
@@ -383,7 +272,7 @@ def _checked(
         if not isinstance(word, str) or word not in CHOICES:
             raise UnusableRecipe(
                 f"{at['forbid']}: there is no choice {_short(word)} to forbid"
-                f"{_nearest_choices(word)}."
+                f"{nearest_choices(word)}."
             )
     settings = {
         key: value
@@ -412,7 +301,7 @@ def _choices_of(
         if not isinstance(choice, str) or not is_choice(choice):
             raise UnusableRecipe(
                 f"{where}: layer {name!r} has the choice {_short(choice)}, which there is not"
-                f"{_nearest_choices(choice)}."
+                f"{nearest_choices(choice)}."
             )
         found.append((name, choice))
     return tuple(found)
@@ -431,9 +320,3 @@ def check_layers(recipe: Recipe, names: Iterable[str]) -> None:
 
 def _short(value: object) -> str:
     return reprlib.repr(value)
-
-
-def _nearest_choices(word: object) -> str:
-    """Words for the end of a sentence: the choice that was meant, or some that are like it."""
-    others = difflib.get_close_matches(str(word)[:200], CHOICES, 6, 0.0)
-    return f"{did_you_mean(word, CHOICES)}; like it are {', '.join(others)}"

@@ -17,6 +17,7 @@ from packlight.transport.segments import (
     TABLE,
     VALUES,
     WALK,
+    ZEROS,
     Form,
     decode_segment,
     encode_segment,
@@ -25,6 +26,7 @@ from packlight.transport.tables import decode_bytes, encode_bytes
 
 RNG = np.random.default_rng(0)
 SPARSE = (RNG.laplace(0, 0.4, (30, 50))).round()
+PRUNED = RNG.normal(0, 1, (30, 100)).astype(np.float32) * (RNG.random((30, 100)) < 0.4)
 SCALES = RNG.random(40).astype(np.float32) + np.float32(0.5)
 
 CASES = [
@@ -44,6 +46,8 @@ CASES = [
     ("halves", FLOATS, RNG.normal(0, 1, 3000).astype(np.float16).tobytes(),
      Form("f", 16, Layout(3, 1000))),
     ("values", VALUES, (SPARSE * 0.37).astype(np.float32).tobytes(), Form("f", 32, Layout(30, 50))),
+    ("pruned", ZEROS, PRUNED.astype(np.float32).tobytes(), Form("f", 32, Layout(30, 100))),
+    ("pruned halves", ZEROS, PRUNED.astype(np.float16).tobytes(), Form("f", 16, Layout(30, 100))),
 ]  # fmt: skip
 
 
@@ -107,3 +111,19 @@ def test_a_bomb_of_lzma_stops_at_its_length() -> None:
 def test_byte_tables_come_back(length: int) -> None:
     content = np.random.default_rng(length).geometric(0.2, length).astype(np.uint8).tobytes()
     assert decode_bytes(encode_bytes(content), length) == content
+
+
+def test_zeros_cost_what_it_takes_to_say_where_they_are() -> None:
+    rng = np.random.default_rng(1)
+    values = rng.normal(0, 1, (100, 200)).astype(np.float32)
+    form = Form("f", 32, Layout(100, 200))
+    whole = len(encode_segment(values.tobytes(), form))
+    for share in (0.25, 0.5, 0.9):
+        pruned = np.where(rng.random(values.shape) < share, np.float32(0), values)
+        # The sign of a zero comes back too.
+        pruned[3, 5] = -0.0
+        coded = encode_segment(pruned.tobytes(), form)
+        assert decode_segment(coded, form) == pruned.tobytes()
+        bits = -share * np.log2(share) - (1 - share) * np.log2(1 - share)
+        ideal = (1 - share) * whole + bits * values.size / 8
+        assert len(coded) < 1.03 * ideal + 600

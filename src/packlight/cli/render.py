@@ -102,7 +102,9 @@ def print_choices(choices: Sequence[ChoiceLine]) -> None:
     for line in (
         "Bits count the weights of the packed file (packlight pack), with the scales of blocks; in "
         "model.onnx itself most weights take 8 or 4 bits.",
-        "weights-coded takes any number of bits from 0.05 to 6, as in weights-coded0.35.",
+        "weights-coded takes any number of bits from 0.05 to 6, as in weights-coded0.35; "
+        "weights-sparse any share of zeros, or so many kept of so many, as in "
+        "weights-sparse0.8-int4 and weights-sparse4:8.",
         "packlight compress chooses by itself; --pin LAYER=CHOICE and --forbid CHOICE overrule it.",
     ):
         console.print(Text(line, style="dim"))

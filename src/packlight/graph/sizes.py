@@ -17,7 +17,7 @@ _OF_A_TABLE = 250
 _WHOLE = frozenset({"ternary", "binary", *(f"int{bits}" for bits in range(2, 9))})
 """Forms whose codes are the numbers, without a table of levels."""
 
-_WITHOUT_SCALES = frozenset({"coded", *(f"shared{bits}" for bits in range(2, 9))})
+_WITHOUT_SCALES = frozenset({"coded", "sparse", *(f"shared{bits}" for bits in range(2, 9))})
 """Forms with at most one scale for the whole weight."""
 
 
@@ -29,6 +29,8 @@ def stored_bytes(layer: Layer, choice: str) -> int:
     one = parse_choice(choice)
     if one.word == "float32":
         return layer.bytes
+    if one.weights == "sparse":
+        return layer.bytes  # zeros are floats as others are
     if one.word == "float16":
         return min(2 * layer.parameters + _NODES["float"] // 2, layer.bytes)
     shapes = matrix_shapes(layer)

@@ -99,7 +99,7 @@ def cluster_channels(makers: Sequence[Array], keep: int, *, rounds: int = 20) ->
         for n in range(keep)
     ]
     return Folding(
-        kept=tuple(sorted(nearest.values())),
+        kept=tuple(sorted(nearest)),
         stands_in=tuple(nearest[number] for number in numbers),
         loss=float(xp.sum(away)),
     )

@@ -40,6 +40,11 @@ def describe_choice(word: str) -> str:
     choice = parse_choice(word)
     if word == "float32":
         return GAINS["none"]
+    if choice.zeros is not None:
+        kept = "" if choice.weights == "sparse" else f", {choice.weights[3:]} bits for the others"
+        if choice.zeros.share is None:
+            return f"{choice.zeros.keep} of {choice.zeros.of} weights kept, the others 0{kept}"
+        return f"{100 * choice.zeros.share:g} % of the weights 0{kept}"
     if choice.weights == "coded":
         return f"about {choice.bits:g} bit{'' if choice.bits == 1 else 's'} a weight once packed"
     if choice.weights.startswith("shared"):

@@ -23,9 +23,10 @@ from packlight.transport.text import MOST_BYTES as MOST_TEXT
 from packlight.transport.text import decode_text, encode_text
 from packlight.transport.varints import Numbers, write_number, zigzag
 
-STORED, LZMA, TABLE, WALK, FLOATS, VALUES, SCALED, TEXT = range(8)
+STORED, LZMA, TABLE, WALK, FLOATS, VALUES, SCALED, TEXT, ZEROS = range(9)
 METHOD_NAMES = (
     "stored", "LZMA", "byte table", "predicted", "float parts", "few values", "scaled", "text",
+    "zeros apart",
 )  # fmt: skip
 
 MOST_SEGMENT_BYTES = 1 << 26
@@ -37,6 +38,9 @@ MOST_WALKED = 1 << 20
 _WALK_BOTH = 1 << 19
 _FEW_FLOATS = 1 << 11
 """Up to here exponents are predicted; prediction gains little on more, and takes its time."""
+
+_FILLED = 0.95
+"""Where more are other than 0, telling which takes more than it spares."""
 
 _DICTIONARY = 1 << 23
 _DEEPEST = 3
@@ -99,7 +103,7 @@ def _encode(content: bytes, form: Form, depth: int) -> bytes:
     if len(content) > 2048:
         found.append(bytes([TABLE]) + encode_bytes(content))
     if depth < _DEEPEST:
-        for more in (_encode_walk, _encode_floats, _encode_values):
+        for more in (_encode_walk, _encode_floats, _encode_values, _encode_zeros):
             one = more(content, form, depth)
             if one is not None:
                 found.append(one)
@@ -129,6 +133,8 @@ def _decode(coded: bytes, form: Form, depth: int) -> bytes:
         content = _decode_floats(rest, form, depth)
     elif method == VALUES and form.kind == "f":
         content = _decode_values(rest, form, depth)
+    elif method == ZEROS and form.kind == "f":
+        content = _decode_zeros(rest, form, depth)
     else:
         raise UnusablePack(f"A segment is coded in a way that does not suit it ({method}).")
     if len(content) != form.length:
@@ -300,6 +306,42 @@ def _ordinal(words: NDArray[Any], bits: int) -> Ints:
     wide = words.astype(np.int64)
     sign = 1 << (bits - 1)
     return np.where(wide & sign, sign - 1 - (wide & (sign - 1)), wide | sign)
+
+
+# --- floats of which many are 0: where they are, and the others
+
+
+def _encode_zeros(content: bytes, form: Form, depth: int) -> bytes | None:
+    """As parts of floats each byte would have to tell anew which of them are 0."""
+    if form.kind != "f" or form.bits not in (16, 32) or form.count < 64:
+        return None
+    words = np.frombuffer(content, f"<u{form.bits // 8}")
+    filled = words != 0
+    count = int(np.count_nonzero(filled))
+    if not 0 < count <= form.count * _FILLED:
+        return None
+    where = _encode(filled.astype(np.uint8).tobytes(), Form("u", 8, form.layout), depth + 1)
+    rest = _encode(words[filled].tobytes(), _filled_form(form, count), depth + 1)
+    return bytes([ZEROS]) + write_number(len(where)) + where + rest
+
+
+def _decode_zeros(coded: bytes, form: Form, depth: int) -> bytes:
+    if form.bits not in (16, 32):
+        raise UnusablePack("A segment is taken for floats that are none: the file is damaged.")
+    numbers = Numbers(coded)
+    where = numbers.take(numbers.read(most=len(coded)))
+    filled = np.frombuffer(_decode(where, Form("u", 8, form.layout), depth + 1), np.uint8)
+    count = int(np.count_nonzero(filled))
+    if not count:
+        raise UnusablePack("A segment of zeros has nothing besides: the file is damaged.")
+    words = np.zeros(form.count, f"<u{form.bits // 8}")
+    rest = _decode(numbers.rest(), _filled_form(form, count), depth + 1)
+    words[filled != 0] = np.frombuffer(rest, words.dtype)
+    return words.tobytes()
+
+
+def _filled_form(form: Form, count: int) -> Form:
+    return Form("f", form.bits, Layout(1, count))
 
 
 # --- scales that are another tensor's times one number, as those of biases are

@@ -87,6 +87,9 @@ def _decode(edit: Editor, layer: Layer, index: int, packed: Packed, others: set[
     tensor = constant_of(weight)
     assert tensor is not None
     graph, name = home_of(weight, layer), str(weight.name)
+    if packed.width == 32:
+        _replace_floats(edit, graph, layer, index, packed.codes, others)
+        return
     if packed.block[1] == -1:
         nodes = _by_channel(edit, graph, layer, index, packed)
     else:
@@ -95,6 +98,26 @@ def _decode(edit: Editor, layer: Layer, index: int, packed: Packed, others: set[
         # Scales stay float32: as float16 those of small weights would lose their digits.
         nodes.append(cast_node(edit, nodes[-1].outputs[0], tensor.dtype, f"{name}_narrow"))
     replace_weight(graph, weight, nodes, others)
+
+
+def _replace_floats(
+    edit: Editor,
+    graph: ir.Graph,
+    layer: Layer,
+    index: int,
+    matrix: NDArray[np.float32],
+    others: set[ir.Node],
+) -> None:
+    """Other floats in the place of a weight: nothing has to be decoded."""
+    weight = layer.weights[index]
+    tensor = constant_of(weight)
+    assert tensor is not None
+    array = plain_weight(layer, matrix, index).astype(tensor.dtype.numpy())
+    found = edit.constant(graph, array, f"{weight.name}_sparse")
+    for use in tuple(weight.uses()):
+        if use.node not in others:
+            use.node.replace_input_with(use.idx, found)
+    drop_unused([weight])
 
 
 def _by_channel(

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from packlight.graph.layers import Layer, weight_matrix
 from packlight.graph.patches import kernel_order
 from packlight.graph.rewrite.single import float_of
+from packlight.graph.rewrite.sparse import prune_matrix
 from packlight.graph.rewrite.weights import (
     Rounding,
     describe_moments,
@@ -64,7 +65,7 @@ class Packed:
     """A weight matrix [rows, in] as it is stored: levels[codes] (or codes - zero) * scale.
 
     codes: [rows, in]; int8 where they are numbers, uint8 where they count levels or
-        steps from the zero points. width: bits of a code, 1 to 8.
+        steps from the zero points. width: bits of a code, 1 to 8; 32 where they are floats.
     levels: float32 [K]. scale: float32, one a block; None is 1. zero: uint8, one a block.
     block: elements that share a scale, along rows and inputs; -1 is all.
     bias_shift: float64 [rows], what the bias must gain so that the mean output stays; the
@@ -151,6 +152,9 @@ def pack_weight(
     if known is not None:
         known = _in_plain_order(layer, known)
     wide = matrix.astype(np.float64)
+    if choice.zeros is not None:
+        movable = alpha == 1.0 and index == 0 and own_bias(layer) is not None
+        return _sparse(layer, wide, known, choice, rounding, movable)
     if choice.compute == "blocks":
         return _in_blocks(wide, known, int(choice.weights[3:]), rounding)
     if choice.weights.startswith("int"):
@@ -173,6 +177,25 @@ def pack_weight(
         levels = np.asarray(found.codebook, np.float32)
         return Packed(found.codes, bits, levels=levels, block=(-1, -1), note=note)
     return _in_format(wide, known, choice.weights, rounding)
+
+
+def _sparse(
+    layer: Layer,
+    matrix: NDArray[np.float64],
+    moments: Moments | None,
+    choice: Choice,
+    rounding: Rounding,
+    movable: bool,
+) -> Packed:
+    """Weights of which many are 0, as floats or as codes."""
+    assert choice.zeros is not None
+    bits = None if choice.weights == "sparse" else int(choice.weights[3:])
+    values, scale, shift, note = prune_matrix(
+        layer, matrix, moments, choice.zeros, bits=bits, rounding=rounding, movable=movable
+    )
+    if scale is None:
+        return Packed(values, 32, block=(-1, -1), note=note, bias_shift=shift)
+    return Packed(values, bits or 8, scale=scale, note=note, bias_shift=shift)
 
 
 def _shared_by_groups(
