@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from packlight.graph.coupling.follow import infer_shapes
+from packlight.graph.coupling.shapes import infer_shapes
 from packlight.graph.layers import Layer, find_layers, matrix_to_weight, weight_matrix
 from packlight.graph.model import copy_model, save_model
 from packlight.graph.observe import (

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from packlight.errors import WrongUsage
-from packlight.graph.coupling.follow import infer_shapes
+from packlight.graph.coupling.shapes import infer_shapes
 from packlight.graph.layers import find_layers
 from packlight.graph.model import copy_model, save_model
 from packlight.graph.torch.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
