@@ -204,7 +204,7 @@ class Links:
                 )
                 table = item.merged.reshape([len(factor) for factor in item.factors])
                 rows = np.moveaxis(table, best, 0).reshape(len(item.factors[best]), -1)
-                pairs += [(item.factors[best], column) for column in rows.T]
+                pairs.append((np.repeat(item.factors[best], rows.shape[1]), rows.ravel()))
                 why = reasons.setdefault(item.reason, len(reasons))
                 kept += [(f, why) for k, f in enumerate(item.factors) if k != best]
             for positions, why in kept:
