@@ -180,7 +180,7 @@ def composed(first: np.ndarray, second: np.ndarray, kernel: tuple[int, int]) -> 
     """The kernel that columns and then rows make together, [out, in]."""
     rank, outputs = len(first), len(second)
     high, wide = kernel
-    a, b = first.reshape(rank, -1, high), second.reshape(outputs, rank, wide)
+    a, b = first.reshape(rank, first.shape[1] // high, high), second.reshape(outputs, rank, wide)
     return np.einsum("orb,ria->oiab", b, a).reshape(outputs, -1)
 
 
