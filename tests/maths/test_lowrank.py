@@ -10,6 +10,7 @@ from packlight.maths.lowrank import (
     errors_by_rank,
     low_rank_of,
     rank_for_error,
+    spatial_factors_of,
 )
 from packlight.maths.rounding import output_error, round_to_nearest
 
@@ -169,4 +170,73 @@ def test_pytorch_gives_the_same_factors() -> None:
     )
     assert rank_for_error(torch.asarray(weight), torch.asarray(h), 20.0) == rank_for_error(
         weight, h, 20.0
+    )
+
+
+KERNEL = (3, 2)
+
+
+def composed(first: np.ndarray, second: np.ndarray, kernel: tuple[int, int]) -> np.ndarray:
+    """The kernel that columns and then rows make together, [out, in]."""
+    rank, outputs = len(first), len(second)
+    high, wide = kernel
+    a, b = first.reshape(rank, first.shape[1] // high, high), second.reshape(outputs, rank, wide)
+    return np.einsum("orb,ria->oiab", b, a).reshape(outputs, -1)
+
+
+def test_spatial_factors_are_two_thin_kernels() -> None:
+    weight, h = problem(8, 7, 4 * 6)
+    errors = []
+    for rank in range(13):
+        first, second = spatial_factors_of(weight, h, rank, kernel=KERNEL)
+        assert first.shape == (rank, 12) and second.shape == (7, rank * 2)
+        errors.append(output_error(weight, composed(first, second, KERNEL), h))
+    assert np.all(np.diff(errors) < 1e-9 * errors[0]) and errors[12] < 1e-12 * errors[0]
+    assert errors[0] == pytest.approx(output_error(weight, 0 * weight, h))
+
+
+def test_a_separable_kernel_comes_back() -> None:
+    rng = np.random.default_rng(9)
+    weight = composed(rng.standard_normal((3, 12)), rng.standard_normal((7, 6)), KERNEL)
+    _, h = problem(9, 7, 24)
+    found = composed(*spatial_factors_of(weight, h, 3, kernel=KERNEL), KERNEL)
+    np.testing.assert_allclose(found, weight, atol=1e-6)
+
+
+def test_the_second_spatial_factor_is_least_squares_on_rows() -> None:
+    weight, h = problem(10, 5, 24)
+    first, second = spatial_factors_of(weight, h, 4, kernel=KERNEL, damping=0)
+    root = np.linalg.cholesky(h).T
+    through = np.stack(
+        [
+            composed(first, np.eye(8)[[k]], KERNEL)[0]  # one output that reads one value
+            for k in range(8)
+        ]
+    )
+    expected = np.linalg.lstsq(root @ through.T, root @ weight.T, rcond=None)[0].T
+    np.testing.assert_allclose(second, expected, atol=1e-5)
+    # Alternating over both, slowly, gets little further from there.
+    unseen = spatial_factors_of(weight, np.eye(24), 4, kernel=KERNEL)
+    assert output_error(weight, composed(first, second, KERNEL), h) < 0.8 * output_error(
+        weight, composed(*unseen, KERNEL), h
+    )
+
+
+def test_spatial_golden() -> None:
+    # One channel, 2 x 2: the outer product of (1, 2) down and (3, 4) across.
+    weight = np.array([[3.0, 4.0, 6.0, 8.0]])
+    first, second = spatial_factors_of(weight, np.eye(4), 1, kernel=(2, 2))
+    np.testing.assert_allclose(first / first[0, 0], [[1, 2]], atol=1e-9)
+    np.testing.assert_allclose(composed(first, second, (2, 2)), weight, atol=1e-7)
+    with pytest.raises(ValueError, match="3 x 2 does not divide 4"):
+        spatial_factors_of(weight, np.eye(4), 1, kernel=(3, 2))
+
+
+def test_pytorch_gives_the_same_spatial_factors() -> None:
+    torch = pytest.importorskip("torch")
+    weight, h = problem(11, 5, 24)
+    expected = composed(*spatial_factors_of(weight, h, 4, kernel=KERNEL), KERNEL)
+    found = spatial_factors_of(torch.asarray(weight), torch.asarray(h), 4, kernel=KERNEL)
+    np.testing.assert_allclose(
+        composed(found[0].numpy(), found[1].numpy(), KERNEL), expected, atol=1e-8
     )

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from packlight.graph.layers import Layer
+from packlight.maths.moments import Moments, reorder_moments
 
 
 def kernel_order(layer: Layer) -> NDArray[np.intp]:
@@ -25,6 +26,15 @@ def kernel_order(layer: Layer) -> NDArray[np.intp]:
         return np.arange(layer.weight_shape[1 - layer.out_axis])
     channels, taps = layer.weight_shape[1], math.prod(layer.weight_shape[2:])
     return np.arange(channels * taps).reshape(channels, taps).T.ravel()
+
+
+def in_plain_order(layer: Layer, moments: Moments) -> Moments:
+    """The same moments in the order of `weight_matrix` instead of the kernel's."""
+    order = kernel_order(layer)
+    place = np.argsort(order)
+    if np.array_equal(place, np.arange(len(place))):
+        return moments
+    return reorder_moments(moments, place)
 
 
 def rows_reaching(

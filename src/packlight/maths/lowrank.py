@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from packlight.maths.grids import Array
 from packlight.maths.layer import check_moments
@@ -44,6 +44,63 @@ def low_rank_of(
     left, values, right = xp.linalg.svd(seen, full_matrices=False)
     half = xp.sqrt(values[:rank])
     return left[:, :rank] * half[None, :], xp.matmul(half[:, None] * right[:rank, :], back)
+
+
+def spatial_factors_of(
+    weight: Array,
+    second_moments: Array,
+    rank: int,
+    *,
+    kernel: tuple[int, int],
+    damping: float = 0.001,
+) -> tuple[Array, Array]:
+    """Split a kernel into columns, then rows: [rank, channels * high] and [out, rank * wide].
+
+    W_oiab ~ sum_r B_orb A_ria (Jaderberg et al. 2014, scheme 2) is a matrix [(o, b), (i, a)] of
+    that rank: A and B are those of least error in the mean, over b, of the second moments of
+    what the taps (i, a) see. Then B is fitted again to A with all second moments,
+    B = W H T^T (T H T^T)^-1 with T = A at every b, which never raises tr((W - B T) H (W - B T)^T).
+
+    weight: [out, channels * high * wide], channels outside, rows of taps before columns.
+    second_moments: [in, in], in this order. kernel: (high, wide). rank: 0 to
+    min(out * wide, channels * high). damping: as in `low_rank_of`; B stays near where it was.
+    Returns float64 factors. Raises ValueError as `low_rank_of`, and for a kernel that does not
+    divide the inputs.
+    """
+    xp = array_namespace(weight)
+    outputs, inputs = (int(size) for size in weight.shape)
+    high, wide = kernel
+    if inputs % (high * wide):
+        raise ValueError(f"a kernel of {high} x {wide} does not divide {inputs} inputs")
+    check_moments(second_moments, inputs)
+    down = inputs // wide
+    h = xp.astype(second_moments, xp.float64)
+    h = h + damping * xp.mean(xp.linalg.diagonal(h)) * xp.eye(
+        inputs, dtype=xp.float64, device=device(weight)
+    )
+    w = xp.astype(weight, xp.float64)
+    apart = xp.reshape(h, (down, wide, down, wide))
+    mean = apart[:, 0, :, 0]
+    for b in range(1, wide):
+        mean = mean + apart[:, b, :, b]
+    tall = xp.reshape(xp.permute_dims(xp.reshape(w, (outputs, down, wide)), (0, 2, 1)), (-1, down))
+    left, right = low_rank_of(tall, mean / wide, rank, damping=0.0)
+    rows = xp.reshape(
+        xp.permute_dims(xp.reshape(left, (outputs, wide, rank)), (0, 2, 1)), (outputs, -1)
+    )
+    if not rank:
+        return right, rows
+    # What the second layer sees: T [(r, b), (i, a, b)].
+    eye = xp.eye(wide, dtype=xp.float64, device=device(weight))
+    through = right[:, None, :, None] * eye[None, :, None, :]
+    through = xp.reshape(through, (rank * wide, inputs))
+    reach = xp.matmul(through, h)
+    square = xp.matmul(reach, through.T)
+    square = square + 1e-9 * xp.mean(xp.linalg.diagonal(square)) * xp.eye(
+        rank * wide, dtype=xp.float64, device=device(weight)
+    )
+    step = xp.matmul(xp.matmul(w - xp.matmul(rows, through), h), through.T)
+    return right, rows + xp.linalg.solve(square, step.T).T
 
 
 def correct_low_rank(

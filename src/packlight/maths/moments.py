@@ -61,6 +61,15 @@ class Moments:
         return self.right / max(self.count, 1)
 
 
+def reorder_moments(moments: Moments, order: Array) -> Moments:
+    """Give the moments with their inputs in another order.
+
+    order: [in] which input comes next; of each group, where there are groups.
+    """
+    products = moments.products[..., order[:, None], order]
+    return Moments(products, moments.left[..., order], moments.right[..., order], moments.count)
+
+
 def empty_moments(
     inputs: int,
     *,

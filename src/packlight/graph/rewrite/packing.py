@@ -17,7 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from packlight.graph.layers import Layer, weight_matrix
-from packlight.graph.patches import kernel_order
+from packlight.graph.patches import in_plain_order
 from packlight.graph.rewrite.single import float_of
 from packlight.graph.rewrite.sparse import prune_matrix
 from packlight.graph.rewrite.weights import (
@@ -150,7 +150,7 @@ def pack_weight(
         matrix = matrix / matrix.dtype.type(alpha)
     known = moments if moments is not None and moments.count else None
     if known is not None:
-        known = _in_plain_order(layer, known)
+        known = in_plain_order(layer, known)
     wide = matrix.astype(np.float64)
     if choice.zeros is not None:
         movable = alpha == 1.0 and index == 0 and own_bias(layer) is not None
@@ -407,13 +407,3 @@ def _better_blocks(
 
     better = error(other, other_zero) < error(scale, zero)
     return np.where(better, other, scale), np.where(better, other_zero, zero)
-
-
-def _in_plain_order(layer: Layer, moments: Moments) -> Moments:
-    """The same moments in the order of `weight_matrix` instead of the kernel's."""
-    order = kernel_order(layer)
-    place = np.argsort(order)
-    if np.array_equal(place, np.arange(len(place))):
-        return moments
-    products = moments.products[..., place[:, None], place]
-    return Moments(products, moments.left[..., place], moments.right[..., place], moments.count)

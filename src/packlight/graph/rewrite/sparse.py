@@ -20,7 +20,7 @@ from packlight.graph.rewrite.weights import (
     weight_grid,
 )
 from packlight.maths.importance import score_by_magnitude
-from packlight.maths.moments import Moments, mean_shift
+from packlight.maths.moments import Moments, mean_shift, reorder_moments
 from packlight.maths.refit import refit_scales
 from packlight.maths.sparsity import (
     Pattern,
@@ -60,7 +60,7 @@ def prune_matrix(
     for group, part in enumerate(np.split(matrix[:, order], groups)):
         seen = None
         if known is not None:
-            seen = _in_order(known.of_group(group) if known.grouped else known, order)
+            seen = reorder_moments(known.of_group(group) if known.grouped else known, order)
         parts.append(_prune(part, seen, pattern, bits, movable))
     values = np.concatenate([part[0] for part in parts])[:, back]
     scales = [part[1] for part in parts if part[1] is not None]
@@ -124,14 +124,9 @@ def _round_kept(
     found = prune_with_compensation(
         values, second, Pattern(share=0.0), grid=grid, scale=scale, kept=kept
     )
-    off = [values - each * scale.astype(np.float64) for each in (found.codes, codes)]
+    made_up = np.asarray(found.codes)
+    off = [values - each * scale.astype(np.float64) for each in (made_up, codes)]
     better, worse = (np.sum(each @ second * each, axis=1, keepdims=True) for each in off)
-    codes = np.where(better < worse, found.codes, codes).astype(np.int8)
+    codes = np.where(better < worse, made_up, codes).astype(np.int8)
     fitted = refit_scales(values, codes, second, nothing, grid, block_shape=(1, -1), scale=scale)
     return codes, np.asarray(fitted, np.float32)
-
-
-def _in_order(moments: Moments, order: NDArray[np.intp]) -> Moments:
-    """The moments of one group with its inputs in another order."""
-    products = moments.products[order[:, None], order]
-    return Moments(products, moments.left[order], moments.right[order], moments.count)
