@@ -87,20 +87,20 @@ def test_weights_are_parameters_and_other_constants_buffers() -> None:
     text = """g (float[n,3,8,8] x) => (float[n,k] y) {
         c = Conv <pads = [1,1,1,1]> (x, w, b)
         s = Mul (c, scale)
-        h = Mul (s, half)
+        h = Mul (s, factor)
         r = Relu (h)
         i = Slice (r, starts, ends, axes)
         f = Flatten (i)
         y = MatMul (f, m)
     }"""
     weights: dict[str, Any] = {"w": draw(4, 3, 3, 3), "b": draw(4), "scale": draw(4, 1, 1)}
-    weights |= {"half": np.float32(0.5), "m": draw(256, 8)}
+    weights |= {"factor": np.float32(0.5), "m": draw(256, 8)}
     weights |= {name: np.array([n]) for name, n in (("starts", 0), ("ends", 99), ("axes", 1))}
     proto = parse(text, **weights)
     rename(proto, "w", "first/conv.weight")
     module = GraphModule(ir.from_proto(proto))
     assert list(module.parameters_by_name) == ["first/conv.weight", "b", "scale", "m"]
-    assert [name for name, _ in module.named_buffers()] == ["half"]
+    assert [name for name, _ in module.named_buffers()] == ["factor"]
     assert sum(one.numel() for one in module.parameters()) == 108 + 4 + 4 + 2048
     x = draw(2, 3, 8, 8)
     expected = run_runtime(proto, {"x": x})[0]
