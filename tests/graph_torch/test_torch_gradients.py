@@ -28,7 +28,8 @@ FAMILIES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
         {"slope": draw(8), "scale": draw(8)},
     ),
     "activations": (
-        "a = Gelu (x) b = Elu (a) c = Softplus (b) d = HardSwish (c) e = LeakyRelu (d) y = Selu (e)",
+        """a = Gelu (x) b = Elu (a) c = Softplus (b) d = HardSwish (c) e = LeakyRelu (d)
+           y = Selu (e)""",
         (3, 8),
         {},
     ),
@@ -71,7 +72,8 @@ FAMILIES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "shape": (
         """t = Transpose (x) u = Unsqueeze (t, zero) s = Slice (u, one, nine, two, one)
            p = Pad <mode = "reflect"> (s, pads) q = Squeeze (p, zero)
-           c = Concat <axis = 1> (q, q) f = Flatten <axis = 0> (c) y = Gather <axis = 1> (f, index)""",
+           c = Concat <axis = 1> (q, q) f = Flatten <axis = 0> (c)
+           y = Gather <axis = 1> (f, index)""",
         (4, 8),
         {
             "zero": np.array([0]),
@@ -258,7 +260,5 @@ def test_quantized_convolutions_are_the_runtimes_and_carry_gradients() -> None:
     assert given_x.grad is not None
     kernel = torch.from_numpy(weights["w"].astype(np.float32) * weights["ws"][:, None, None, None])
     inside = (y > -25.6) & (y < 25.4)
-    expected = torch.nn.grad.conv2d_input(
-        (2, 4, 8, 8), kernel, inside.float(), padding=1, groups=2
-    )
+    expected = torch.nn.grad.conv2d_input((2, 4, 8, 8), kernel, inside.float(), padding=1, groups=2)
     torch.testing.assert_close(given_x.grad, expected, rtol=1e-3, atol=1e-3)

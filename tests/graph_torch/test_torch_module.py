@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed (packlight
 from torch_bench import build, check_like_runtime, parse, run_runtime  # noqa: E402
 
 import packlight  # noqa: E402
-from packlight.errors import MissingExtra, UnusableModel, UnsupportedOperator, WrongUsage  # noqa: E402
+from packlight.errors import MissingExtra, UnsupportedOperator, UnusableModel, WrongUsage  # noqa: E402
 from packlight.graph.torch import enter  # noqa: E402
 from packlight.graph.torch.module import GraphModule  # noqa: E402
 from packlight.samples import feeds_of, generate_samples  # noqa: E402
@@ -185,6 +185,39 @@ def test_functions_of_the_model_run_with_their_attributes() -> None:
     torch.testing.assert_close(module(x), 6 * x)
 
 
+def test_functions_may_leave_inputs_out() -> None:
+    text = """<ir_version: 10, opset_import: ["" : 17, "own" : 1]>
+    g (float[n,4] x) => (float[n,4] y) { y = own.clipped (x, , ) }
+    <domain: "own", opset_import: ["" : 17]>
+    clipped (v, low, high) => (r) {
+        two = Constant <value_floats: floats = [2.0, 2.0, 2.0, 2.0]> ()
+        c = Clip (v, low, high)
+        r = Mul (c, two)
+    }"""
+    module = GraphModule(ir.from_proto(onnx.parser.parse_model(text)))
+    x = torch.randn(2, 4)
+    torch.testing.assert_close(module(x), 2 * x)
+    assert module.parameters_by_name == {}  # a function serves many callers
+
+
+def test_functions_without_end_are_refused() -> None:
+    head = '<ir_version: 10, opset_import: ["" : 17, "own" : 1]>'
+    graph = "g (float[n] x) => (float[n] y) { y = own.f0 (x) }"
+    own = '<domain: "own", opset_import: ["" : 17, "own" : 1]>'
+    loop = f"{head} {graph} {own} f0 (v) => (r) {{ r = own.f0 (v) }}"
+    with pytest.raises(UnusableModel, match="call themselves"):
+        GraphModule(ir.from_proto(onnx.parser.parse_model(loop)))
+    doubling = "".join(
+        f"{own} f{i} (v) => (r) {{ h = own.f{i + 1} (v) r = own.f{i + 1} (h) }}" for i in range(40)
+    )
+    last = f"{own} f40 (v) => (r) {{ r = Neg (v) }}"
+    model = ir.from_proto(onnx.parser.parse_model(f"{head} {graph} {doubling} {last}"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("packlight.graph.torch.build.MOST_NODES", 5000)
+        with pytest.raises(UnusableModel, match="more than 5000 nodes"):
+            GraphModule(model)
+
+
 def test_an_older_operator_set_means_older_operators() -> None:
     x = draw(2, 3, 4)
     text = "g (float[2,3,4] x) => (float[2,3,4] y) { y = Softmax (x) }"
@@ -216,7 +249,9 @@ def test_values_can_be_looked_at_replaced_and_weights_exchanged() -> None:
 def test_values_end_with_their_last_use() -> None:
     count = 60
     chain = "\n".join(f"h{i + 1} = Sigmoid (h{i})" for i in range(count))
-    module, _ = build(f"g (float[n] x) => (float[n] y) {{ h0 = Neg (x) {chain} y = Neg (h{count}) }}")
+    module, _ = build(
+        f"g (float[n] x) => (float[n] y) {{ h0 = Neg (x) {chain} y = Neg (h{count}) }}"
+    )
     alive: list[int] = []
     seen: list[Any] = []
 
