@@ -9,8 +9,8 @@ import pytest
 from graph_bench import Bench, snr_db
 from numpy.typing import NDArray
 
-from packlight.graph.coupling.shapes import infer_shapes
 from packlight.graph.coupling.groups import find_groups
+from packlight.graph.coupling.shapes import infer_shapes
 from packlight.graph.layers import find_layers, weight_matrix
 from packlight.graph.model import Model
 from packlight.graph.observe import observe, wants_moments, with_outputs

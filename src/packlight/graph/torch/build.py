@@ -10,14 +10,15 @@ from typing import Any
 
 import onnx_ir as ir
 
-from packlight.errors import UnsupportedOperator
+from packlight.errors import UnsupportedOperator, UnusableModel
 from packlight.graph.torch.bodies import Body, find_body
 from packlight.graph.torch.lookup import find_operator
 from packlight.graph.torch.run import Program, Step, run_program
 from packlight.graph.torch.values import tensor_from
 from packlight.graph.walk import constant_of
 
-Attributes = Mapping[str, Any]
+MOST_NODES = 1_000_000
+"""What a graph may come to with its functions written out: a few lines can describe billions."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,13 @@ class Surroundings:
     """What a graph's nodes are looked up in.
 
     functions: the model's own. opsets: versions by domain. bound: inside a function, the
-    attributes that its caller gave.
+    attributes that its caller gave. left: how many more nodes may be made ready, one number.
     """
 
     functions: Mapping[tuple[str, str, str], ir.Function]
     opsets: Mapping[str, int]
     bound: Mapping[str, ir.Attr] = field(default_factory=dict)
+    left: list[int] = field(default_factory=lambda: [MOST_NODES])
 
     def version(self, domain: str) -> int:
         """The operator set's version; a domain that is not listed counts as version 1."""
@@ -45,7 +47,8 @@ def build_program(
 ) -> tuple[Program, tuple[ir.Value, ...]]:
     """A program, and the values it takes after its inputs: constants, and what lies around.
 
-    Raises UnsupportedOperator for a node whose operator is not known.
+    Raises UnsupportedOperator for a node whose operator is not known, UnusableModel where
+    functions call each other without end.
     """
     places: dict[ir.Value, int] = {value: place for place, value in enumerate(inputs)}
     captured: list[ir.Value] = []
@@ -63,6 +66,12 @@ def build_program(
         return places[value]
 
     for node in nodes_to_run(nodes):
+        around.left[0] -= 1
+        if around.left[0] < 0:
+            raise UnusableModel(
+                f"The graph has more than {MOST_NODES} nodes with its functions written out: "
+                "they call each other too often, export the model again."
+            )
         run, around_it = _resolve(node, around)
         read = [place_of(value) for value in node.inputs]
         while not around_it and read and read[-1] == -1:
@@ -119,19 +128,20 @@ def _resolve(
     attributes = _attributes_of(node, around)
     own = around.functions.get((domain, node.op_type, node.overload))
     if own is not None:
-        return _call(node, Body(own, around.functions, around.opsets), attributes)
+        body = Body(own, around.functions, around.opsets)
+        return _call(node, body, attributes, around)
     version = node.version or around.version(domain)
     function = find_operator(domain, node.op_type, version)
     if function is None:
-        body = find_body(node, domain, version, around.opsets)
-        if body is None:
+        found = find_body(node, domain, version, around.opsets)
+        if found is None:
             raise UnsupportedOperator(
                 f"Node {label_of(node)} uses an operator that packlight cannot turn into "
                 f"PyTorch (version {version} of {domain or 'ai.onnx'}): the model cannot be healed."
             )
-        if isinstance(body, Body):
-            return _call(node, body, attributes)
-        return _LateBody(body, attributes), ()
+        if isinstance(found, Body):
+            return _call(node, found, attributes, around)
+        return _LateBody(found, attributes), ()
     return _bind(node, function, attributes, around)
 
 
@@ -146,18 +156,19 @@ def _bind(
     keywords: dict[str, Any] = {}
     captured: list[ir.Value] = []
     for name, attribute in attributes.items():
-        if attribute.type == ir.AttributeType.GRAPH:
+        if name not in known and "**" not in known:
+            if name not in _IGNORED:
+                raise UnsupportedOperator(
+                    f"Node {label_of(node)} has an attribute {name!r} that packlight does not "
+                    "know: the model cannot be healed."
+                )
+        elif attribute.type == ir.AttributeType.GRAPH:
             graph = attribute.as_graph()
             program, values = build_program(graph, graph.inputs, graph.outputs, around)
             keywords[name] = _Graph(program, tuple(graph.outputs), len(captured), len(values))
             captured += values
-        elif name in known or "**" in known:
+        else:
             keywords[name] = _value_of(attribute)
-        elif name not in _IGNORED:
-            raise UnsupportedOperator(
-                f"Node {label_of(node)} has an attribute {name!r} that packlight does not know: "
-                "the model cannot be healed."
-            )
     if "outputs" in known:
         keywords["outputs"] = len(node.outputs)
     if "node" in known:
@@ -168,7 +179,7 @@ def _bind(
 
 
 # Attributes that say how to compute, not what, and those of old versions that nobody read.
-_IGNORED = frozenset({"consumed_inputs", "spatial", "is_test", "storage_order_hint", "doc_string"})
+_IGNORED = frozenset({"consumed_inputs", "is_test"})
 
 
 @cache
@@ -223,30 +234,28 @@ def _value_of(attribute: ir.Attr) -> Any:
 
 
 def _call(
-    node: ir.Node, body: Body, attributes: Mapping[str, ir.Attr]
+    node: ir.Node, body: Body, attributes: Mapping[str, ir.Attr], around: Surroundings
 ) -> tuple[Callable[..., Any], tuple[ir.Value, ...]]:
     """A call of a function; its constants are captured like those of a graph inside a node."""
-    program, captured = _program_of(body, attributes)
+    program, captured = _program_of(body, attributes, around.left)
     inputs = len(body.function.inputs)
-    given = len(node.inputs)
-    while given and node.inputs[given - 1] is None:
-        given -= 1
-    return partial(_run_body, program, inputs, given), captured
+    return partial(_run_body, program, inputs, len(node.inputs)), captured
 
 
 def _program_of(
-    body: Body, attributes: Mapping[str, ir.Attr]
+    body: Body, attributes: Mapping[str, ir.Attr], left: list[int]
 ) -> tuple[Program, tuple[ir.Value, ...]]:
     function = body.function
     own = {name: one for name, one in function.attributes.items() if one.value is not None}
     defaults = {**body.defaults, **own}
     opsets = {**body.opsets, **function.opset_imports}
-    around = Surroundings(body.functions, opsets, {**defaults, **attributes})
+    around = Surroundings(body.functions, opsets, {**defaults, **attributes}, left)
     return build_program(function, function.inputs, function.outputs, around)
 
 
 def _run_body(program: Program, inputs: int, given: int, *arguments: Any) -> Any:
-    values = [*arguments[:given], *[None] * (inputs - given), *arguments[given:]]
+    own = arguments[:given]
+    values = [*own, *[None] * (inputs - len(own)), *arguments[given:]]
     results = run_program(program, values)
     return results[0] if len(results) == 1 else tuple(results)
 
@@ -263,7 +272,7 @@ class _LateBody:
         key = tuple((getattr(one, "dtype", None), getattr(one, "ndim", 0)) for one in arguments)
         if key not in self._made:
             body = self._find(arguments)
-            program, captured = _program_of(body, self._attributes)
+            program, captured = _program_of(body, self._attributes, [MOST_NODES])
             held = [tensor_from(constant_of(value)) for value in captured]  # type: ignore[arg-type]
             self._made[key] = (program, held, len(body.function.inputs))
         program, held, inputs = self._made[key]

@@ -366,7 +366,7 @@ def _steps_within(state: _Training, seconds: float) -> int:
     _restore(state.pupil.module, start)
     state.start()
     count = max(1, int(0.95 * seconds / each))
-    digits = 10 ** max(len(str(count)) - 2, 0)
+    digits: int = 10 ** max(len(str(count)) - 2, 0)
     return count // digits * digits
 
 

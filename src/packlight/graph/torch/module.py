@@ -39,14 +39,21 @@ class GraphModule(torch.nn.Module):
         self.outputs = tuple(str(value.name) for value in graph.outputs)
         around = Surroundings(dict(model.functions), dict(model.opset_imports))
         given = [value for value in graph.inputs if not value.is_initializer()]
-        self._program, captured = build_program(graph, given, graph.outputs, around)
+        try:
+            self._program, captured = build_program(graph, given, graph.outputs, around)
+        except RecursionError as error:
+            raise UnusableModel(
+                "The graph's functions call themselves, or its graphs lie too deep in each other: "
+                "export the model again."
+            ) from error
         self._attributes: dict[str, str] = {}  # by ONNX name
         self._names: list[str] = []  # of what is captured, in order
         self._kept: list[tuple[str, Any]] = []  # ("parameter" | "buffer", name) or ("", value)
         names = name_constants(model)
         for number, value in enumerate(captured):
-            name = names.get(value, f"constant {number} of an operator's body")
-            self._keep(value, name, learn_scales=learn_scales)
+            name = names.get(value, f"constant {number} of a function")
+            trainable = value in names and is_weight(value, scales=learn_scales)
+            self._keep(value, name, trainable=trainable)
         self._places = {
             str(value.name): place for value, place in zip(given, self._program.given, strict=False)
         }
@@ -55,7 +62,7 @@ class GraphModule(torch.nn.Module):
             outputs = [str(value.name) for value in node.outputs]
             self._places.update(zip(outputs, step.outputs, strict=False))
 
-    def _keep(self, value: ir.Value, name: str, *, learn_scales: bool) -> None:
+    def _keep(self, value: ir.Value, name: str, *, trainable: bool) -> None:
         """Keep a constant as parameter, buffer, or where Python reads it."""
         constant = constant_tensor(value)
         if constant is None:
@@ -72,10 +79,9 @@ class GraphModule(torch.nn.Module):
             attribute += "_"
         self._attributes[name] = attribute
         trained = (
-            tensor.is_floating_point()
+            trainable
+            and tensor.is_floating_point()
             and tensor.element_size() > 1
-            and not isinstance(value.graph, ir.Function)
-            and is_weight(value, scales=learn_scales)
             and bool(torch.isfinite(tensor).all())
         )
         if trained:

@@ -10,12 +10,16 @@ from packlight.graph.walk import constant_of, initializers_of, walk_graphs
 def name_constants(model: ir.Model) -> dict[ir.Value, str]:
     """Names of all initializers and outputs of Constant nodes, those of inner graphs too.
 
+    Constants of functions are left out: each serves many callers.
+
     Graphs inside nodes may use a name that another graph uses for something else: the later
     one gets a number behind it. Copies of a model give the same names.
     """
     names: dict[ir.Value, str] = {}
     taken: set[str] = set()
-    for _, graph in walk_graphs(model):
+    for path, graph in walk_graphs(model):
+        if path and path[0].startswith("function "):
+            continue
         constants = initializers_of(graph)
         constants += [
             output for node in graph for output in node.outputs if constant_of(output) is not None

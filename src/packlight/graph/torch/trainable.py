@@ -81,6 +81,7 @@ def is_weight(value: ir.Value, *, scales: bool = False, _depth: int = 0) -> bool
 
 # Inputs that Python reads: as constants they stay on the CPU, whatever their type.
 _READ_BY_PYTHON: dict[str, tuple[int, ...]] = {
+    "Clip": (1, 2),
     "Pad": (1, 2, 3),
     "Resize": (1, 2, 3),
     "Upsample": (1,),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 from torch.nn import functional
@@ -33,14 +34,26 @@ def conv(
     strides: Sizes | None = None,
 ) -> Tensor:
     """X [n, in, *space] convolved with W [out, in / group, *kernel], plus B [out]."""
+    run = _CONV[W.ndim - 3]
+    if auto_pad == "NOTSET":
+        even = _even_pads(pads, W.ndim - 2)
+        if even is not None:
+            return run(X, W, B, strides or 1, even, dilations or 1, group)
     windows = find_windows(
         tuple(X.shape[2:]), tuple(W.shape[2:]), strides, dilations, pads, auto_pad
     )
     padding = windows.begin
     if padding != windows.end or min(padding) < 0:
         X, padding = pad_space(X, windows.begin, windows.end), (0,) * len(padding)
-    run = _CONV[W.ndim - 3]
     return run(X, W, B, windows.strides, padding, windows.dilations, group)
+
+
+@cache
+def _even_pads(pads: Sizes | None, rank: int) -> Sizes | None:
+    """Pads that are the same at both ends, which PyTorch takes as they are; else None."""
+    if pads is None:
+        return (0,) * rank
+    return pads[:rank] if pads[:rank] == pads[rank:] and min(pads) >= 0 else None
 
 
 def conv_transpose(

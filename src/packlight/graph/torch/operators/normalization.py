@@ -20,9 +20,12 @@ def batch_normalization(
     *,
     epsilon: float = 1e-5,
     momentum: float = 0.9,
+    spatial: int = 1,
     training_mode: int = 0,
 ) -> Any:
     """(X - mean) / sqrt(var + epsilon) scale + B, each a channel; in training of the batch."""
+    if not spatial:
+        raise NotImplementedError("BatchNormalization of each place by itself (spatial = 0)")
     if not training_mode:
         return functional.batch_norm(X, input_mean, input_var, scale, B, False, 0.0, epsilon)
     axes = [axis for axis in range(X.ndim) if axis != 1]
