@@ -57,7 +57,7 @@ PATIENCE = 5
 WARM_UP = 0.04
 """Share of the steps in which the rate rises from 0."""
 
-MEASURED = 4
+MEASURED = 3
 """Steps that are timed to tell how many a time budget holds, after as many to warm up."""
 
 
