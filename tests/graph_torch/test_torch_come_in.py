@@ -14,9 +14,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (packlight[heal])")
 
-from packlight.errors import UnusableModel, WrongUsage  # noqa: E402
+from packlight.errors import UnusableModel, UnusableOutput, WrongUsage  # noqa: E402
 from packlight.graph.torch.archive import load_program  # noqa: E402
 from packlight.graph.torch.come_in import from_torch  # noqa: E402
+from packlight.graph.torch.enter import is_torch_module  # noqa: E402
 from packlight.graph.torch.module import to_torch  # noqa: E402
 from packlight.runtime import Process  # noqa: E402
 
@@ -60,6 +61,7 @@ def test_a_module_becomes_a_file_for_any_batch(tmp_path: Path, process: Process)
     assert model.inputs[0].shape == ("batch", 3, 8, 8)
     assert [value.shape for value in model.outputs] == [("batch", 5)]
     assert net.training and net.conv.training and not net.drop.training
+    assert Path(__file__).name.encode() not in (tmp_path / "net.onnx").read_bytes()
     back = to_torch(tmp_path / "net.onnx")
     more = torch.randn(7, 3, 8, 8)
     with torch.no_grad():
@@ -93,6 +95,9 @@ def test_a_file_that_computes_something_else_is_refused(tmp_path: Path, process:
 
     with pytest.raises(UnusableModel, match="differs by"):
         from_torch(Random(), torch.randn(2, 8), tmp_path / "random.onnx", process=process)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UnusableOutput, match="cannot be written"):
+        from_torch(Net(), torch.randn(1, 3, 8, 8), tmp_path / "no" / "net.onnx", process=process)
 
 
 def test_what_cannot_be_exported_is_said(tmp_path: Path, process: Process) -> None:
@@ -116,6 +121,13 @@ def test_an_exported_program_becomes_a_file(saved: Path, tmp_path: Path, process
     assert model.inputs[0].shape == ("batch", 3, 8, 8)
     again = from_torch(load_program(saved), x, tmp_path / "again.onnx", process=process)
     assert [node.op_type for node in again.ir.graph] == [node.op_type for node in model.ir.graph]
+
+
+def test_modules_are_told_from_other_things(saved: Path) -> None:
+    assert is_torch_module(Net())
+    assert is_torch_module(load_program(saved))
+    assert not is_torch_module("net.pt2")
+    assert not is_torch_module(np.zeros(2))
 
 
 class Harmful:
@@ -215,6 +227,7 @@ def test_guards_and_metadata_are_left_out(saved: Path, tmp_path: Path) -> None:
         program["guards_code"] = [f"__import__('pathlib').Path({str(mark)!r}).touch() is None"]
 
     program = load_program(rewrite(saved, tmp_path / "net.pt2", in_program(change)))
+    assert not program._guards_code
     program.module()(torch.randn(2, 3, 8, 8))
     assert not mark.exists()
 

@@ -145,6 +145,19 @@ def test_recurrent_layers_are_the_runtimes_and_have_gradients(name: str, directi
     )
 
 
+@pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
+def test_sequences_of_several_lengths_are_the_runtimes(op: str) -> None:
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[op]
+    graph = f"""g (float[6,3,8] x, float[2,3,4] h0) => (y, h) {{
+        y, h = {op} <hidden_size = 4, direction = "bidirectional"> (x, w, r, b, lengths, h0) }}"""
+    weights = {"w": draw(2, 4 * gates, 8), "r": draw(2, 4 * gates, 4), "b": draw(2, 8 * gates)}
+    single = {key: value.astype(np.float32) for key, value in weights.items()}
+    feeds = {"x": draw(6, 3, 8).astype(np.float32), "h0": draw(2, 3, 4).astype(np.float32)}
+    for lengths in ([6, 2, 4], [6, 6, 6]):
+        single["lengths"] = np.array(lengths, np.int32)
+        check_like_runtime(graph, feeds, **single)
+
+
 QDQ = """g (float[n,8] x) => (float[n,8] y) {
     q = QuantizeLinear (x, s, z)
     y = DequantizeLinear (q, s, z)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch.utils import _pytree as trees
 
-from packlight.errors import UnusableModel, WrongUsage
+from packlight.errors import UnusableModel, UnusableOutput, WrongUsage
 from packlight.graph.model import Model, load_model
 from packlight.graph.torch.archive import load_program
+from packlight.graph.walk import walk_graphs
 from packlight.runtime import Process
 
 OPSET = 18
@@ -39,8 +41,11 @@ def from_torch(
     becomes a batch of any size where the module allows that. The file's outputs are compared
     with the module's own, of the examples and of another batch. process: to run the file in; by
     default one of its own. A .pt2 file is read without running code that it may hold.
-    Raises UnusableModel where the module cannot be exported, or computes something else in ONNX,
-    and WrongUsage for examples that are no tensors.
+    The file appears when all that is done.
+
+    Raises UnusableModel where the module cannot be exported, or computes something else in
+    ONNX, WrongUsage for examples that are no tensors, UnusableOutput where `path` cannot be
+    written.
     """
     path = Path(path)
     inputs = _as_inputs(example_inputs)
@@ -53,18 +58,32 @@ def from_torch(
             feeds = wide
         except Exception:
             feeds = inputs  # the module holds its batch
-        _export(source, feeds, path)
-        model = load_model(path)
-        cases = [inputs]
-        if _any_batch(model):
-            cases.append(_with_two_rows(_with_two_rows(inputs)))
         with contextlib.ExitStack() as stack:
+            # Next to its place, so that it appears there whole and compared, or not at all.
+            folder = stack.enter_context(_scratch_folder(path))
+            draft = Path(folder) / path.name
+            _export(source, feeds, draft)
+            model = load_model(draft)
+            cases = [inputs]
+            if _any_batch(model):
+                cases.append(_with_two_rows(_with_two_rows(inputs)))
             where = process or stack.enter_context(Process())
-            session = stack.enter_context(contextlib.closing(where.load(path)))
+            session = stack.enter_context(contextlib.closing(where.load(draft)))
             names = [spec.name for spec in model.inputs]
             for case in cases:
                 _compare(path, session, names, case, _flat(run(*case)))
-    return model
+            draft.replace(path)
+    return load_model(path)
+
+
+def _scratch_folder(path: Path) -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise UnusableOutput(
+            f"{path} cannot be written ({error.strerror or error}): check that the folder exists "
+            "and may be written to."
+        ) from error
 
 
 def _as_inputs(example_inputs: Any) -> tuple[Any, ...]:
@@ -140,6 +159,7 @@ def _export(source: Any, inputs: tuple[Any, ...], path: Path) -> None:
                 )
                 assert program is not None
                 _name_batch(program.model.graph)
+                _forget_sources(program.model)
                 program.save(path, external_data=False)
             return
         except Exception as error:
@@ -165,6 +185,16 @@ def _name_batch(graph: ir.Graph) -> None:
         for axis, size in enumerate(value.shape or ()):
             if not isinstance(size, int) and size.value == name and value.shape is not None:
                 value.shape[axis] = "batch"
+
+
+def _forget_sources(model: ir.Model) -> None:
+    """Leave out where in its maker's source files each node came from."""
+    for _, graph in walk_graphs(model):
+        graph.metadata_props.clear()
+        for node in graph:
+            node.metadata_props.clear()
+            for value in node.outputs:
+                value.metadata_props.clear()
 
 
 @contextlib.contextmanager
