@@ -17,27 +17,23 @@ from typing import Any
 from packlight.errors import WrongUsage
 from packlight.graph.anatomy import Anatomy, describe
 from packlight.graph.apply import check_choices, why_not
-from packlight.graph.layers import Layer, find_layers
+from packlight.graph.layers import find_layers
 from packlight.graph.model import load_model as load
 from packlight.graph.model import save_model
-from packlight.graph.rewrite.simplify import SimplifyStep
 from packlight.graph.torch.enter import to_torch
-from packlight.measure.evidence import Budget, Evidence, Trial
+from packlight.measure.evidence import Budget, Evidence
 from packlight.measure.latency import rank_latencies
 from packlight.measure.quality import Metric, find_metric
+from packlight.plan.account import state_evidence
 from packlight.plan.budget import parse_drop, parse_latency, parse_size
 from packlight.plan.candidates import describe_targets
 from packlight.plan.forecast import Forecast, forecast
-from packlight.plan.goal import Goal, average_bits, find_goal
+from packlight.plan.goal import Goal, find_goal
 from packlight.plan.judge import (
     Figures,
-    environment,
-    judge,
-    layer_evidence,
     measure_figures,
 )
 from packlight.plan.prepare import (
-    Prepared,
     common_inputs,
     prepare_samples,
     simplify_checked,
@@ -45,6 +41,7 @@ from packlight.plan.prepare import (
 from packlight.plan.rules import read_rules
 from packlight.plan.search import Found, search
 from packlight.plan.solve import Limits
+from packlight.plan.thinning import parse_share, thin
 from packlight.plan.trials import GIVEN, Tried, Workbench
 from packlight.plan.workers import parse_workers
 from packlight.progress import SILENT, Progress
@@ -150,6 +147,8 @@ def compress(
     recipe: str | Path | Recipe | None = None,
     pin: Mapping[str, str] | None = None,
     forbid: Sequence[str] = (),
+    prune: str | float | None = None,
+    heal_minutes: float = 0.0,
     metric: str | Metric | None = None,
     preprocess: str | None = None,
     workers: int | str = 1,
@@ -166,6 +165,9 @@ def compress(
     preset: what is wished for most under the budget: balanced, fastest, smallest, lossless.
     recipe: do this, with its target and seed, instead of searching; with pins it is a wish for
         the search. pin: {layer: choice} and forbid: choices, which the search keeps to.
+    prune: remove channels that hold this share of the multiply-accumulates ("30%" or 0.3), those
+        that are missed least, and fit the rest to the original's outputs. heal_minutes: train
+        what is left towards the original for so long, without labels; needs PyTorch.
     metric: a name or a function of (outputs, labels). workers: processes for the search, or a
         Ray cluster ("ray://host:port"). dry_run: only say what would happen.
     Raises PacklightError with a sentence for the user.
@@ -179,12 +181,14 @@ def compress(
     wanted = None if asks else given
     goal, wish = find_target(target), find_goal(preset)
     workers = parse_workers(workers) if isinstance(workers, str) else workers
-    share = not callable(found_metric)
-    drop = None if max_drop is None else parse_drop(max_drop, share=share)
+    of_one = not callable(found_metric)
+    drop = None if max_drop is None else parse_drop(max_drop, share=of_one)
     limited = [one for one in (max_size, max_latency, max_download) if one is not None]
-    if max_drop is None and not limited and share:
+    if max_drop is None and not limited and of_one:
         drop = wish.drop
     _check_budget(max_size, max_latency, max_download)
+    share = None if prune is None else parse_share(prune)
+    _check_healing(heal_minutes, share, wanted)
     progress.stage("reading the model and the samples")
     source = load(model)
     size = None if max_size is None else parse_size(max_size, source.size_bytes)
@@ -195,16 +199,32 @@ def compress(
     )
     if dry_run:
         return forecast(source, goal, has_data=data is not None, max_size_bytes=size)
-    prepared = prepare_samples(source, data, preprocess=preprocess, seed=seed)
+    trains = heal_minutes > 0 or (wanted is not None and wanted.heal_steps > 0)
+    prepared = prepare_samples(source, data, preprocess=preprocess, seed=seed, training=trains)
     progress.stage("simplifying the graph")
     with tempfile.TemporaryDirectory(prefix="packlight-") as folder:
         simplified, steps = simplify_checked(
             source, prepared.samples, prepared.split.calibration, Path(folder)
         )
-    layers = find_layers(simplified)
+    thinned = None
+    if share is not None or (wanted is not None and wanted.channels):
+        thinned = thin(
+            simplified,
+            prepared.samples,
+            prepared.split,
+            source.inputs,
+            share=share,
+            channels=() if wanted is None else wanted.channels,
+            heal_minutes=heal_minutes,
+            heal_steps=0 if wanted is None else wanted.heal_steps,
+            seed=seed,
+            progress=progress,
+        )
+    graph = simplified if thinned is None else thinned.graph
+    layers = find_layers(graph)
     with Workbench(
         source,
-        simplified,
+        graph,
         prepared.samples,
         prepared.split,
         goal,
@@ -252,13 +272,18 @@ def compress(
             progress.stage("packing for the download")
             packed = bench.pack_trial(found.chosen).packed_bytes
             figures = replace(figures, packed_bytes=packed)
-        evidence = _evidence(bench, prepared, steps, layers, found, figures, budget, wish)
+        removed = None if thinned is None else thinned.evidence
+        evidence = state_evidence(
+            bench, prepared, steps, layers, found, figures, budget, wish, removed
+        )
         scratch = _Scratch()
         files = _keep(found.chosen, scratch.path)
     evidence = replace(evidence, seconds=time.monotonic() - begun)
     held = [source.source]
     held += [Path(path) for path in (data, recipe) if isinstance(path, str | Path)]
-    return Result(evidence, found.chosen.recipe, files[0], files, tuple(held), scratch)
+    done = found.chosen.recipe
+    done = done if thinned is None else thinned.note_in(done)
+    return Result(evidence, done, files[0], files, tuple(held), scratch)
 
 
 def inspect(
@@ -333,6 +358,21 @@ def _to_be_packed(chosen: Tried, goal: Goal, download: int | None) -> bool:
     return few or download is not None or goal.wish in ("download", "nothing")
 
 
+def _check_healing(heal_minutes: float, share: float | None, wanted: Recipe | None) -> None:
+    if not 0 <= heal_minutes < float("inf"):
+        raise WrongUsage(f"--heal-minutes {heal_minutes}: give minutes, 0 or more.")
+    if share is not None and wanted is not None:
+        raise WrongUsage(
+            "--prune and a recipe that says all contradict each other: edit `channels:` in the "
+            "recipe, or leave it out."
+        )
+    if heal_minutes and share is None:
+        raise WrongUsage(
+            "--heal-minutes trains what is left after --prune: say how much to prune, such as "
+            "--prune 30%."
+        )
+
+
 def _recipe(recipe: str | Path | Recipe | None) -> Recipe | None:
     return recipe if recipe is None or isinstance(recipe, Recipe) else read_recipe(recipe)
 
@@ -366,69 +406,6 @@ def _limits(bench: Workbench, budget: Budget, original_ms: float | None) -> Limi
     if budget.max_size_bytes is not None:
         size = min(size, budget.max_size_bytes)
     return Limits(drop=budget.max_drop, size=size, latency=latency)
-
-
-def _evidence(
-    bench: Workbench,
-    prepared: Prepared,
-    steps: Sequence[SimplifyStep],
-    layers: Sequence[Layer],
-    found: Found,
-    figures: Figures,
-    budget: Budget,
-    goal: Goal,
-) -> Evidence:
-    model, chosen, generated = bench.model, found.chosen, prepared.samples.generated
-    packed = goal.wish in ("download", "nothing") or budget.max_download_bytes is not None
-    verdict, reason = judge(figures, budget, generated=generated, packed=packed)
-    about, skipped = layer_evidence(bench, found, layers, bench.first_feeds(), chosen.notes)
-    undone = tuple(
-        f"simplifying: '{step.name}' was undone, because {step.reason}"
-        for step in steps
-        if not step.kept
-    )
-    return Evidence(
-        verdict=verdict,
-        reason=reason,
-        model=model.source.name,
-        target=bench.target.name,
-        budget=budget,
-        size_bytes=figures.size,
-        metric=None if generated else figures.metric,
-        latency_ms=figures.latency,
-        latency_all_threads_ms=figures.latency_all_threads,
-        peak_memory_bytes=figures.memory,
-        layers=about,
-        not_compressed=skipped,
-        trials=tuple(
-            _trial(one, chosen=one.recipe == chosen.recipe, generated=generated, layers=layers)
-            for one in found.tried
-        ),
-        notes=(*prepared.notes, *figures.notes, *undone),
-        inputs=tuple(str(spec) for spec in model.inputs),
-        samples=prepared.samples.source,
-        environment=environment(bench.device.engine),
-        seed=bench.seed,
-        packed_bytes=figures.packed_bytes,
-        preset=goal.name,
-    )
-
-
-def _trial(one: Tried, *, chosen: bool, generated: bool, layers: Sequence[Layer]) -> Trial:
-    # On made-up samples a drop says nothing of the user's accuracy.
-    drop = None if one.metric is None or generated else one.metric.drop
-    return Trial(
-        label=one.label,
-        size_bytes=one.size_bytes,
-        drop=drop,
-        noise_db=one.metric.noise_db if one.metric is not None else None,
-        latency_ratio=one.latency_ratio,
-        chosen=chosen,
-        note=one.failure,
-        latency_ms=one.latency_ms,
-        packed_bytes=one.packed_bytes,
-        average_bits=average_bits(one.recipe, layers),
-    )
 
 
 class _Scratch:

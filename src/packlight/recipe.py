@@ -68,6 +68,8 @@ class Recipe:
         "descent" (and then code by code), "learned"; "nearest" asks for none of it.
     sequential: rounding sees the inputs that the quantized layers before it give.
     pair_limit: keep codes of neighbouring weights from saturating x86 kernels.
+    channels: (group of channels, how many it keeps) of those that lose some, by its first layer;
+        they go before anything is rounded. heal_steps: of training what is left.
     pins, forbid: (layer, choice) and choices that a search must keep to; with either the recipe
         asks for a search.
     places: (layer, "file, line 3") for messages, where the recipe was read from a file.
@@ -84,6 +86,8 @@ class Recipe:
     rotate: bool = False
     pair_limit: bool = True
     seed: int = 0
+    channels: tuple[tuple[str, int], ...] = ()
+    heal_steps: int = 0
     pins: tuple[tuple[str, str], ...] = ()
     forbid: tuple[str, ...] = ()
     places: tuple[tuple[str, str], ...] = field(default=(), compare=False, repr=False)
@@ -125,6 +129,9 @@ def write_recipe(recipe: Recipe) -> str:
         "pair_limit": recipe.pair_limit,
         "layers": dict(recipe.layers),
     }
+    if recipe.channels:
+        content["channels"] = dict(recipe.channels)
+        content["heal_steps"] = recipe.heal_steps
     if recipe.pins:
         content["pins"] = dict(recipe.pins)
     if recipe.forbid:
@@ -220,6 +227,8 @@ _SETTINGS: dict[str, tuple[type, str]] = {
     "rotate": (bool, "true or false"),
     "pair_limit": (bool, "true or false"),
     "layers": (dict, "a list of `layer: choice`"),
+    "channels": (dict, "a list of `group: channels kept`"),
+    "heal_steps": (int, "a whole number"),
     "pins": (dict, "a list of `layer: choice`"),
     "forbid": (list, "a list of choices in brackets"),
 }
@@ -259,9 +268,16 @@ def _checked(
                 f"{at[key]}: {key!r} is {_short(content[key])}"
                 f"{did_you_mean(content[key], allowed)}; it may be {', '.join(allowed)}."
             )
+    if content.get("heal_steps", 0) < 0:
+        raise UnusableRecipe(
+            f"{at['heal_steps']}: 'heal_steps' must be 0 or more, not {content['heal_steps']}."
+        )
+    channels: tuple[tuple[str, int], ...] = ()
     chosen: dict[str, tuple[tuple[str, str], ...]] = {}
     places: list[tuple[str, str]] = []
     for key, (_, inner) in zip(content, numbers, strict=False):
+        if key == "channels":
+            channels = _channels_of(content[key], inner, path)
         if key in ("layers", "pins"):
             chosen[key] = _choices_of(content[key], inner, path)
             places += [
@@ -277,10 +293,11 @@ def _checked(
     settings = {
         key: value
         for key, value in content.items()
-        if key not in ("schema", "layers", "pins", "forbid")
+        if key not in ("schema", "layers", "channels", "pins", "forbid")
     }
     return Recipe(
         layers=chosen.get("layers", ()),
+        channels=channels,
         pins=chosen.get("pins", ()),
         forbid=tuple(content.get("forbid", ())),
         places=tuple(places),
@@ -305,6 +322,18 @@ def _choices_of(
             )
         found.append((name, choice))
     return tuple(found)
+
+
+def _channels_of(
+    entries: Mapping[Any, Any], lines: list[int], path: Path
+) -> tuple[tuple[str, int], ...]:
+    for (name, count), line in zip(entries.items(), lines, strict=False):
+        if not isinstance(name, str) or type(count) is not int or count < 1:
+            raise UnusableRecipe(
+                f"{path}, line {line}: channels {_short(name)}: {_short(count)} is no group with "
+                "the number of channels that it keeps, 1 or more."
+            )
+    return tuple(entries.items())
 
 
 def check_layers(recipe: Recipe, names: Iterable[str]) -> None:

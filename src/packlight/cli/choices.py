@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from packlight.cli.commands import Debug, Json, _print_json, app
+from packlight.cli.commands import _print_json, app
+from packlight.cli.options import Debug, Json
 from packlight.cli.outcomes import one_sentence
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
+from packlight.cli.options import OUTPUT, Data, Debug, Json, ModelFile, Preprocess
 from packlight.cli.outcomes import one_sentence
 from packlight.errors import WrongUsage
 from packlight.version import __version__
 
 _BUDGET = "What you allow and ask for"
-_OUTPUT = "Output"
 _MORE = "For those who know what they want"
 
 app = typer.Typer(
@@ -77,43 +77,6 @@ _TARGETS = """List the devices, their runtimes, and what each of them runs fast.
 
 packlight targets
 """
-
-ModelFile = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="The model, an .onnx file.", show_default=False)
-]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        "--data",
-        metavar="PATH",
-        help="Samples of what the model will see: an .npz or .npy file, a folder of pictures (a "
-        "subfolder a class gives labels), or a folder of .wav files.",
-        show_default=False,
-    ),
-]
-Preprocess = Annotated[
-    str | None,
-    typer.Option(
-        "--preprocess",
-        metavar="HOW",
-        help="How pictures become numbers: imagenet, 0..1, -1..1, 0..255, or "
-        "mean=a,b,c,std=d,e,f. Without it the best is found from labels, or one is assumed and "
-        "reported.",
-        show_default=False,
-    ),
-]
-Json = Annotated[
-    bool,
-    typer.Option(
-        "--json", help="Print one JSON value on stdout, nothing else.", rich_help_panel=_OUTPUT
-    ),
-]
-Debug = Annotated[
-    bool,
-    typer.Option(
-        "--debug", help="Show where in the code an error came from.", rich_help_panel=_OUTPUT
-    ),
-]
 
 
 def _print_version(wanted: bool) -> None:
@@ -198,6 +161,27 @@ def compress(
             rich_help_panel=_BUDGET,
         ),
     ] = "balanced",
+    prune: Annotated[
+        str | None,
+        typer.Option(
+            "--prune",
+            metavar="30%",
+            help="Remove the channels that are missed least, so that this share of the "
+            "multiplications goes, and fit the rest to the original.",
+            rich_help_panel=_MORE,
+            show_default=False,
+        ),
+    ] = None,
+    heal_minutes: Annotated[
+        float,
+        typer.Option(
+            "--heal-minutes",
+            metavar="N",
+            help="After --prune, train what is left towards the original for so long; needs no "
+            'labels, but PyTorch (pip install "packlight\\[heal]").',
+            rich_help_panel=_MORE,
+        ),
+    ] = 0.0,
     metric: Annotated[
         str | None,
         typer.Option(
@@ -265,7 +249,7 @@ def compress(
             metavar="DIR",
             help="The folder for the result; without it MODEL.packed in the current directory "
             "(net.onnx goes to net.packed).",
-            rich_help_panel=_OUTPUT,
+            rich_help_panel=OUTPUT,
             show_default=False,
         ),
     ] = None,
@@ -274,7 +258,7 @@ def compress(
         typer.Option(
             "--force",
             help="Replace the output folder, should it exist, once the new one is whole.",
-            rich_help_panel=_OUTPUT,
+            rich_help_panel=OUTPUT,
         ),
     ] = False,
     dry_run: Annotated[
@@ -282,7 +266,7 @@ def compress(
         typer.Option(
             "--dry-run",
             help="Say what would be done and what to expect; write nothing.",
-            rich_help_panel=_OUTPUT,
+            rich_help_panel=OUTPUT,
         ),
     ] = False,
     as_json: Json = False,
@@ -311,6 +295,8 @@ def compress(
                 recipe=recipe,
                 pin=_pins(pin or ()),
                 forbid=tuple(forbid or ()),
+                prune=prune,
+                heal_minutes=heal_minutes,
                 workers=workers,
                 metric=metric,
                 preprocess=preprocess,

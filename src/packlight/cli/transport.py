@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from packlight.cli.commands import Debug, Json, _load_api, _print_json, app
+from packlight.cli.commands import _load_api, _print_json, app
+from packlight.cli.options import OUTPUT, Debug, Json
 from packlight.cli.outcomes import one_sentence
 
 if TYPE_CHECKING:
     from packlight.transport import Transport
 
-_OUTPUT = "Output"
 
 _PACK = """Write a packed folder as one small file for the download.
 
@@ -50,7 +50,7 @@ def pack(
             "--out",
             metavar="FILE",
             help="The file; without it DIR.plz next to the folder.",
-            rich_help_panel=_OUTPUT,
+            rich_help_panel=OUTPUT,
             show_default=False,
         ),
     ] = None,
@@ -59,12 +59,12 @@ def pack(
         typer.Option(
             "--with-report",
             help="Pack report.html and report.json as well.",
-            rich_help_panel=_OUTPUT,
+            rich_help_panel=OUTPUT,
         ),
     ] = False,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Replace the file, should it exist.", rich_help_panel=_OUTPUT),
+        typer.Option("--force", help="Replace the file, should it exist.", rich_help_panel=OUTPUT),
     ] = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -89,7 +89,7 @@ def unpack(
             "--out",
             metavar="DIR",
             help="The folder, which must not exist; without it the file's name without .plz.",
-            rich_help_panel=_OUTPUT,
+            rich_help_panel=OUTPUT,
             show_default=False,
         ),
     ] = None,

@@ -273,14 +273,15 @@ def _fit(layer: Layer, seen: _Seen, damping: float) -> None:
     fitted = refit_to_targets(stacked, cross, second, damping=damping)
     plain = np.empty_like(matrix)
     plain[:, order] = fitted.reshape(matrix.shape)
-    _store(layer.weight, matrix_to_weight(layer, plain.astype(np.float32)))
+    store_array(layer.weight, matrix_to_weight(layer, plain.astype(np.float32)))
     if movable and layer.bias is not None and bias is not None:
         left = target - np.matmul(fitted, mean[..., :, None])[..., 0]
         beta = float_of(layer.node, "beta", 1.0)
-        _store(layer.bias, (left.reshape(-1) / beta).reshape(tuple(bias.shape.numpy())))
+        store_array(layer.bias, (left.reshape(-1) / beta).reshape(tuple(bias.shape.numpy())))
 
 
-def _store(value: ir.Value, array: NDArray[Any]) -> None:
+def store_array(value: ir.Value, array: NDArray[Any]) -> None:
+    """Put other numbers into an initializer, in the element type that it has."""
     held = constant_of(value)
     assert held is not None
     value.const_value = ir.Tensor(array.astype(held.numpy().dtype), name=value.name)

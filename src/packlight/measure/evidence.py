@@ -126,11 +126,38 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class ChannelEvidence:
+    """Channels that go together. kept: of `size`. reason: why none can go, '' where they can."""
+
+    name: str
+    size: int
+    kept: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Thinning:
+    """Channels that were removed before anything was rounded.
+
+    macs_original, macs_left: multiply-accumulates for one sample. heal_steps: of training, with
+    the loss on held-out calibration samples before and after (None: not trained).
+    """
+
+    macs_original: int
+    macs_left: int
+    channels: tuple[ChannelEvidence, ...] = ()
+    heal_steps: int = 0
+    loss_before: float | None = None
+    loss_after: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Evidence:
     """All that one run of `compress` has to show. `report.json` is this value.
 
     packed_bytes: of the compressed model's files and recipe, entropy coded (None: not made).
-    preset: what was wished for most.
+    preset: what was wished for most. thinning: channels that were removed (None: none).
     """
 
     verdict: Verdict
@@ -154,3 +181,4 @@ class Evidence:
     seconds: float = 0.0
     packed_bytes: int | None = None
     preset: str = "balanced"
+    thinning: Thinning | None = None

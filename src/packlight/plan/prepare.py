@@ -44,10 +44,16 @@ class Prepared:
 
 
 def prepare_samples(
-    model: Model, data: object, *, preprocess: str | None = None, seed: int = 0
+    model: Model,
+    data: object,
+    *,
+    preprocess: str | None = None,
+    seed: int = 0,
+    training: bool = False,
 ) -> Prepared:
     """Open the user's samples, or make some up where there are none, and check that one runs.
 
+    training: most of them are to train with (see `split_samples`).
     Raises UnusableSamples where they do not fit, UnusableModel where the runtime refuses the
     model on every kind of made-up sample.
     """
@@ -55,9 +61,10 @@ def prepare_samples(
         session = process.load(model.source)
         if data is None:
             samples = _generated(model, session.run, seed)
-            return Prepared(samples, split_samples(samples, seed=seed), samples.notes)
+            split = split_samples(samples, seed=seed, training=training)
+            return Prepared(samples, split, samples.notes)
         samples = open_samples(data, model.inputs, preprocess=preprocess, seed=seed)
-        split = split_samples(samples, seed=seed)
+        split = split_samples(samples, seed=seed, training=training)
         notes: tuple[str, ...] = ()
         if preprocess is None and samples.labels is not None and class_names_of(samples):
             chosen, scores = _best_preprocess(model, data, split, session.run, seed)

@@ -16,12 +16,14 @@ from typing import Any
 from packlight.errors import WrongUsage
 from packlight.measure.evidence import (
     Budget,
+    ChannelEvidence,
     Evidence,
     LatencyEvidence,
     LayerEvidence,
     MetricEvidence,
     Pair,
     Skipped,
+    Thinning,
     Trial,
 )
 
@@ -37,7 +39,7 @@ def evidence_to_json(evidence: Evidence) -> dict[str, Any]:
     order = (
         *("verdict", "reason", "model", "target", "preset", "budget", "metric", "size_bytes"),
         *("packed_bytes", "latency_ms", "latency_all_threads_ms", "peak_memory_bytes"),
-        *("layers", "not_compressed", "trials", "notes", "inputs", "samples"),
+        *("thinning", "layers", "not_compressed", "trials", "notes", "inputs", "samples"),
         *("environment", "seed", "seconds"),
     )
     plain = to_plain({key: found[key] for key in order})
@@ -84,6 +86,7 @@ def json_to_evidence(value: Mapping[str, Any]) -> Evidence:
             # Reports of version 0.1 lack these.
             packed_bytes=value.get("packed_bytes"),
             preset=value.get("preset", "balanced"),
+            thinning=_thinning(value.get("thinning")),
         )
     except (KeyError, TypeError) as error:
         raise WrongUsage(
@@ -112,6 +115,13 @@ def to_plain(value: object) -> object:
 
 def _with_threads(runtime: str, threads: int) -> str:
     return f"{runtime}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def _thinning(value: Mapping[str, Any] | None) -> Thinning | None:
+    if value is None:
+        return None
+    channels = tuple(ChannelEvidence(**one) for one in value["channels"])
+    return Thinning(**{**value, "channels": channels, "notes": tuple(value["notes"])})
 
 
 def _metric(value: Mapping[str, Any] | None) -> MetricEvidence | None:

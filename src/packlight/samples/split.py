@@ -25,10 +25,11 @@ class Split:
     proof: tuple[int, ...]
 
 
-def split_samples(samples: Samples, *, seed: int = 0) -> Split:
+def split_samples(samples: Samples, *, seed: int = 0, training: bool = False) -> Split:
     """Three parts that have no sample in common, drawn at random from a seed.
 
     A quarter each for calibration, up to 512, and for search, up to 1024; the rest for the proof.
+    training: calibration trains too, and gets seven tenths of them instead.
     Classes are spread evenly where labels are whole numbers. Exact duplicates stay together,
     since a proof on a sample that was used before proves nothing. Three different samples give
     one to each part, two give one to calibration and one to the proof, one goes to calibration.
@@ -41,6 +42,9 @@ def split_samples(samples: Samples, *, seed: int = 0) -> Split:
     order = _spread(groups, samples.labels, np.random.default_rng(seed))
     wanted_calibration = min(MOST_CALIBRATION, max(1, count // 4))
     wanted_search = min(MOST_SEARCH, max(1, count // 4)) if len(groups) > 2 else 0
+    if training:
+        wanted_calibration = max(1, int(0.7 * count))
+        wanted_search = min(MOST_SEARCH, max(1, count * 3 // 20)) if len(groups) > 2 else 0
     calibration, order = _take(groups, order, wanted_calibration, leave=min(2, len(groups) - 1))
     search, order = _take(groups, order, wanted_search, leave=1)
     proof = [index for group in order for index in groups[group]]

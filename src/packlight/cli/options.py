@@ -1,0 +1,47 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+OUTPUT = "Output"
+
+ModelFile = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="The model, an .onnx file.", show_default=False)
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="PATH",
+        help="Samples of what the model will see: an .npz or .npy file, a folder of pictures (a "
+        "subfolder a class gives labels), or a folder of .wav files.",
+        show_default=False,
+    ),
+]
+Preprocess = Annotated[
+    str | None,
+    typer.Option(
+        "--preprocess",
+        metavar="HOW",
+        help="How pictures become numbers: imagenet, 0..1, -1..1, 0..255, or "
+        "mean=a,b,c,std=d,e,f. Without it the best is found from labels, or one is assumed and "
+        "reported.",
+        show_default=False,
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print one JSON value on stdout, nothing else.", rich_help_panel=OUTPUT
+    ),
+]
+Debug = Annotated[
+    bool,
+    typer.Option(
+        "--debug", help="Show where in the code an error came from.", rich_help_panel=OUTPUT
+    ),
+]

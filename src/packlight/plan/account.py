@@ -1,0 +1,80 @@
+"""What a run found, as evidence: the verdict and everything that the report shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from packlight.graph.layers import Layer
+from packlight.graph.rewrite.simplify import SimplifyStep
+from packlight.measure.evidence import Budget, Evidence, Thinning, Trial
+from packlight.plan.goal import Goal, average_bits
+from packlight.plan.judge import Figures, environment, judge, layer_evidence
+from packlight.plan.prepare import Prepared
+from packlight.plan.search import Found
+from packlight.plan.trials import Tried, Workbench
+
+
+def state_evidence(
+    bench: Workbench,
+    prepared: Prepared,
+    steps: Sequence[SimplifyStep],
+    layers: Sequence[Layer],
+    found: Found,
+    figures: Figures,
+    budget: Budget,
+    goal: Goal,
+    thinning: Thinning | None = None,
+) -> Evidence:
+    """The evidence of a run, with its verdict: all but how long it took."""
+    model, chosen, generated = bench.model, found.chosen, prepared.samples.generated
+    packed = goal.wish in ("download", "nothing") or budget.max_download_bytes is not None
+    verdict, reason = judge(figures, budget, generated=generated, packed=packed)
+    about, skipped = layer_evidence(bench, found, layers, bench.first_feeds(), chosen.notes)
+    undone = tuple(
+        f"simplifying: '{step.name}' was undone, because {step.reason}"
+        for step in steps
+        if not step.kept
+    )
+    return Evidence(
+        verdict=verdict,
+        reason=reason,
+        model=model.source.name,
+        target=bench.target.name,
+        budget=budget,
+        size_bytes=figures.size,
+        metric=None if generated else figures.metric,
+        latency_ms=figures.latency,
+        latency_all_threads_ms=figures.latency_all_threads,
+        peak_memory_bytes=figures.memory,
+        layers=about,
+        not_compressed=skipped,
+        trials=tuple(
+            _trial(one, chosen=one.recipe == chosen.recipe, generated=generated, layers=layers)
+            for one in found.tried
+        ),
+        notes=(*prepared.notes, *figures.notes, *undone),
+        inputs=tuple(str(spec) for spec in model.inputs),
+        samples=prepared.samples.source,
+        environment=environment(bench.device.engine),
+        seed=bench.seed,
+        packed_bytes=figures.packed_bytes,
+        preset=goal.name,
+        thinning=thinning,
+    )
+
+
+def _trial(one: Tried, *, chosen: bool, generated: bool, layers: Sequence[Layer]) -> Trial:
+    # On made-up samples a drop says nothing of the user's accuracy.
+    drop = None if one.metric is None or generated else one.metric.drop
+    return Trial(
+        label=one.label,
+        size_bytes=one.size_bytes,
+        drop=drop,
+        noise_db=one.metric.noise_db if one.metric is not None else None,
+        latency_ratio=one.latency_ratio,
+        chosen=chosen,
+        note=one.failure,
+        latency_ms=one.latency_ms,
+        packed_bytes=one.packed_bytes,
+        average_bits=average_bits(one.recipe, layers),
+    )
