@@ -276,3 +276,31 @@ def test_places_tell_where_pins_stand(tmp_path: Path) -> None:
     assert recipe.place("a").endswith("recipe.yaml, line 2: ")
     assert recipe.place("b").endswith("recipe.yaml, line 4: ")
     assert recipe.place("c") == ""
+
+
+def test_channels_go_there_and_back(tmp_path: Path) -> None:
+    recipe = Recipe(layers=(("a", "int8"),), channels=(("a", 5), ("b", 3)), heal_steps=40)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(write_recipe(recipe))
+    assert read_recipe(path) == recipe
+    plain = replace(recipe, channels=(), heal_steps=0)
+    path.write_text(write_recipe(plain))
+    assert "channels:" not in path.read_text() and read_recipe(path) == plain
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "word"),
+    [
+        ("layers: {a: int8}\nchannels:\n  b: 2\n  a: many\n", 4, "number of channels"),
+        ("layers: {a: int8}\nchannels: {a: 0}\n", 2, "1 or more"),
+        ("layers: {a: int8}\nchannels: {a: true}\n", 2, "number of channels"),
+        ("layers: {a: int8}\nheal_steps: -1\n", 2, "0 or more"),
+        ("layers: {a: int8}\nchanels: {a: 3}\n", 2, "did you mean 'channels'"),
+    ],
+)
+def test_broken_channels_name_the_line(tmp_path: Path, text: str, line: int, word: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(UnusableRecipe, match=word) as caught:
+        read_recipe(path)
+    assert f"line {line}" in str(caught.value)

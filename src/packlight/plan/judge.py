@@ -171,7 +171,9 @@ def layer_evidence(
     # The file's own nodes may have no names to tell them by.
     named = bench.folder / "original.onnx"
     save_model(bench.model.ir, named)
-    before = layer_times(named, find_layers(bench.model.ir), feeds)
+    originals = find_layers(bench.model.ir)
+    bytes_before = {layer.name: layer.bytes for layer in originals}
+    before = layer_times(named, originals, feeds)
     after = layer_times(chosen.path, layers, feeds)
     evidence, skipped = [], []
     for layer in layers:
@@ -187,7 +189,7 @@ def layer_evidence(
                 choice=choice,
                 error_db=found.noise_db.get(layer.name),
                 reason=reason,
-                bytes_original=layer.bytes,
+                bytes_original=bytes_before.get(layer.name, layer.bytes),
                 bytes_compressed=stored_bytes(layer, choice),
                 ms_original=before.get(layer.name),
                 ms_compressed=after.get(layer.name),

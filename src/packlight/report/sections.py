@@ -112,7 +112,7 @@ def _trial_table(rows: Sequence[Sequence[str]], name: str) -> str:
         *("No.", "Version", "Size", "Packed", "Bits a weight", "Loss", "Output SNR"),
         *("Time, of the original", "Note"),
     )
-    table = _write_table(heads, rows, numbers={0, 2, 3, 4, 5, 6, 7}, name=name)
+    table = write_table(heads, rows, numbers={0, 2, 3, 4, 5, 6, 7}, name=name)
     return f'<div class="trials">{table}</div>'
 
 
@@ -237,7 +237,7 @@ def write_layers(evidence: Evidence) -> str:
         "ms after",
         "Why",
     )
-    table = _write_table(heads, rows, numbers={3, 4, 5, 6, 7}, name="All layers")
+    table = write_table(heads, rows, numbers={3, 4, 5, 6, 7}, name="All layers")
     table = _fold(f"Show all {count(len(rows), 'layer')} in the order of the model", table)
     return f"{_write_choices(evidence)}{table}"
 
@@ -265,7 +265,7 @@ def _write_choices(evidence: Evidence) -> str:
             )
         )
     heads = ("Layers", "What became of them", "Choice", "Bits a weight", "Before", "After", "Gain")
-    table = _write_table(heads, rows, numbers={0, 3, 4, 5}, name="Layers by choice")
+    table = write_table(heads, rows, numbers={0, 3, 4, 5}, name="Layers by choice")
     return f'<div class="choices">{table}</div>{_write_average(evidence)}'
 
 
@@ -337,7 +337,7 @@ def _name_choice(word: str) -> str:
     return f"<code>{escape(word, limit=40)}</code>{meaning}"
 
 
-def _write_table(
+def write_table(
     heads: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: set[int], name: str
 ) -> str:
     """A table of cells that are HTML already; columns that are all empty are left out."""

@@ -67,6 +67,18 @@ def list_figures(evidence: Evidence) -> tuple[Figure, ...]:
         rows.append(_amount("Download, once packed", size.original, evidence.packed_bytes))
     latencies = (evidence.latency_ms, evidence.latency_all_threads_ms)
     rows += [_latency(latency) for latency in latencies if latency is not None]
+    thinning = evidence.thinning
+    if thinning is not None:
+        fewer = 1 - thinning.macs_left / max(thinning.macs_original, 1)
+        rows.append(
+            Figure(
+                "Multiplications, one sample",
+                f"{thinning.macs_original:,}",
+                f"{thinning.macs_left:,}",
+                f"{format_percent(fewer)} fewer",
+                tone="better",
+            )
+        )
     memory = evidence.peak_memory_bytes
     if memory is not None:
         rows.append(_amount("Peak memory", memory.original, memory.compressed))

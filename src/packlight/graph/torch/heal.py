@@ -164,6 +164,8 @@ def heal(
         held = _read(samples, apart, inputs, batch)
         pupil = _Student(module, teacher, hints, frozenset(), device, tuple(inputs))
         pupil.classes = _find_classes(teacher, held[0], module.outputs)
+        with torch.no_grad():  # what a variance is must not depend on where a run goes on
+            pupil.loss(held[0], HINT)
         before = _held_out_loss(pupil, held)
         if not math.isfinite(before):
             raise WrongUsage("The student's loss is no number before training: nothing to heal.")
@@ -240,6 +242,7 @@ def _train(
     kept = read_checkpoint(checkpoint, key) if checkpoint is not None else None
     if kept is not None:
         begun, best_loss, history = kept.step, kept.best_loss, list(kept.history)
+        waited = len(history) - 1 - [loss for _, loss in history].index(best_loss)
         best = {name: torch.from_numpy(array) for name, array in kept.best.items()}
         kept.restore(module, state.optimizer)
         notes.append(f"healing went on from step {begun} of an earlier run")

@@ -1,0 +1,165 @@
+"""Healing: nearer to the original, the same twice, resumed, and never worse than before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from graph_bench import Bench, snr_db
+
+torch = pytest.importorskip("torch")
+
+from packlight.errors import WrongUsage  # noqa: E402
+from packlight.graph.layers import find_layers  # noqa: E402
+from packlight.graph.model import Model  # noqa: E402
+from packlight.graph.rewrite.prune import remove_channels  # noqa: E402
+from packlight.graph.torch import heal as healing  # noqa: E402
+from packlight.graph.torch.heal import Healed, find_hints, heal  # noqa: E402
+from packlight.graph.torch.vary import vary  # noqa: E402
+from packlight.runtime import Process  # noqa: E402
+from packlight.samples import open_samples  # noqa: E402
+
+NET = """g (float[n,3,8,8] x) => (float[n,5] y) {
+    [stem] a = Conv <pads = [1,1,1,1]> (x, w0, b0) s = Relu(a)
+    [one] c = Conv <pads = [1,1,1,1]> (s, w1, b1) r = Relu(c)
+    [two] d = Conv <pads = [1,1,1,1]> (r, w2, b2)
+    t = Add(d, s) u = Relu(t) p = GlobalAveragePool(u) f = Flatten(p)
+    [last] y = Gemm (f, w3, b3) }"""
+
+
+@pytest.fixture(scope="module")
+def process() -> Any:
+    with Process() as one:
+        yield one
+
+
+@pytest.fixture
+def bench(tmp_path: Path, process: Process) -> Bench:
+    return Bench(tmp_path, process)
+
+
+@pytest.fixture
+def net(bench: Bench) -> Model:
+    random = np.random.default_rng(6)
+    shapes = ((12, 3, 3, 3), (12, 12, 3, 3), (12, 12, 3, 3), (12, 5))
+    weights = {
+        f"w{i}": 1.4 * random.standard_normal(s) / np.prod(s[1:] if len(s) == 4 else s[:1]) ** 0.5
+        for i, s in enumerate(shapes)
+    }
+    weights |= {f"b{i}": 0.2 * random.standard_normal(s) for i, s in enumerate((12, 12, 12, 5))}
+    return bench.model(NET, **{name: a.astype(np.float32) for name, a in weights.items()})
+
+
+def pictures(count: int = 256, seed: int = 1) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    coarse = random.standard_normal((count, 3, 4, 4)).repeat(2, axis=2).repeat(2, axis=3)
+    return (coarse + 0.2 * random.standard_normal((count, 3, 8, 8))).astype(np.float32)
+
+
+def run(bench: Bench, net: Model, *, count: int = 256, **options: Any) -> tuple[Any, Healed]:
+    student = remove_channels(net.ir, {"one": [1, 4, 5, 8, 10]})
+    samples = open_samples({"x": pictures(count)}, net.inputs)
+    options = {"steps": 60, "rate": 5e-3, "batch": 32, **options}
+    found = heal(
+        net.ir, student, samples, range(count), net.inputs, process=bench.process, **options
+    )
+    return student, found
+
+
+def test_it_comes_nearer_to_the_original(bench: Bench, net: Model) -> None:
+    student, found = run(bench, net)
+    fresh = {"x": pictures(200, seed=9)}
+    want = bench.run(net, fresh)[0]
+    before, after = (
+        snr_db(want, bench.run(bench.save(graph), fresh)[0]) for graph in (student, found.model)
+    )
+    assert after > before + 3
+    assert found.after < 0.6 * found.before and found.steps == found.planned == 60
+    shapes = [[layer.weight_shape for layer in find_layers(g)] for g in (student, found.model)]
+    assert shapes[0] == shapes[1]
+
+
+def test_the_same_seed_gives_the_same_bytes(bench: Bench, net: Model) -> None:
+    paths = [bench.save(run(bench, net, steps=8)[1].model) for _ in range(2)]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    other = bench.save(run(bench, net, steps=8, seed=1)[1].model)
+    assert other.read_bytes() != paths[0].read_bytes()
+
+
+def test_an_interrupted_run_goes_on_to_the_same_end(
+    bench: Bench, net: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, whole = run(bench, net, steps=24)
+    kept = tmp_path / "state.npz"
+    step = healing._Training.step
+
+    def interrupted(self: Any, number: int, share: float) -> float:
+        if number == 13:
+            raise KeyboardInterrupt
+        return step(self, number, share)
+
+    monkeypatch.setattr(healing._Training, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(bench, net, steps=24, checkpoint=kept)
+    monkeypatch.setattr(healing._Training, "step", step)
+    _, resumed = run(bench, net, steps=24, checkpoint=kept)
+    assert any("went on from step 12" in note for note in resumed.notes)
+    first, second = bench.save(whole.model), bench.save(resumed.model)
+    assert first.read_bytes() == second.read_bytes()
+    # Of other settings, or damaged, it is not taken.
+    _, other = run(bench, net, steps=20, checkpoint=kept)
+    assert not other.notes
+    kept.write_bytes(b"no archive")
+    assert not run(bench, net, steps=4, checkpoint=kept)[1].notes
+
+
+@pytest.mark.parametrize("rate", [1e4, 3.0])
+def test_ruin_goes_back_to_the_best_state_and_says_so(
+    bench: Bench, net: Model, rate: float
+) -> None:
+    student, found = run(bench, net, rate=rate, steps=40)
+    assert found.after <= found.before
+    if found.after == found.before:
+        assert any("left as it was" in note for note in found.notes)
+        paths = [bench.save(graph) for graph in (student, found.model)]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert found.notes
+
+
+def test_minutes_become_steps(bench: Bench, net: Model) -> None:
+    _, found = run(bench, net, steps=None, minutes=0.02)
+    assert found.planned >= 1
+
+
+def test_what_cannot_be_asked(bench: Bench, net: Model) -> None:
+    with pytest.raises(WrongUsage, match="either a number of steps, or minutes"):
+        run(bench, net, steps=None)
+    with pytest.raises(WrongUsage, match="too few"):
+        run(bench, net, count=6)
+
+
+def test_hints_are_sums_of_the_same_shape(net: Model) -> None:
+    student = remove_channels(net.ir, {"one": [0, 1]})
+    assert find_hints(net.ir, student) == ("t",)
+    narrow = remove_channels(net.ir, {"stem": [0]})
+    assert "t" not in find_hints(net.ir, narrow)
+
+
+def test_variations_keep_what_a_picture_is() -> None:
+    given = {"x": pictures(64)}
+    held = given["x"].copy()
+    found = vary(given, np.random.default_rng(3))["x"]
+    np.testing.assert_array_equal(given["x"], held)
+    assert found.shape == held.shape and found.dtype == held.dtype
+    # The second half is mirrored and shifted only: its numbers come from the same picture.
+    for picture, own in zip(found[32:], held[32:], strict=True):
+        assert np.isin(picture, own).all()
+    assert np.abs(found).max() <= np.abs(held).max() + 1e-6
+
+
+def test_inputs_that_are_no_floats_are_left_alone() -> None:
+    given = {"ids": np.arange(12).reshape(4, 3), "x": np.ones((4, 2), np.float32)}
+    found = vary(given, np.random.default_rng(3))
+    assert all(np.array_equal(found[name], given[name]) for name in given)

@@ -1,0 +1,119 @@
+"""A share of the multiplications goes where it is missed least; what cannot be done is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from packlight.errors import UnusableRecipe, WrongUsage
+from packlight.graph.layers import find_layers
+from packlight.graph.model import Model, load_model
+from packlight.plan.thinning import Thinned, parse_share, thin
+from packlight.recipe import Recipe
+from packlight.samples import Split, open_samples
+
+NET = """<ir_version: 8, opset_import: ["" : 17]>
+g (float[n,16] x) => (float[n,6] y) {
+    [first] a = Gemm (x, w0, b0) r = Relu(a)
+    [second] b = Gemm (r, w1, b1) s = Relu(b)
+    [third] y = Gemm (s, w2, b2) }"""
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The second half of the first layer's channels, and of no other, say nothing."""
+    random = np.random.default_rng(2)
+    sizes = ((16, 32), (32, 32), (32, 6))
+    weights = {f"w{i}": random.standard_normal(s) / s[0] ** 0.5 for i, s in enumerate(sizes)}
+    weights |= {f"b{i}": random.standard_normal(s[1]) / 4 for i, s in enumerate(sizes)}
+    weights["w1"][16:] *= 0.02
+    proto = onnx.parser.parse_model(NET)
+    for name, array in weights.items():
+        proto.graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
+    path = tmp_path_factory.mktemp("net") / "net.onnx"
+    onnx.save(proto, path)
+    return load_model(path)
+
+
+def rows(count: int = 400) -> NDArray[np.float32]:
+    random = np.random.default_rng(4)
+    mixed = random.standard_normal((count, 5)) @ random.standard_normal((5, 16))
+    return (mixed + 0.3 * random.standard_normal((count, 16))).astype(np.float32)
+
+
+def run(net: Model, **options: Any) -> Thinned:
+    samples = open_samples({"x": rows()}, net.inputs)
+    split = Split(tuple(range(300)), tuple(range(300, 400)), ())
+    return thin(net.ir, samples, split, net.inputs, **options)
+
+
+def test_the_share_is_reached_and_what_says_nothing_goes(net: Model) -> None:
+    found = run(net, share=0.35)
+    saved = 1 - found.evidence.macs_left / found.evidence.macs_original
+    assert 0.34 <= saved < 0.48
+    kept = {one.name: one.kept for one in found.evidence.channels}
+    assert kept["first"] == 16 and kept["third"] == 6
+    widths = {layer.name: layer.weight_shape for layer in find_layers(found.graph)}
+    assert widths["first"] == (16, 16) and widths["third"][1] == 6
+    reasons = {one.name: one.reason for one in found.evidence.channels}
+    assert "keeps its shape" in reasons["third"] and reasons["first"] == ""
+
+
+def test_the_counts_of_a_recipe_give_the_same_graph(net: Model) -> None:
+    first = run(net, share=0.35)
+    recipe = first.note_in(Recipe())
+    assert recipe.channels == first.channels and recipe.heal_steps == 0
+    again = run(net, channels=recipe.channels)
+    for one, other in zip(find_layers(first.graph), find_layers(again.graph), strict=True):
+        np.testing.assert_array_equal(one.weight.const_value, other.weight.const_value)
+
+
+def test_too_much_says_how_much_can_go(net: Model) -> None:
+    with pytest.raises(WrongUsage, match=r"at most 8\d% .* keeps its shape.*ask for less"):
+        run(net, share=0.95)
+
+
+@pytest.mark.parametrize(
+    ("channels", "words"),
+    [
+        ((("frist", 8),), "did you mean 'first'"),
+        ((("first", 0),), "1 to 32"),
+        ((("first", 33),), "1 to 32"),
+        ((("third", 3),), "keeps its shape"),
+    ],
+)
+def test_channels_that_cannot_be_kept_so(net: Model, channels: Any, words: str) -> None:
+    with pytest.raises(UnusableRecipe, match=words):
+        run(net, channels=channels)
+
+
+@pytest.mark.parametrize(
+    ("text", "share"), [("30%", 0.3), ("0.3", 0.3), (0.5, 0.5), (" 95% ", 0.95)]
+)
+def test_shares_are_read(text: str | float, share: float) -> None:
+    assert parse_share(text) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("text", ["", "0", "0%", "100%", "1", "-3%", "nan", "half", "30"])
+def test_what_is_no_share_is_refused(text: str) -> None:
+    with pytest.raises(WrongUsage, match="--prune"):
+        parse_share(text)
+
+
+def test_a_model_without_such_channels_says_why(tmp_path: Path) -> None:
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[n,16] x) => (float[n,6] y) '
+        "{ [only] y = MatMul (x, w) }"
+    )
+    weight = np.ones((16, 6), np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    onnx.save(proto, tmp_path / "one.onnx")
+    with pytest.raises(WrongUsage, match=r"no channels that can be removed.*keeps its shape"):
+        run(load_model(tmp_path / "one.onnx"), share=0.3)
