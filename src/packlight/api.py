@@ -33,11 +33,7 @@ from packlight.plan.judge import (
     Figures,
     measure_figures,
 )
-from packlight.plan.prepare import (
-    common_inputs,
-    prepare_samples,
-    simplify_checked,
-)
+from packlight.plan.prepare import bring_in, common_inputs, prepare_samples, simplify_checked
 from packlight.plan.rules import read_rules
 from packlight.plan.search import Found, search
 from packlight.plan.solve import Limits
@@ -135,9 +131,10 @@ class Comparison:
 
 
 def compress(
-    model: str | Path,
+    model: object,
     *,
     data: object = None,
+    example_inputs: object = None,
     target: str = "laptop",
     max_drop: str | float | None = None,
     max_size: str | float | None = None,
@@ -156,8 +153,10 @@ def compress(
     dry_run: bool = False,
     progress: Progress = SILENT,
 ) -> Result | Forecast:
-    """Make an ONNX model smaller and faster for a target, and measure what it still does.
+    """Make a model smaller and faster for a target, and measure what it still does.
 
+    model: a path to an .onnx or .pt2 file, or a PyTorch module, whose example_inputs are a tensor
+        or a tuple of them.
     data: samples, as `packlight.samples.open_samples` takes them; None: made up, so that
         accuracy cannot be judged. max_drop: "1%" or 0.01, absolute, of the metric (the default
         where no budget is named). max_size: "5MB" or "25%". max_latency: "10ms" or "40%".
@@ -190,7 +189,8 @@ def compress(
     share = None if prune is None else parse_share(prune)
     _check_healing(heal_minutes, share, wanted)
     progress.stage("reading the model and the samples")
-    source = load(model)
+    arrived = _Scratch()
+    source = load(bring_in(model, example_inputs, arrived.path))
     size = None if max_size is None else parse_size(max_size, source.size_bytes)
     download = (
         None
@@ -279,8 +279,8 @@ def compress(
         scratch = _Scratch()
         files = _keep(found.chosen, scratch.path)
     evidence = replace(evidence, seconds=time.monotonic() - begun)
-    held = [source.source]
-    held += [Path(path) for path in (data, recipe) if isinstance(path, str | Path)]
+    given_paths = (model, data, recipe)
+    held = [source.source, *(Path(path) for path in given_paths if isinstance(path, str | Path))]
     done = found.chosen.recipe
     done = done if thinned is None else thinned.note_in(done)
     return Result(evidence, done, files[0], files, tuple(held), scratch)

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (packlight[heal])")
 
+import packlight  # noqa: E402
 from packlight.errors import UnusableModel, UnusableOutput, WrongUsage  # noqa: E402
 from packlight.graph.torch.archive import load_program  # noqa: E402
 from packlight.graph.torch.come_in import from_torch  # noqa: E402
@@ -254,3 +256,29 @@ def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
             load_program(path)
     with pytest.raises(UnusableModel, match="cannot be read"):
         load_program(tmp_path / "absent.pt2")
+
+
+def test_a_module_and_a_program_are_compressed(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, example = Net().eval(), torch.zeros(2, 3, 8, 8)
+    data = np.random.default_rng(0).standard_normal((60, 3, 8, 8)).astype(np.float32)
+    found = packlight.compress(net, example_inputs=example, data=data, max_drop=0.5)
+    assert isinstance(found, packlight.Result)
+    assert found.evidence.model == "net.onnx"
+    folder = found.save(tmp_path / "out")
+    with torch.no_grad():
+        want = net(torch.from_numpy(data)).numpy()
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    (got,) = session.run(None, {session.get_inputs()[0].name: data})
+    assert np.square(got - want).sum() < 0.01 * np.square(want).sum()
+    program = tmp_path / "own.pt2"
+    torch.export.save(torch.export.export(net, (example,)), program)
+    forecast = packlight.compress(program, dry_run=True)
+    assert isinstance(forecast, packlight.Forecast) and forecast.model.endswith("own.onnx")
+
+
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(WrongUsage, match="needs example_inputs"):
+        packlight.compress(Net())
+    with pytest.raises(WrongUsage, match=r"not a dict"):
+        packlight.compress({})

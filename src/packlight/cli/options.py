@@ -10,7 +10,8 @@ import typer
 OUTPUT = "Output"
 
 ModelFile = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="The model, an .onnx file.", show_default=False)
+    Path,
+    typer.Argument(metavar="MODEL", help="The model, an .onnx or .pt2 file.", show_default=False),
 ]
 Data = Annotated[
     str | None,

@@ -14,6 +14,7 @@ from packlight.errors import PacklightError, RuntimeRefused, UnusableModel, Wron
 from packlight.graph.model import Graph, Model, save_model
 from packlight.graph.rewrite.simplify import SimplifyStep, simplify
 from packlight.graph.tokens import token_limits
+from packlight.graph.torch.enter import from_torch, is_torch_module
 from packlight.measure.outputs import equal_outputs
 from packlight.runtime import Process
 from packlight.samples import (
@@ -41,6 +42,31 @@ class Prepared:
     samples: Samples
     split: Split
     notes: tuple[str, ...]
+
+
+def bring_in(source: object, example_inputs: object, folder: Path) -> Path:
+    """The ONNX file of what a user calls a model: a path, or a PyTorch module or .pt2 file.
+
+    The latter are exported into `folder`, under their own name, and held to the same outputs.
+    Raises WrongUsage for anything else, and for a module without example inputs.
+    """
+    if isinstance(source, str | Path) and Path(source).suffix != ".pt2":
+        return Path(source)
+    if isinstance(source, str | Path):
+        path = folder / f"{Path(source).stem}.onnx"
+    elif is_torch_module(source):
+        path = folder / f"{type(source).__name__.lower()}.onnx"
+        if example_inputs is None and not type(source).__name__ == "ExportedProgram":
+            raise WrongUsage(
+                "A PyTorch module needs example_inputs, a tensor or a tuple of what its forward "
+                "takes: packlight.compress(module, example_inputs=torch.zeros(1, 3, 224, 224))."
+            )
+    else:
+        raise WrongUsage(
+            f"A model is a path to an .onnx or .pt2 file, or a PyTorch module, not a "
+            f"{type(source).__name__}."
+        )
+    return from_torch(source, example_inputs, path).source
 
 
 def prepare_samples(

@@ -37,7 +37,8 @@ def from_torch(
 ) -> Model:
     """Write a module, an exported program or a .pt2 file as ONNX to `path`, and load it.
 
-    example_inputs: a tensor, or a tuple of what the module's forward takes. Their first axis
+    example_inputs: a tensor, or a tuple of what the module's forward takes; None has them made up
+    for an exported program, whose shapes are known. Their first axis
     becomes a batch of any size where the module allows that. The file's outputs are compared
     with the module's own, of the examples and of another batch. process: to run the file in; by
     default one of its own. A .pt2 file is read without running code that it may hold.
@@ -48,9 +49,11 @@ def from_torch(
     written.
     """
     path = Path(path)
-    inputs = _as_inputs(example_inputs)
     if isinstance(source, Path | str):
         source = load_program(Path(source))
+    if example_inputs is None and isinstance(source, torch.export.ExportedProgram):
+        example_inputs = _examples_of(source)
+    inputs = _as_inputs(example_inputs)
     with _in_inference(source) as run, torch.no_grad():
         wide = _with_two_rows(inputs)
         try:
@@ -84,6 +87,26 @@ def _scratch_folder(path: Path) -> tempfile.TemporaryDirectory[str]:
             f"{path} cannot be written ({error.strerror or error}): check that the folder exists "
             "and may be written to."
         ) from error
+
+
+def _examples_of(program: torch.export.ExportedProgram) -> tuple[torch.Tensor, ...]:
+    """Made-up inputs of a program: normal numbers, 0 for integers, 2 along axes of any size."""
+    generator = torch.Generator().manual_seed(0)
+    wanted = program.graph_signature.user_inputs
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    found = []
+    for name in wanted:
+        value = nodes[name].meta.get("val") if isinstance(name, str) and name in nodes else None
+        if not isinstance(value, torch.Tensor):
+            raise WrongUsage(
+                f"The program's input {name!r} is no tensor: give example_inputs of your own."
+            )
+        shape = [size if isinstance(size, int) else 2 for size in value.shape]
+        if value.dtype.is_floating_point:
+            found.append(torch.randn(shape, generator=generator).to(value.dtype))
+        else:
+            found.append(torch.zeros(shape, dtype=value.dtype))
+    return tuple(found)
 
 
 def _as_inputs(example_inputs: Any) -> tuple[Any, ...]:

@@ -1,0 +1,407 @@
+"""Channels removed from CIFAR-10 networks: what is left of the accuracy, and what it gains.
+
+    pip install -e '.[heal]' -r benchmarks/requirements.txt
+    python benchmarks/prune.py --real ../shared/real --models resnet20 --heal-minutes 20
+
+prints Markdown tables. Nothing sees a label but the test: removal, repair and healing get up to
+10,000 training pictures without theirs; all 10,000 test pictures measure the ONNX file in
+onnxruntime, on one thread and interleaved for the time.
+
+"inner" rows take the same number of channels out of every residual block's inner layer, as
+torch-pruning does beside it: its MagnitudePruner (L2 norms) on the same weights in PyTorch, with
+and without biases corrected to the original's mean outputs (what re-estimating batch
+normalization does once it is folded). "every layer" rows take the share out of all layers, those
+that the residual stream runs through too. "--prune" rows let packlight share the removal out
+itself. "healed" ones are trained towards the original for so many minutes; the compressed rows
+are packlight's answers for the healed file with its default preset, and with the smallest,
+packed. Healed files are kept in --work, and used again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cases import CIFAR_MEAN, CIFAR_STD
+from fewbits import NETWORKS
+from int8 import describe_processor
+from measuring import load, open_session, ratio_interval, time_interleaved
+from numpy.typing import NDArray
+
+import packlight
+from packlight.graph.anatomy import count_macs
+from packlight.graph.coupling.groups import find_groups
+from packlight.graph.layers import find_layers
+from packlight.graph.model import Graph, Model, load_model, save_model
+from packlight.graph.rewrite.simplify import simplify
+from packlight.graph.walk import constant_of
+from packlight.maths.intervals import paired_difference_interval
+from packlight.plan.thinning import thin
+from packlight.progress import SILENT
+from packlight.samples import Samples, Split, open_samples
+
+HERE = Path(__file__).resolve().parent
+SHARES = (0.25, 0.35, 0.5)
+REPAIRED_ON = 2048
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network with its pictures: unlabelled ones to prune with, labelled ones to test with."""
+
+    name: str
+    model: Model
+    graph: Graph
+    samples: Samples
+    test: Floats
+    labels: NDArray[np.int64]
+    work: Path
+
+    @property
+    def split(self) -> Split:
+        """All training pictures to repair and heal with; a few of them for the gains."""
+        count = len(self.samples)
+        return Split(tuple(range(count)), tuple(range(count - 512, count)), ())
+
+
+@dataclass(frozen=True)
+class Row:
+    """One file and what it is. packed_bytes: where it is packed for the download."""
+
+    label: str
+    path: Path
+    seconds: float = 0.0
+    packed_bytes: int | None = None
+
+
+def main() -> int:
+    """Prints a table for each network."""
+    options = _options()
+    _print_head(options)
+    for name in options.models:
+        case = _read(name, options)
+        rows = [Row("original", case.model.source)]
+        print(f"\n## {name}\n", flush=True)
+        for make in _makers(case, options):
+            try:
+                rows += make()
+            except packlight.errors.PacklightError as error:
+                print(f"<!-- left out: {error} -->", flush=True)
+        _print_table(case, rows)
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--models", nargs="+", choices=NETWORKS, default=NETWORKS[:1])
+    parser.add_argument("--shares", nargs="*", type=float, default=SHARES)
+    parser.add_argument("--prune", nargs="*", type=float, default=(0.5,), help="shares of the MACs")
+    parser.add_argument("--heal-minutes", type=float, default=20.0, help="0: nothing is healed")
+    parser.add_argument("--no-peers", dest="peers", action="store_false")
+    parser.add_argument("--pictures", type=int, default=10_000, help="unlabelled ones")
+    parser.add_argument("--real", type=Path, default=HERE.parent.parent / "shared" / "real")
+    parser.add_argument("--work", type=Path, default=HERE.parent / ".bench" / "prune")
+    parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    if not options.real.is_dir():
+        parser.error(f"{options.real} is not a folder: name the real models with --real")
+    return options
+
+
+def _print_head(options: argparse.Namespace) -> None:
+    versions = []
+    for name in ("numpy", "onnx", "onnxruntime", "packlight", "torch", "torch-pruning"):
+        try:
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    print(f"- {datetime.datetime.now(datetime.UTC):%Y-%m-%d}, seed {options.seed}")
+    print(f"- {describe_processor()}, {os.cpu_count()} cores, {platform.system()}")
+    print(f"- load average when it began: {os.getloadavg()[0]:.1f}")
+    print(f"- Python {platform.python_version()}, {', '.join(versions)}")
+    print(f"- {options.pictures:,} training pictures without labels, 10,000 test pictures")
+
+
+def _read(name: str, options: argparse.Namespace) -> Case:
+    with np.load(options.real / "cifar10" / "cifar10.npz", allow_pickle=False) as archive:
+        train, test = archive["x_train"][: options.pictures], archive["x_test"]
+        labels = archive["y_test"].reshape(-1).astype(np.int64)
+    train, test = (
+        ((part.transpose(0, 3, 1, 2).astype(np.float32) / 255 - CIFAR_MEAN) / CIFAR_STD)
+        for part in (train, test)
+    )
+    model = load_model(options.real / "cifar10" / f"{name}.onnx")
+    graph, _ = simplify(model.ir, check=None)
+    work = options.work / name
+    work.mkdir(parents=True, exist_ok=True)
+    samples = open_samples({"image": train}, model.inputs)
+    return Case(name, model, graph, samples, test, labels, work)
+
+
+def _makers(case: Case, options: argparse.Namespace) -> list[Callable[[], list[Row]]]:
+    """What is to be made, each by itself: one that fails leaves the others."""
+    makers: list[Callable[[], list[Row]]] = []
+    for share in options.shares:
+        if options.peers:
+            makers.append(lambda share=share: _torch_pruning(case, share))
+        makers.append(lambda share=share: _inner(case, share, options.seed))
+    every = options.shares[:2]
+    makers += [lambda share=share: _every_layer(case, share, options.seed) for share in every]
+    makers += [lambda share=share: _planned(case, share, options) for share in options.prune]
+    return makers
+
+
+def _inner(case: Case, share: float, seed: int) -> list[Row]:
+    """The same share out of every block's inner layer, repaired in closed form."""
+    keep = [
+        (group.name, group.size - round(share * group.size))
+        for group in find_groups(case.graph)
+        if not group.pinned and len(group.makers) == len(group.readers) == 1
+    ]
+    return [_thinned(case, f"inner {share:.0%}, packlight, closed form", seed, channels=keep)]
+
+
+def _every_layer(case: Case, share: float, seed: int) -> list[Row]:
+    keep = [
+        (group.name, group.size - round(share * group.size))
+        for group in find_groups(case.graph)
+        if not group.pinned
+    ]
+    return [_thinned(case, f"every layer {share:.0%}, packlight, closed form", seed, channels=keep)]
+
+
+def _thinned(case: Case, label: str, seed: int, **how: Any) -> Row:
+    began = time.perf_counter()
+    found = thin(case.graph, case.samples, case.split, case.model.inputs, seed=seed, **how)
+    path = case.work / f"{label.replace(' ', '-').replace('%', '').replace(',', '')}.onnx"
+    save_model(found.graph, path, durable=False)
+    return Row(label, path, time.perf_counter() - began)
+
+
+def _planned(case: Case, share: float, options: argparse.Namespace) -> list[Row]:
+    """Packlight's own choice of channels: repaired, healed, in 8 bits, and packed."""
+    name = f"--prune {share:.0%}"
+    rows = [_thinned(case, f"{name}, closed form", options.seed, share=share)]
+    if not options.heal_minutes:
+        return rows
+    healed = case.work / f"healed-{share:g}-{options.heal_minutes:g}-{options.seed}.onnx"
+    seconds = 0.0
+    if not healed.exists():
+        began = time.perf_counter()
+        found = thin(
+            case.graph,
+            case.samples,
+            case.split,
+            case.model.inputs,
+            share=share,
+            heal_minutes=options.heal_minutes,
+            seed=options.seed,
+            progress=SILENT,
+        )
+        seconds = time.perf_counter() - began
+        save_model(found.graph, healed)
+        print(f"<!-- {name}: {found.evidence} -->", flush=True)
+    rows.append(Row(f"{name}, healed", healed, seconds))
+    for preset, limit in (("balanced", "0.5%"), ("smallest", "0.5%")):
+        began = time.perf_counter()
+        result = packlight.compress(
+            healed,
+            data=case.samples.read(range(len(case.samples))),
+            preset=preset,
+            max_drop=limit,
+            seed=options.seed,
+        )
+        assert isinstance(result, packlight.Result)
+        folder = result.save(case.work / f"{preset}-{share:g}", force=True)
+        packed = packlight.pack(folder, case.work / f"{preset}-{share:g}.plz", force=True)
+        seconds = time.perf_counter() - began
+        label = f"{name}, healed, {preset}"
+        rows.append(Row(label, folder / "model.onnx", seconds, packed.path.stat().st_size))
+    return rows
+
+
+def _torch_pruning(case: Case, share: float) -> list[Row]:
+    """torch-pruning's magnitude pruner on the inner layers, as it is and with means corrected."""
+    import torch  # noqa: TID251
+    import torch_pruning  # type: ignore[import-not-found]
+
+    began = time.perf_counter()
+    net = _resnet(case)
+    inner = [block.first for stage in net.stages for block in stage]
+    ignored = [m for m in net.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    ignored = [module for module in ignored if module not in inner]
+    pruner = torch_pruning.pruner.MagnitudePruner(
+        net,
+        torch.zeros(1, 3, 32, 32),
+        importance=torch_pruning.importance.MagnitudeImportance(p=2),
+        pruning_ratio=share,
+        ignored_layers=ignored,
+    )
+    pruner.step()
+    rows = []
+    for corrected in (False, True):
+        if corrected:
+            _correct_means(net, _resnet(case), case.samples.read(range(REPAIRED_ON))["image"])
+        label = f"inner {share:.0%}, torch-pruning" + (", means corrected" if corrected else "")
+        path = case.work / f"peer-{share:g}-{corrected:d}.onnx"
+        torch.onnx.export(
+            net.eval(), (torch.zeros(2, 3, 32, 32),), path, dynamo=False, opset_version=17,
+            input_names=["image"], output_names=["logits"],
+            dynamic_axes={"image": {0: "n"}, "logits": {0: "n"}},
+        )  # fmt: skip
+        rows.append(Row(label, path, time.perf_counter() - began))
+    return rows
+
+
+def _resnet(case: Case) -> Any:
+    """The network in PyTorch, with the weights of the simplified graph."""
+    import torch  # noqa: TID251
+    from torch import nn  # noqa: TID251
+    from torch.nn import functional  # noqa: TID251
+
+    layers = find_layers(case.graph)
+    depth = (len(layers) - 2) // 6
+
+    class Block(nn.Module):  # type: ignore[misc]
+        def __init__(self, inputs: int, outputs: int) -> None:
+            super().__init__()
+            self.stride = 1 if inputs == outputs else 2
+            self.first = nn.Conv2d(inputs, outputs, 3, self.stride, 1)
+            self.second = nn.Conv2d(outputs, outputs, 3, 1, 1)
+            self.more = (outputs - inputs) // 2
+
+        def forward(self, x: Any) -> Any:
+            y = self.second(functional.relu(self.first(x)))
+            if self.stride == 2:
+                x = functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.more, self.more))
+            return functional.relu(x + y)
+
+    class ResNet(nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 16, 3, 1, 1)
+            widths = [(16, 16), (16, 32), (32, 64)]
+            self.stages = nn.ModuleList(
+                nn.Sequential(Block(a, b), *(Block(b, b) for _ in range(depth - 1)))
+                for a, b in widths
+            )
+            self.head = nn.Linear(64, 10)
+
+        def forward(self, x: Any) -> Any:
+            x = functional.relu(self.stem(x))
+            for stage in self.stages:
+                x = stage(x)
+            return self.head(x.mean((2, 3)))
+
+    net = ResNet()
+    modules = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    with torch.no_grad():
+        for module, layer in zip(modules, layers, strict=True):
+            weight, bias = constant_of(layer.weight), constant_of(layer.bias)
+            assert weight is not None and bias is not None
+            array = weight.numpy()
+            array = array.T if layer.kind == "Gemm" and layer.out_axis == 1 else array
+            module.weight.copy_(torch.from_numpy(array.copy()))
+            module.bias.copy_(torch.from_numpy(bias.numpy().copy()))
+    return net.eval()
+
+
+def _correct_means(net: Any, original: Any, pictures: Floats) -> None:
+    """Move the biases of second layers, in order, so that blocks give the original's means."""
+    import torch  # noqa: TID251
+
+    with torch.no_grad():
+        x = torch.from_numpy(np.ascontiguousarray(pictures))
+        for mine, theirs in zip(net.stages, original.stages, strict=True):
+            for block, other in zip(mine, theirs, strict=True):
+                means = []
+                for whole, one in ((net, block), (original, other)):
+                    seen: list[Any] = []
+                    hook = one.second.register_forward_hook(
+                        lambda _m, _i, out, seen=seen: seen.append(out.mean((0, 2, 3)))
+                    )
+                    for start in range(0, len(x), 256):
+                        whole(x[start : start + 256])
+                    hook.remove()
+                    means.append(torch.stack(seen).mean(0))
+                block.second.bias += means[1] - means[0]
+
+
+def _print_table(case: Case, rows: Sequence[Row]) -> None:
+    wanted = _run(case.model.source, case.test)
+    times = _time([row.path for row in rows], case.test[:64], 300)
+    right = wanted.argmax(1) == case.labels
+    total = _macs(case.model.source)
+    before = case.model.source.stat().st_size
+    print(
+        "| | top-1 | drop in points (95 %) | agreement | MACs left | bytes | smaller | packed "
+        "| packed smaller | ms | faster (95 %) | s |\n" + "|---" * 12 + "|"
+    )
+    for number, row in enumerate(rows):
+        found = _run(row.path, case.test)
+        hits = found.argmax(1) == case.labels
+        drop, low, high = _drop(right, hits)
+        ratio, least, most = ratio_interval(times[number], times[0])
+        size = row.path.stat().st_size
+        cells = [
+            row.label,
+            f"{hits.mean():.2%}",
+            f"{drop:.2f} ({low:.2f} to {high:.2f})",
+            f"{(found.argmax(1) == wanted.argmax(1)).mean():.2%}",
+            f"{_macs(row.path) / total:.3f}" if _macs(row.path) else "",
+            f"{size:,}",
+            f"{before / size:.1f}x",
+            f"{row.packed_bytes:,}" if row.packed_bytes else "",
+            f"{before / row.packed_bytes:.1f}x" if row.packed_bytes else "",
+            f"{np.median(times[number]):.3f}",
+            f"{1 / ratio:.2f}x ({1 / most:.2f} to {1 / least:.2f})",
+            f"{row.seconds:.0f}",
+        ]
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def _drop(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> tuple[float, float, float]:
+    lost, won = int((before & ~after).sum()), int((~before & after).sum())
+    low, high = paired_difference_interval(lost, won, len(before))
+    return 100 * (lost - won) / len(before), 100 * low, 100 * high
+
+
+def _macs(path: Path) -> int:
+    graph, _ = simplify(load_model(path).ir, check=None)
+    return sum(count or 0 for count in count_macs(graph).values())
+
+
+def _run(path: Path, pictures: Floats) -> Floats:
+    session = open_session(path, threads=os.cpu_count() or 1)
+    name = session.get_inputs()[0].name
+    parts = [
+        session.run(None, {name: pictures[start : start + 250]})[0]
+        for start in range(0, len(pictures), 250)
+    ]
+    return np.concatenate(parts)
+
+
+def _time(paths: Sequence[Path], pictures: Floats, rounds: int) -> NDArray[np.float64]:
+    with tempfile.TemporaryDirectory() as folder:
+        samples, out = Path(folder) / "in.npz", Path(folder) / "out.npz"
+        np.savez(samples, image=pictures)
+        time_interleaved(samples, out, rounds, list(paths))
+        found: NDArray[np.float64] = load(out)["times"]
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
