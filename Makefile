@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 DIGITS := examples/digits
+# Tests run in so many processes, each file in one of them: `make test JOBS=0` for one alone.
+JOBS   ?= auto
 # Which benchmark `make bench` runs.
 BENCH  ?= int8
 # Only tests use it: the maths is held to give the same on NumPy and PyTorch. `make test TORCH=`
@@ -54,7 +56,7 @@ demo: $(VENV)/core.stamp ## compresses the model shipped in examples/digits into
 	  --max-drop 1% --out packed --force
 
 test: $(VENV)/dev.stamp ## all tests (TORCH= MODELS= installs no PyTorch, and skips those with it)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/dev.stamp ## ruff: rules and formatting
 	@$(BIN)/ruff check -q .
@@ -76,7 +78,7 @@ check: lint types test ## what continuous integration runs
 	  -c constraints.txt -r benchmarks/requirements.txt -e .
 	@touch $@
 
-bench: .bench/bench.stamp ## a benchmark: BENCH=int8|fewbits|mixed|size|rounding|entropy|budget (OPTIONS="...")
+bench: .bench/bench.stamp ## a benchmark: BENCH=int8|fewbits|mixed|size|rounding|entropy|budget|prune (OPTIONS="...")
 	@.bench/bin/python benchmarks/$(BENCH).py $(OPTIONS)
 
 clean: ## removes environments, caches and what the demo wrote

@@ -836,3 +836,39 @@ def test_a_recipe_for_another_model_is_told_by_its_line(
     path.write_text(text)
     with pytest.raises(UnusableRecipe, match=words):
         packlight.compress(mlp, data=rows, recipe=path)
+
+
+# Fewer channels ----------------------------------------------------------------------------------
+
+
+def test_pruning_is_in_the_recipe_and_the_report_and_done_again(
+    steady: None, mlp: Path, rows: Array, tmp_path: Path
+) -> None:
+    found = compress(mlp, data=rows, prune="30%", max_drop=0.5)
+    thinning = found.evidence.thinning
+    assert thinning is not None
+    assert 0.28 < 1 - thinning.macs_left / thinning.macs_original < 0.5
+    assert found.recipe.channels and found.recipe.heal_steps == 0
+    folder = found.save(tmp_path / "first")
+    total = sum(layer.parameters for layer in find_layers(packlight.load(found.model).ir))
+    whole = sum(layer.parameters for layer in find_layers(packlight.load(mlp).ir))
+    assert total < 0.8 * whole
+    again = compress(mlp, data=rows, recipe=folder / "recipe.yaml", max_drop=0.5)
+    assert again.model.read_bytes() == found.model.read_bytes()
+    assert again.recipe.channels == found.recipe.channels
+    sizes = {layer.name: layer.bytes_original for layer in found.evidence.layers}
+    assert sizes == {layer.name: layer.bytes for layer in find_layers(packlight.load(mlp).ir)}
+
+
+def test_healing_is_done_again_by_its_steps(
+    steady: None, mlp: Path, rows: Array, tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+    found = compress(mlp, data=rows, prune=0.3, heal_minutes=0.02, max_drop=0.5)
+    thinning = found.evidence.thinning
+    assert thinning is not None and thinning.heal_steps == found.recipe.heal_steps > 0
+    assert thinning.loss_after is not None and thinning.loss_before is not None
+    assert thinning.loss_after <= thinning.loss_before
+    folder = found.save(tmp_path / "first")
+    again = compress(mlp, data=rows, recipe=folder / "recipe.yaml", max_drop=0.5)
+    assert again.model.read_bytes() == found.model.read_bytes()

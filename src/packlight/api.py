@@ -18,8 +18,8 @@ from packlight.errors import WrongUsage
 from packlight.graph.anatomy import Anatomy, describe
 from packlight.graph.apply import check_choices, why_not
 from packlight.graph.layers import find_layers
+from packlight.graph.model import Graph, save_model
 from packlight.graph.model import load_model as load
-from packlight.graph.model import save_model
 from packlight.graph.torch.enter import to_torch
 from packlight.measure.evidence import Budget, Evidence
 from packlight.measure.latency import rank_latencies
@@ -37,7 +37,7 @@ from packlight.plan.prepare import bring_in, common_inputs, prepare_samples, sim
 from packlight.plan.rules import read_rules
 from packlight.plan.search import Found, search
 from packlight.plan.solve import Limits
-from packlight.plan.thinning import parse_share, thin
+from packlight.plan.thinning import Share, parse_share, thin
 from packlight.plan.trials import GIVEN, Tried, Workbench
 from packlight.plan.workers import parse_workers
 from packlight.progress import SILENT, Progress
@@ -165,7 +165,8 @@ def compress(
     recipe: do this, with its target and seed, instead of searching; with pins it is a wish for
         the search. pin: {layer: choice} and forbid: choices, which the search keeps to.
     prune: remove channels that hold this share of the multiply-accumulates ("30%" or 0.3), those
-        that are missed least, and fit the rest to the original's outputs. heal_minutes: train
+        that are missed least, and fit the rest to the original's outputs; "auto": as much as the
+        drop allows. heal_minutes: train
         what is left towards the original for so long, without labels; needs PyTorch.
     metric: a name or a function of (outputs, labels). workers: processes for the search, or a
         Ray cluster ("ray://host:port"). dry_run: only say what would happen.
@@ -206,6 +207,24 @@ def compress(
         simplified, steps = simplify_checked(
             source, prepared.samples, prepared.split.calibration, Path(folder)
         )
+
+    def bench_of(graph: Graph) -> Workbench:
+        return Workbench(
+            source,
+            graph,
+            prepared.samples,
+            prepared.split,
+            goal,
+            metric=found_metric,
+            max_drop=drop,
+            workers=workers,
+            seed=seed,
+        )
+
+    def drop_of(graph: Graph) -> float:
+        with bench_of(graph) as bench:
+            return bench.evaluate(Recipe(target=goal.name, seed=seed), "without channels").drop
+
     thinned = None
     if share is not None or (wanted is not None and wanted.channels):
         thinned = thin(
@@ -217,22 +236,14 @@ def compress(
             channels=() if wanted is None else wanted.channels,
             heal_minutes=heal_minutes,
             heal_steps=0 if wanted is None else wanted.heal_steps,
+            max_drop=drop,
+            drop_of=None if prepared.samples.generated else drop_of,
             seed=seed,
             progress=progress,
         )
     graph = simplified if thinned is None else thinned.graph
     layers = find_layers(graph)
-    with Workbench(
-        source,
-        graph,
-        prepared.samples,
-        prepared.split,
-        goal,
-        metric=found_metric,
-        max_drop=drop,
-        workers=workers,
-        seed=seed,
-    ) as bench:
+    with bench_of(graph) as bench:
         if wanted is not None:
             check_choices(wanted, layers)
         rules = read_rules(pin or {}, forbid, given if asks else None, layers)
@@ -358,7 +369,7 @@ def _to_be_packed(chosen: Tried, goal: Goal, download: int | None) -> bool:
     return few or download is not None or goal.wish in ("download", "nothing")
 
 
-def _check_healing(heal_minutes: float, share: float | None, wanted: Recipe | None) -> None:
+def _check_healing(heal_minutes: float, share: Share | None, wanted: Recipe | None) -> None:
     if not 0 <= heal_minutes < float("inf"):
         raise WrongUsage(f"--heal-minutes {heal_minutes}: give minutes, 0 or more.")
     if share is not None and wanted is not None:

@@ -281,6 +281,11 @@ def recipe_for_another(place: Place) -> list[str]:
     return [*with_data(), "--recipe", "r.yaml"]
 
 
+def channels_of_nothing(place: Place) -> list[str]:
+    (place.folder / "r.yaml").write_text("layers: {g: int8}\nchannels:\n  g1: 4\n")
+    return [*with_data(), "--recipe", "r.yaml"]
+
+
 CASES: list[tuple[Case, tuple[str, ...]]] = [
     (absent, ("nets.onnx", "check the name")),
     (empty, ("net.onnx is empty", "again")),
@@ -315,6 +320,11 @@ CASES: list[tuple[Case, tuple[str, ...]]] = [
     (replaces_its_input, ("net.onnx lies in it", "--out")),
     (option("--target", "lapton"), ("lapton", "did you mean 'laptop'")),
     (option("--max-drop", "5MB"), ("--max-drop", "1%")),
+    (option("--prune", "120%"), ("--prune 120%", "30%", "auto")),
+    (option("--prune", "95%"), ("at most", "multiply-accumulates", "ask for less")),
+    (option("--heal-minutes", "2"), ("--heal-minutes", "--prune 30%")),
+    (option("--heal-minutes", "-1", "--prune", "30%"), ("--heal-minutes", "0 or more")),
+    (channels_of_nothing, ("'g1'", "channels", "'g'")),
     (option("--max-size", "big"), ("--max-size", "5MB")),
     (option("--metric", "own.py:score"), ("own.py", "does not exist")),
     (option("--metric", "top1"), ("top1", "labels")),

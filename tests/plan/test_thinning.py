@@ -95,10 +95,10 @@ def test_channels_that_cannot_be_kept_so(net: Model, channels: Any, words: str) 
 
 
 @pytest.mark.parametrize(
-    ("text", "share"), [("30%", 0.3), ("0.3", 0.3), (0.5, 0.5), (" 95% ", 0.95)]
+    ("text", "share"), [("auto", "auto"), ("30%", 0.3), ("0.3", 0.3), (0.5, 0.5), (" 95% ", 0.95)]
 )
-def test_shares_are_read(text: str | float, share: float) -> None:
-    assert parse_share(text) == pytest.approx(share)
+def test_shares_are_read(text: str | float, share: float | str) -> None:
+    assert parse_share(text) == (share if share == "auto" else pytest.approx(share))
 
 
 @pytest.mark.parametrize("text", ["", "0", "0%", "100%", "1", "-3%", "nan", "half", "30"])
@@ -115,5 +115,22 @@ def test_a_model_without_such_channels_says_why(tmp_path: Path) -> None:
     weight = np.ones((16, 6), np.float32)
     proto.graph.initializer.append(numpy_helper.from_array(weight, "w"))
     onnx.save(proto, tmp_path / "one.onnx")
-    with pytest.raises(WrongUsage, match=r"no channels that can be removed.*keeps its shape"):
+    with pytest.raises(WrongUsage, match=r"no channels to remove.*keeps its shape"):
         run(load_model(tmp_path / "one.onnx"), share=0.3)
+
+
+def test_auto_takes_the_largest_share_that_the_drop_allows(net: Model) -> None:
+    seen = []
+
+    def drop_of(graph: Any) -> float:
+        total = sum(layer.parameters for layer in find_layers(graph))
+        seen.append(total)
+        return 0.004 if len(seen) == 3 else 0.3
+
+    found = run(net, share="auto", max_drop=0.01, drop_of=drop_of)
+    assert len(seen) == 3 and seen == sorted(seen)
+    assert sum(layer.parameters for layer in find_layers(found.graph)) == seen[2]
+    none = run(net, share="auto", max_drop=0.01, drop_of=lambda graph: 0.3)
+    assert none.channels == () and "no channels could go" in none.evidence.notes[0]
+    with pytest.raises(WrongUsage, match="--data"):
+        run(net, share="auto")

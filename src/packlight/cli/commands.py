@@ -165,9 +165,10 @@ def compress(
         str | None,
         typer.Option(
             "--prune",
-            metavar="30%",
+            metavar="30%|auto",
             help="Remove the channels that are missed least, so that this share of the "
-            "multiplications goes, and fit the rest to the original.",
+            "multiplications goes, and fit the rest to the original; auto: as much as the loss "
+            "of quality allows.",
             rich_help_panel=_MORE,
             show_default=False,
         ),

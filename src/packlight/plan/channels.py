@@ -1,0 +1,222 @@
+"""How many channels each group keeps so that a share of the multiply-accumulates is saved.
+
+For each group of channels a curve says what is lost when so many are kept (`order_groups`); what
+a loss there does to the model's output is measured once a group (its gain). Losses of groups add
+up, so that a knapsack shares the removal out; what it saves is then counted on the graph, since
+a layer between two groups saves less than both promise, and the next budget is corrected.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from packlight.errors import WrongUsage
+from packlight.graph.anatomy import count_macs
+from packlight.graph.coupling.cost import macs_of_channels, macs_without
+from packlight.graph.coupling.groups import CoupledGroup, find_groups
+from packlight.graph.layers import find_layers
+from packlight.graph.model import Graph, save_model
+from packlight.graph.observe import observe, wants_moments
+from packlight.graph.rewrite.prune import remove_channels
+from packlight.graph.thin import gone_of, order_groups, refit_readers
+from packlight.maths.channels import ChannelOrder
+from packlight.maths.moments import Moments
+from packlight.plan.knapsack import Cost, solve_knapsack
+from packlight.progress import Progress
+from packlight.runtime import Process, Session, cpu_features
+from packlight.samples import Samples, Split, batches_of
+from packlight.tensors import TensorSpec
+
+LEAST_KEPT = 8
+"""Of every group at least one channel in so many stays."""
+
+PROBED = 128
+"""Samples on which a group's gain is measured."""
+
+PROBE = 0.25
+"""Share of a group's channels that are gone when its gain is measured."""
+
+_CORRECTIONS = 8
+_CLOSE = 0.01
+"""So near to the share that was asked for the knapsack's answer need come."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What thinning starts from."""
+
+    graph: Graph
+    samples: Samples
+    split: Split
+    inputs: tuple[TensorSpec, ...]
+    groups: tuple[CoupledGroup, ...]
+    moments: Mapping[str, Moments]
+    orders: Mapping[str, ChannelOrder]
+    process: Process
+    seed: int
+
+
+def prepare_ground(
+    graph: Graph,
+    samples: Samples,
+    split: Split,
+    inputs: tuple[TensorSpec, ...],
+    process: Process,
+    seed: int,
+    progress: Progress,
+) -> Ground:
+    """Find the groups of channels, and in what order their channels may go."""
+    progress.stage("finding channels that go together")
+    groups = find_groups(graph)
+    layers = [layer for layer in find_layers(graph) if wants_moments(layer)]
+    seen = observe(
+        graph,
+        samples,
+        split.calibration,
+        inputs,
+        tensors=(),
+        layers=layers,
+        process=process,
+        seed=seed,
+        progress=progress,
+    )
+    progress.stage("ordering channels by what they are missed for")
+    orders = order_groups(graph, groups, seen.moments)
+    return Ground(graph, samples, split, inputs, groups, seen.moments, orders, process, seed)
+
+
+def share_out(ground: Ground, share: float, progress: Progress) -> dict[str, int]:
+    """Channels to keep of each group so that `share` of the multiply-accumulates is saved.
+
+    Groups that keep all are left out. Raises WrongUsage where so much cannot be removed.
+    """
+    total = total_macs(count_macs(ground.graph))
+    each = macs_of_channels(ground.graph, ground.groups)
+    names = [name for name in ground.orders if each.get(name)]
+    if not names or not total:
+        why = reasons_pinned(ground.groups)
+        raise WrongUsage(
+            f"--prune: this model has no channels to remove ({why}); leave the option out."
+        )
+    counts = [_counts(ground.orders[name].channels) for name in names]
+    gains = _measure_gains(ground, names, progress)
+    costs = [
+        [
+            Cost(
+                max(gains[name] * ground.orders[name].loss(count), 0.0),
+                0.0,
+                each[name] * count / total,
+            )
+            for count in options
+        ]
+        for name, options in zip(names, counts, strict=True)
+    ]
+    everything = sum(each[name] * ground.orders[name].channels for name in names) / total
+    aim = share
+    best: tuple[float, dict[str, int]] | None = None
+    for _ in range(_CORRECTIONS):
+        found = solve_knapsack(costs, minimise="loss", max_ms=max(everything - aim, 0.0))
+        if found is None:
+            break
+        keep = {
+            name: options[choice]
+            for name, options, choice in zip(names, counts, found.choices, strict=True)
+        }
+        saved = (
+            1
+            - total_macs(macs_without(ground.graph, ground.groups, gone_of(ground.orders, keep)))
+            / total
+        )
+        if saved >= share - _CLOSE and (best is None or saved < best[0]):
+            best = (saved, keep)
+        if abs(saved - share) < _CLOSE:
+            break
+        aim += share - saved
+    if best is None:
+        least = {name: options[0] for name, options in zip(names, counts, strict=True)}
+        left = total_macs(macs_without(ground.graph, ground.groups, gone_of(ground.orders, least)))
+        raise WrongUsage(
+            f"--prune {share:.0%}: at most {1 - left / total:.0%} of this model's "
+            f"multiply-accumulates can be removed ({reasons_pinned(ground.groups)}); ask for less."
+        )
+    return {name: count for name, count in best[1].items() if count < ground.orders[name].channels}
+
+
+def _counts(size: int) -> tuple[int, ...]:
+    """How many channels may be kept: kernels compute them in blocks."""
+    step = next(step for least, step in ((32, 8), (16, 4), (8, 2), (0, 1)) if size >= least)
+    least = max(1, size // LEAST_KEPT)
+    counts = {count for count in range(step, size, step) if count >= least}
+    return tuple(sorted({*counts, size}))
+
+
+def _measure_gains(ground: Ground, names: Sequence[str], progress: Progress) -> dict[str, float]:
+    """By group, the noise at the model's output for each unit of the curve's loss."""
+    indices = (ground.split.search or ground.split.calibration)[:PROBED]
+    gains: dict[str, float] = {}
+    progress.stage("measuring each group of channels alone", len(names))
+    with tempfile.TemporaryDirectory(prefix="packlight-") as folder:
+        path = Path(folder) / "probe.onnx"
+        wanted = _run(ground, _saved(ground.graph, path), indices)
+        for name in names:
+            order = ground.orders[name]
+            count = min(max(1, round(order.channels * (1 - PROBE))), order.channels - 1)
+            gone = gone_of(ground.orders, {name: count})
+            pruned = remove_channels(ground.graph, gone)
+            refit_readers(ground.graph, pruned, ground.groups, gone, ground.moments)
+            noise = _noise(wanted, _run(ground, _saved(pruned, path), indices))
+            gains[name] = noise / max(order.loss(count), 1e-12)
+            progress.step(name)
+    return gains
+
+
+def _saved(graph: Graph, path: Path) -> Path:
+    save_model(graph, path, durable=False)
+    return path
+
+
+def _run(ground: Ground, path: Path, indices: Sequence[int]) -> list[Mapping[str, NDArray[Any]]]:
+    session: Session = ground.process.load(path, threads=cpu_features().cores, spinning=False)
+    try:
+        return [
+            {name: run.trim(array) for name, array in session.run(run.feeds).items()}
+            for run in batches_of(ground.samples, indices, ground.inputs)
+        ]
+    finally:
+        session.close()
+
+
+def _noise(
+    wanted: Sequence[Mapping[str, NDArray[Any]]], found: Sequence[Mapping[str, NDArray[Any]]]
+) -> float:
+    """Noise power as a share of the variance, of the worst output in floats."""
+    worst = 0.0
+    for name, array in wanted[0].items():
+        if array.dtype.kind != "f":
+            continue
+        first, second = (
+            np.concatenate([run[name].astype(np.float64).ravel() for run in runs])
+            for runs in (wanted, found)
+        )
+        power = float(np.square(first - first.mean()).sum())
+        if power > 0:
+            worst = max(worst, float(np.square(first - second).sum()) / power)
+    return worst
+
+
+def total_macs(macs: Mapping[str, int | None]) -> int:
+    """The sum; what is not known counts as none."""
+    return sum(count or 0 for count in macs.values())
+
+
+def reasons_pinned(groups: Sequence[CoupledGroup]) -> str:
+    """Why channels stay, in words: the first few reasons."""
+    reasons = list(dict.fromkeys(group.pinned for group in groups if group.pinned))
+    return "; ".join(reasons[:3]) or "no layer makes channels that another reads"
