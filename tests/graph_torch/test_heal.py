@@ -110,9 +110,10 @@ def test_an_interrupted_run_goes_on_to_the_same_end(
     assert first.read_bytes() == second.read_bytes()
     # Of other settings, or damaged, it is not taken.
     _, other = run(bench, net, steps=20, checkpoint=kept)
-    assert not other.notes
+    assert not any("went on" in note for note in other.notes)
     kept.write_bytes(b"no archive")
-    assert not run(bench, net, steps=4, checkpoint=kept)[1].notes
+    damaged = run(bench, net, steps=4, checkpoint=kept)[1].notes
+    assert not any("went on" in note for note in damaged)
 
 
 @pytest.mark.parametrize("rate", [1e4, 3.0])
@@ -153,10 +154,9 @@ def test_variations_keep_what_a_picture_is() -> None:
     found = vary(given, np.random.default_rng(3))["x"]
     np.testing.assert_array_equal(given["x"], held)
     assert found.shape == held.shape and found.dtype == held.dtype
-    # The second half is mirrored and shifted only: its numbers come from the same picture.
-    for picture, own in zip(found[32:], held[32:], strict=True):
-        assert np.isin(picture, own).all()
-    assert np.abs(found).max() <= np.abs(held).max() + 1e-6
+    assert not np.array_equal(found, held)
+    for picture, own in zip(found, held, strict=True):
+        assert np.isin(picture, own).all()  # mirrored and shifted, nothing else
 
 
 def test_inputs_that_are_no_floats_are_left_alone() -> None:
