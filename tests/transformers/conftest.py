@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -63,7 +64,9 @@ def exported(
             # Another run may write the same at this moment: it appears whole.
             part = tmp_path_factory.mktemp("export") / path.name
             transformer_zoo.export(name, part, dynamo=dynamo)
-            path.write_bytes(part.read_bytes())
+            whole = path.with_suffix(f".{os.getpid()}.part")
+            whole.write_bytes(part.read_bytes())
+            whole.replace(path)
         return path
 
     return find
