@@ -43,6 +43,10 @@ PROBED = 128
 PROBE = 0.25
 """Share of a group's channels that are gone when its gain is measured."""
 
+_UNASKED = 1e-6
+"""Noise power that a whole group costs beyond its own: what nobody asked for is not removed
+because samples, made up perhaps, show no use of it."""
+
 _CORRECTIONS = 8
 _CLOSE = 0.01
 """So near to the share that was asked for the knapsack's answer need come."""
@@ -110,7 +114,8 @@ def share_out(ground: Ground, share: float, progress: Progress) -> dict[str, int
     costs = [
         [
             Cost(
-                max(gains[name] * ground.orders[name].loss(count), 0.0),
+                max(gains[name] * ground.orders[name].loss(count), 0.0)
+                + _UNASKED * (1 - count / ground.orders[name].channels),
                 0.0,
                 each[name] * count / total,
             )

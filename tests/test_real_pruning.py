@@ -1,0 +1,74 @@
+"""Acceptance of pruning on real models: smaller, still running, and as right as promised."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from packlight.graph.model import load_model, save_model
+from packlight.graph.rewrite.simplify import simplify
+from packlight.plan.prepare import prepare_samples
+from packlight.plan.thinning import thin
+from packlight.samples import Split, open_samples
+
+PRUNABLE = (
+    "ad01_autoencoder",
+    "dscnn_kws",
+    "hand_gesture_point_history_classifier_lstm",
+    "mtcnn_onet",
+    "resnet8_cifar10",
+    "silero_vad_half",
+    "vww_mobilenet_96",
+)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.mark.parametrize("name", PRUNABLE)
+def test_a_fifth_of_the_multiplications_goes_and_the_file_runs(
+    real: Path, name: str, tmp_path: Path
+) -> None:
+    model = load_model(real / "onnx" / f"{name}.onnx")
+    prepared = prepare_samples(model, None)
+    graph, _ = simplify(model.ir, check=None)
+    plain, pruned = tmp_path / "plain.onnx", tmp_path / "pruned.onnx"
+    save_model(graph, plain)
+    found = thin(graph, prepared.samples, prepared.split, model.inputs, share=0.2)
+    save_model(found.graph, pruned)
+    assert found.evidence.macs_left <= 0.81 * found.evidence.macs_original
+    assert pruned.stat().st_size < 0.9 * plain.stat().st_size
+    again = prepare_samples(load_model(pruned), None)  # it runs one of them
+    assert len(again.samples) > 0
+
+
+def test_a_quarter_of_resnet20s_inner_channels_cost_less_than_asked(
+    real: Path, tmp_path: Path
+) -> None:
+    """Asked for: 89.5 % of all test pictures, in closed form; torch-pruning leaves 65.4 %."""
+    with np.load(real / "cifar10" / "cifar10.npz", allow_pickle=False) as archive:
+        train, test = archive["x_train"][:1024], archive["x_test"][:2000]
+        labels = archive["y_test"].reshape(-1)[:2000]
+    model = load_model(real / "cifar10" / "resnet20.onnx")
+    graph, _ = simplify(model.ir, check=None)
+    samples = open_samples({"image": _prepare(train)}, model.inputs)
+    split = Split(tuple(range(1024)), tuple(range(256)), ())
+    inner = [
+        (f"/layer{s}/layer{s}.{b}/conv1/Conv", 12 * 2 ** (s - 1))
+        for s in (1, 2, 3)
+        for b in range(3)
+    ]
+    found = thin(graph, samples, split, model.inputs, channels=inner)
+    save_model(found.graph, tmp_path / "pruned.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "pruned.onnx")
+    (scores,) = session.run(None, {"image": _prepare(test)})
+    right = (scores.argmax(1) == labels).mean()
+    assert right >= 0.89  # 1.0 % is a standard error and a half of so few pictures
+
+
+def _prepare(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+    scaled: Any = (pictures.astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
