@@ -13,7 +13,7 @@ import pytest
 
 from packlight.graph.anatomy import Anatomy, LayerAnatomy, OperatorAnatomy
 from packlight.graph.layers import Unquantizable
-from packlight.graph.redundancy import Redundancy
+from packlight.graph.spare import Redundancy
 from packlight.measure.evidence import Budget, Evidence, LatencyEvidence, MetricEvidence, Pair
 from packlight.tensors import TensorSpec
 

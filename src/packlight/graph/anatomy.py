@@ -13,11 +13,12 @@ import onnx_ir as ir
 from packlight.graph.coupling.shapes import know_shapes
 from packlight.graph.layers import Layer, Unquantizable, find_layers, find_unquantizable
 from packlight.graph.model import Model
-from packlight.graph.redundancy import Redundancy, find_redundancies
+from packlight.graph.redundancy import find_redundancies
 from packlight.graph.rewrite.fold import fold_constants
 from packlight.graph.rewrite.quiet import quiet
 from packlight.graph.rewrite.shapes import fix_reshapes
 from packlight.graph.save import copy_model
+from packlight.graph.spare import Redundancy
 from packlight.graph.walk import constant_of, initializers_of, walk_graphs, walk_nodes
 from packlight.tensors import TensorSpec
 

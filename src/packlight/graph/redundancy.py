@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import onnx
@@ -16,20 +14,8 @@ from packlight.graph.layers import is_quantized
 from packlight.graph.rewrite.affine import follows_layer
 from packlight.graph.rewrite.single import int_of, is_standard
 from packlight.graph.save import copy_model
+from packlight.graph.spare import Redundancy, find_spare
 from packlight.graph.walk import constant_of, initializers_of, walk_graphs, walk_nodes
-
-RedundancyKind = Literal[
-    "duplicate tensors",
-    "constant tensor",
-    "dead nodes",
-    "unused inputs",
-    "unused initializers",
-    "foldable BatchNorm",
-    "float64 weights",
-    "training leftovers",
-    "already quantized",
-    "custom operators",
-]
 
 WORTH_NAMING_BYTES = 64
 """Smaller duplicates are not worth a line."""
@@ -42,20 +28,6 @@ _KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.ms.internal
 _OPTIMIZER_WORDS = ("adam", "momentum", "optimizer", "exp_avg", "grad")
 
 
-@dataclass(frozen=True)
-class Redundancy:
-    """Something that looks superfluous, or worth knowing before compressing.
-
-    names: tensors, nodes or inputs concerned. detail: one sentence. bytes: what leaving it
-    out would save (0: nothing, or not known).
-    """
-
-    kind: RedundancyKind
-    names: tuple[str, ...]
-    detail: str
-    bytes: int = 0
-
-
 def find_redundancies(model: ir.Model) -> tuple[Redundancy, ...]:
     """All redundancies of `model`, in the order of RedundancyKind."""
     return (
@@ -65,6 +37,7 @@ def find_redundancies(model: ir.Model) -> tuple[Redundancy, ...]:
         *_batch_norms(model),
         *_doubles(model),
         *_leftovers(model),
+        *find_spare(model),
         *_quantized(model),
         *_custom(model),
     )
