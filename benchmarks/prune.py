@@ -254,7 +254,11 @@ def _torch_pruning(case: Case, share: float) -> list[Row]:
     rows = []
     for corrected in (False, True):
         if corrected:
-            _correct_means(net, _resnet(case), case.samples.read(range(REPAIRED_ON))["image"])
+            _correct_means(
+                net,
+                _resnet(case),
+                case.samples.read(range(min(REPAIRED_ON, len(case.samples))))["image"],
+            )
         label = f"inner {share:.0%}, torch-pruning" + (", means corrected" if corrected else "")
         path = case.work / f"peer-{share:g}-{corrected:d}.onnx"
         torch.onnx.export(
