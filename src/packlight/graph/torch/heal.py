@@ -58,7 +58,14 @@ in its first half, when the rate is still too high for what is gained to show.""
 PATIENCE = 4
 
 RUIN = 10.0
-"""A state whose loss is so many times that of the beginning will not come back."""
+LOST = 0.5
+"""A state whose loss is RUIN times that of the beginning, and more than LOST of the variance,
+will not come back."""
+
+RATE = 2e-3
+FAR = 0.1
+"""The largest rate, of a student that is FAR off or more: steps at random cost loss in proportion
+to the rate, so that one who is nearer takes smaller ones, RATE * sqrt(loss / FAR)."""
 
 WARM_UP = 0.04
 """Share of the steps in which the rate rises from 0."""
@@ -123,7 +130,7 @@ def heal(
     process: Process,
     steps: int | None = None,
     minutes: float | None = None,
-    rate: float = 2e-3,
+    rate: float | None = None,
     batch: int = BATCH,
     seed: int = 0,
     checkpoint: Path | None = None,
@@ -134,7 +141,8 @@ def heal(
     original, student: graphs with the same inputs and outputs. indices: samples to train with;
     a tenth of them is held out. steps: of `batch` samples; or minutes: as many steps as fit,
     by timing a few (then a run on another machine may take others: note `Healed.planned`).
-    rate: the largest of AdamW's, which rises and then falls along a cosine. checkpoint: a file
+    rate: the largest of AdamW's, which rises and then falls along a cosine; by itself RATE, and
+    less for a student that is near. checkpoint: a file
     from which an interrupted run of the same graphs, samples and settings goes on.
     A state that is worse than the student was, or no number, is never given back.
     Raises UnsupportedOperator where PyTorch cannot compute the graph, WrongUsage without steps
@@ -164,6 +172,8 @@ def heal(
         before = _held_out_loss(pupil, held)
         if not math.isfinite(before):
             raise WrongUsage("The student's loss is no number before training: nothing to heal.")
+        if rate is None:
+            rate = RATE * min(1.0, math.sqrt(before / FAR))
         state = _Training(pupil, rate, batch, seed, trained, samples, tuple(inputs))
         if steps is None:
             assert minutes is not None
@@ -258,7 +268,7 @@ def _train(
             best, best_loss, waited = _copy(module), loss, 0
         else:
             waited += 1
-        if not loss < RUIN * max(before, 1e-3):
+        if not loss < max(RUIN * before, LOST):
             notes.append(
                 f"healing ran out of bounds at step {done} and went back to its best state"
             )
