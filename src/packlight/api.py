@@ -66,6 +66,7 @@ __all__ = [
 ]
 
 MOST_PACKED = 32 << 20
+"""Larger files are not packed unless that is asked for: it would take minutes."""
 
 
 @dataclass(frozen=True)

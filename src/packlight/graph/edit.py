@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from packlight.graph.layers import Layer
-from packlight.graph.walk import walk_graphs
+from packlight.graph.walk import constant_of, walk_graphs
 
 CONTRIB = "com.microsoft"
 
@@ -109,6 +109,13 @@ def graph_of(layer: Layer) -> ir.Graph:
 def home_of(weight: ir.Value, layer: Layer) -> ir.Graph:
     """The graph that holds a weight: that of the layer, or one around it."""
     return weight.graph if isinstance(weight.graph, ir.Graph) else graph_of(layer)
+
+
+def store_array(value: ir.Value, array: NDArray[Any]) -> None:
+    """Put other numbers into a constant, in the element type that it has."""
+    held = constant_of(value)
+    assert held is not None
+    value.const_value = ir.Tensor(array.astype(held.numpy().dtype), name=value.name)
 
 
 def drop_unused(values: Iterable[ir.Value]) -> None:

@@ -226,6 +226,14 @@ def with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
     return copy
 
 
+def split_stages(layers: Sequence[Layer], stages: int) -> Iterator[list[Layer]]:
+    """Layers in order, in at most so many stages of nearly equal numbers."""
+    count = min(stages, len(layers))
+    for number in range(count):
+        start, stop = (len(layers) * (number + k) // count for k in (0, 1))
+        yield list(layers[start:stop])
+
+
 def wants_moments(layer: Layer) -> bool:
     """Whether second moments are gathered for this layer."""
     source = layer.node.inputs[0]

@@ -11,7 +11,7 @@ fitted channel by channel.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +22,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from packlight.graph.coupling.shapes import infer_shapes
+from packlight.graph.edit import store_array
 from packlight.graph.layers import Layer, find_layers, matrix_to_weight, weight_matrix
 from packlight.graph.model import copy_model, save_model
 from packlight.graph.observe import (
     MOMENT_ROWS,
     batch_within,
     count_inputs,
+    split_stages,
     wants_moments,
     with_outputs,
 )
@@ -107,7 +109,7 @@ def repair(
     layers = [layer for layer in layers if targets[layer.name].value in known]
     chosen = indices[:samples_each]
     progress.stage("fitting what is left to the original", len(layers))
-    for stage in _split(layers, stages):
+    for stage in split_stages(layers, stages):
         found = _observe(
             original, work, stage, targets, rows, samples, chosen, inputs, process, seed
         )
@@ -156,13 +158,6 @@ def _can_be_fitted(layer: Layer) -> bool:
         and layer.weight.is_initializer()
         and float_of(layer.node, "beta", 1.0) != 0.0
     )
-
-
-def _split(layers: Sequence[Layer], stages: int) -> Iterator[list[Layer]]:
-    count = min(stages, len(layers))
-    for number in range(count):
-        start, stop = (len(layers) * (number + k) // count for k in (0, 1))
-        yield list(layers[start:stop])
 
 
 @dataclass
@@ -278,10 +273,3 @@ def _fit(layer: Layer, seen: _Seen, damping: float) -> None:
         left = target - np.matmul(fitted, mean[..., :, None])[..., 0]
         beta = float_of(layer.node, "beta", 1.0)
         store_array(layer.bias, (left.reshape(-1) / beta).reshape(tuple(bias.shape.numpy())))
-
-
-def store_array(value: ir.Value, array: NDArray[Any]) -> None:
-    """Put other numbers into an initializer, in the element type that it has."""
-    held = constant_of(value)
-    assert held is not None
-    value.const_value = ir.Tensor(array.astype(held.numpy().dtype), name=value.name)

@@ -9,7 +9,7 @@ rounded with the second moments of y. The mean of its output is kept by its bias
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from packlight.graph.observe import (
     Observations,
     batch_within,
     count_inputs,
+    split_stages,
     wants_moments,
     with_outputs,
 )
@@ -103,7 +104,7 @@ def refit_in_sequence(
     # A recipe may name them in any order; only graph order tells what comes before.
     order = [layer.name for layer in find_layers(work) if layer.name in chosen]
     progress.stage("rounding layer after layer", len(layers))
-    for stage in _split(layers, stages):
+    for stage in split_stages(layers, stages):
         names = {layer.name for layer in stage}
         last = max(order.index(name) for name in names)
         before = set(order[: last + 1]) - names
@@ -148,14 +149,6 @@ def _can_be_refitted(layer: Layer, chosen: Mapping[str, str]) -> bool:
         and not layer.shared
         and layer.weight.is_initializer()
     )
-
-
-def _split(layers: Sequence[Layer], stages: int) -> Iterator[list[Layer]]:
-    """Stages of nearly equal numbers of layers."""
-    count = min(stages, len(layers))
-    for number in range(count):
-        start, stop = (len(layers) * (number + k) // count for k in (0, 1))
-        yield list(layers[start:stop])
 
 
 def _with_plain(weights: Weights, recipe: Recipe, layers: Sequence[Layer]) -> Weights:

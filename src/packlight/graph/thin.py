@@ -14,9 +14,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from packlight.graph.coupling.groups import CoupledGroup, Member
+from packlight.graph.edit import store_array
 from packlight.graph.layers import Layer, find_layers, matrix_to_weight, weight_matrix
 from packlight.graph.patches import in_plain_order, kernel_order
-from packlight.graph.repair import store_array
 from packlight.graph.rewrite.packing import own_bias
 from packlight.graph.rewrite.single import float_of
 from packlight.graph.walk import constant_of

@@ -96,21 +96,16 @@ def prepare_ground(
     return Ground(graph, samples, split, inputs, groups, seen.moments, orders, process, seed)
 
 
-def share_out(ground: Ground, share: float, progress: Progress) -> dict[str, int]:
+def share_out(ground: Ground, share: float, gains: Mapping[str, float]) -> dict[str, int]:
     """Channels to keep of each group so that `share` of the multiply-accumulates is saved.
 
-    Groups that keep all are left out. Raises WrongUsage where so much cannot be removed.
+    gains: by group, from `measure_gains`. Groups that keep all are left out. Raises WrongUsage
+    where so much cannot be removed.
     """
     total = total_macs(count_macs(ground.graph))
     each = macs_of_channels(ground.graph, ground.groups)
-    names = [name for name in ground.orders if each.get(name)]
-    if not names or not total:
-        why = reasons_pinned(ground.groups)
-        raise WrongUsage(
-            f"--prune: this model has no channels to remove ({why}); leave the option out."
-        )
+    names = list(gains)
     counts = [_counts(ground.orders[name].channels) for name in names]
-    gains = _measure_gains(ground, names, progress)
     costs = [
         [
             Cost(
@@ -134,11 +129,7 @@ def share_out(ground: Ground, share: float, progress: Progress) -> dict[str, int
             name: options[choice]
             for name, options, choice in zip(names, counts, found.choices, strict=True)
         }
-        saved = (
-            1
-            - total_macs(macs_without(ground.graph, ground.groups, gone_of(ground.orders, keep)))
-            / total
-        )
+        saved = 1 - macs_left(ground, keep) / total
         if saved >= share - _CLOSE and (best is None or saved < best[0]):
             best = (saved, keep)
         if abs(saved - share) < _CLOSE:
@@ -146,7 +137,7 @@ def share_out(ground: Ground, share: float, progress: Progress) -> dict[str, int
         aim += share - saved
     if best is None:
         least = {name: options[0] for name, options in zip(names, counts, strict=True)}
-        left = total_macs(macs_without(ground.graph, ground.groups, gone_of(ground.orders, least)))
+        left = macs_left(ground, least)
         raise WrongUsage(
             f"--prune {share:.0%}: at most {1 - left / total:.0%} of this model's "
             f"multiply-accumulates can be removed ({reasons_pinned(ground.groups)}); ask for less."
@@ -166,8 +157,18 @@ def _counts(size: int) -> tuple[int, ...]:
     return tuple(sorted({*counts, size}))
 
 
-def _measure_gains(ground: Ground, names: Sequence[str], progress: Progress) -> dict[str, float]:
-    """By group, the noise at the model's output for each unit of the curve's loss."""
+def measure_gains(ground: Ground, progress: Progress) -> dict[str, float]:
+    """By group that can go, the noise at the model's output for each unit of its curve's loss.
+
+    Raises WrongUsage where there is no such group.
+    """
+    each = macs_of_channels(ground.graph, ground.groups)
+    names = [name for name in ground.orders if each.get(name)]
+    if not names:
+        why = reasons_pinned(ground.groups)
+        raise WrongUsage(
+            f"--prune: this model has no channels to remove ({why}); leave the option out."
+        )
     indices = (ground.split.search or ground.split.calibration)[:PROBED]
     gains: dict[str, float] = {}
     progress.stage("measuring each group of channels alone", len(names))
@@ -218,6 +219,12 @@ def _noise(
         if power > 0:
             worst = max(worst, float(np.square(first - second).sum()) / power)
     return worst
+
+
+def macs_left(ground: Ground, keep: Mapping[str, int]) -> int:
+    """Multiply-accumulates for one sample where each group keeps so many channels."""
+    gone = gone_of(ground.orders, keep)
+    return total_macs(macs_without(ground.graph, ground.groups, gone))
 
 
 def total_macs(macs: Mapping[str, int | None]) -> int:

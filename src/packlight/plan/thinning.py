@@ -12,7 +12,6 @@ from typing import Any, Literal, TypeAlias
 
 from packlight.errors import UnsupportedOperator, UnusableRecipe, WrongUsage
 from packlight.graph.anatomy import count_macs
-from packlight.graph.coupling.cost import macs_without
 from packlight.graph.model import Graph
 from packlight.graph.repair import repair
 from packlight.graph.rewrite.prune import remove_channels
@@ -22,6 +21,8 @@ from packlight.measure.evidence import ChannelEvidence, Thinning
 from packlight.nearest import did_you_mean
 from packlight.plan.channels import (
     Ground,
+    macs_left,
+    measure_gains,
     prepare_ground,
     share_out,
     total_macs,
@@ -99,7 +100,7 @@ def thin(
         else:
             keep = _checked(channels, ground)
             if share is not None:
-                keep = share_out(ground, share, progress)
+                keep = share_out(ground, share, measure_gains(ground, progress))
             fitted = _without(ground, keep, progress)
         steps = 0
         notes: list[str] = []
@@ -146,9 +147,13 @@ def _largest_within(
     """The largest of `SHARES` that loses no more than `room`; nothing where none does."""
     if drop_of is None:
         raise WrongUsage("--prune auto needs samples, which tell how much may go: give --data.")
+    try:
+        gains = measure_gains(ground, progress)
+    except WrongUsage:
+        return {}, ground.graph  # there are no channels to remove
     for share in SHARES:
         try:
-            keep = share_out(ground, share, progress)
+            keep = share_out(ground, share, gains)
         except WrongUsage:
             continue  # so much cannot go, whatever it costs
         fitted = _without(ground, keep, progress)
@@ -223,8 +228,7 @@ def _evidence(
     notes: Sequence[str],
 ) -> Thinning:
     before = total_macs(count_macs(ground.graph))
-    gone = gone_of(ground.orders, keep)
-    after = total_macs(macs_without(ground.graph, ground.groups, gone))
+    after = macs_left(ground, keep)
     listed = []
     for group in ground.groups:
         reason = group.pinned

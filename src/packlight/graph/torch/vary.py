@@ -33,7 +33,7 @@ def _move(pictures: NDArray[Any], generator: np.random.Generator) -> NDArray[Any
     """Mirror half of the pictures [n, channels, height, width], and shift all; edges repeat."""
     pictures = np.array(pictures)
     count, _, height, width = pictures.shape
-    down, along = (max(size // MOST_SHIFT, 0) for size in (height, width))
+    down, along = (size // MOST_SHIFT for size in (height, width))
     mirrored = generator.random(count) < 0.5
     pictures[mirrored] = pictures[mirrored, :, :, ::-1]
     padded = np.pad(pictures, ((0, 0), (0, 0), (down, down), (along, along)), mode="edge")
