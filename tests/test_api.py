@@ -872,3 +872,12 @@ def test_healing_is_done_again_by_its_steps(
     folder = found.save(tmp_path / "first")
     again = compress(mlp, data=rows, recipe=folder / "recipe.yaml", max_drop=0.5)
     assert again.model.read_bytes() == found.model.read_bytes()
+
+
+def test_channels_of_a_recipe_that_is_searched_are_kept_to(
+    steady: None, mlp: Path, rows: Array
+) -> None:
+    done = compress(mlp, data=rows, prune="30%", max_drop=0.5).recipe
+    wish = replace(done, forbid=("float16",))
+    found = compress(mlp, data=rows, recipe=wish, max_drop=0.5)
+    assert found.recipe.channels == done.channels and found.evidence.thinning is not None

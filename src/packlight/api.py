@@ -201,7 +201,10 @@ def compress(
     )
     if dry_run:
         return forecast(source, goal, has_data=data is not None, max_size_bytes=size)
-    trains = heal_minutes > 0 or (wanted is not None and wanted.heal_steps > 0)
+    # A recipe that asks for a search may say which channels stay, too.
+    channels = given.channels if given is not None and share is None else ()
+    heal_steps = given.heal_steps if given is not None and channels else 0
+    trains = heal_minutes > 0 or heal_steps > 0
     prepared = prepare_samples(source, data, preprocess=preprocess, seed=seed, training=trains)
     progress.stage("simplifying the graph")
     with tempfile.TemporaryDirectory(prefix="packlight-") as folder:
@@ -227,16 +230,16 @@ def compress(
             return bench.evaluate(Recipe(target=goal.name, seed=seed), "without channels").drop
 
     thinned = None
-    if share is not None or (wanted is not None and wanted.channels):
+    if share is not None or channels:
         thinned = thin(
             simplified,
             prepared.samples,
             prepared.split,
             source.inputs,
             share=share,
-            channels=() if wanted is None else wanted.channels,
+            channels=channels,
             heal_minutes=heal_minutes,
-            heal_steps=0 if wanted is None else wanted.heal_steps,
+            heal_steps=heal_steps,
             max_drop=drop,
             drop_of=None if prepared.samples.generated else drop_of,
             seed=seed,
