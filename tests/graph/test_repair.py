@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from packlight.graph.coupling.groups import find_groups
 from packlight.graph.coupling.shapes import infer_shapes
+from packlight.graph.fitting import find_target
 from packlight.graph.layers import find_layers, weight_matrix
 from packlight.graph.model import Model
 from packlight.graph.observe import observe, wants_moments, with_outputs
-from packlight.graph.repair import find_target, repair
+from packlight.graph.repair import repair
 from packlight.graph.rewrite.prune import remove_channels
 from packlight.graph.thin import gone_of, order_groups, rows_left
 from packlight.graph.walk import constant_of

@@ -108,7 +108,8 @@ def apply_recipe(
     )
     for word in dict.fromkeys([*CHOICES, *(one.word for _, one in decoded)]):
         group = [layer for layer, one in decoded if one.word == word]
-        store_packed(copy, group, packed)
+        if group:
+            store_packed(copy, group, packed)
     store_float16(copy, [layer for layer, one in chosen if one.word == "float16"])
     keep_float(copy, (layer.name for layer, _ in static))
     tie_transposed(copy)

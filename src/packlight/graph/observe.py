@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
 from packlight.errors import UnusableSamples
@@ -57,12 +58,16 @@ class Observations:
 
     histograms: by tensor. moments: by layer, [in, in] in kernel order ([groups, in, in] for a
     Conv with groups).
-    samples: how many were run.
+    samples: how many were run. ranges: ends found of the histograms, by (tensor, bits, method):
+    what stays the same from one trial to the next.
     """
 
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
     moments: Mapping[str, Moments] = field(default_factory=dict)
     samples: int = 0
+    ranges: dict[tuple[str, int, str], tuple[float, float]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
 
 def observe(
@@ -223,6 +228,7 @@ def with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
         if value.type is None:
             value.type = ir.TensorType(ir.DataType.FLOAT)
         graph.outputs.append(value)
+    passes.RemoveUnusedNodesPass()(copy)  # the runtime would compute what nobody asks for
     return copy
 
 

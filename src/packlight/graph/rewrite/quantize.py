@@ -82,7 +82,12 @@ def quantize_layers(
         root = root_of(name, placement.same_scale)
         if root not in scales:
             grid = ACTIVATIONS[16 if root in wide_tensors else 8]
-            low, high = find_range(observations.histograms[root], grid, ranges)
+            key = (root, grid.bits, ranges)
+            ends = observations.ranges.get(key)
+            if ends is None:
+                ends = find_range(observations.histograms[root], grid, ranges)
+                observations.ranges[key] = ends
+            low, high = ends
             scale, zero = scale_and_zero_point(low, high, grid)
             scales[root] = (np.asarray(scale), np.asarray(zero).astype(grid.dtype_name))
     carried = {
