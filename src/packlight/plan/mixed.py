@@ -19,6 +19,10 @@ from packlight.plan.trials import Tried, Workbench
 from packlight.progress import SILENT, Progress
 
 ROUNDS = 8
+REFITTED_ROUNDS = 4
+"""Of proposals that are rounded layer after layer: each takes as long as all layers' passes, and
+the first aim is good, since proposals without refitting came before."""
+
 CLOSE = 1.15
 """Noise powers that differ by less than this factor (0.6 dB) are not worth another round."""
 
@@ -98,11 +102,12 @@ def search_mixed(
     """
     run = _Run(bench, table, base, limits, packed, refit, progress)
     deadline = time.monotonic() + seconds
-    progress.stage("choosing for each layer", ROUNDS)
+    rounds = REFITTED_ROUNDS if refit else ROUNDS
+    progress.stage("choosing for each layer", rounds)
     if limits.drop is None:
-        _fill(run, deadline)
+        _fill(run, deadline, rounds=rounds)
         return run.found
-    _bisect(run, minimise, _first_aim(known, before, limits), deadline)
+    _bisect(run, minimise, _first_aim(known, before, limits), deadline, rounds=rounds)
     kept = [one for one in run.found if keeps_drop(one.tried, limits)]
     limited = limits.size if minimise == "bytes" else limits.latency
     if limited is not None and not any(run.fits(one.tried) for one in kept):
@@ -187,7 +192,7 @@ class _Run:
         return rounds <= 0 or late or len(self.failed) >= _FAILURES
 
 
-def _bisect(run: _Run, minimise: Resource, aim: float, deadline: float) -> None:
+def _bisect(run: _Run, minimise: Resource, aim: float, deadline: float, *, rounds: int) -> None:
     """Find the largest noise that keeps the drop.
 
     An assignment is the answer for all aims from its own loss to the one it was found with. So
@@ -196,8 +201,8 @@ def _bisect(run: _Run, minimise: Resource, aim: float, deadline: float) -> None:
     """
     low, high, falls = 0.0, math.inf, 0
     most = sum(max(cost.loss for cost in costs) for costs in run.table.costs)
-    for _ in range(ROUNDS + _SKIPS):
-        if run.over(ROUNDS - len(run.found), deadline):
+    for _ in range(rounds + _SKIPS):
+        if run.over(rounds - len(run.found), deadline):
             return
         assignment = run.propose(minimise, aim)
         if assignment is None:
@@ -218,7 +223,7 @@ def _bisect(run: _Run, minimise: Resource, aim: float, deadline: float) -> None:
         aim = _next_aim(low, high, falls)
 
 
-def _fill(run: _Run, deadline: float, *, rounds: int = ROUNDS) -> None:
+def _fill(run: _Run, deadline: float, *, rounds: int) -> None:
     """Find the most faithful assignment within the other limits, and use them up."""
     last = len(run.found) + rounds
     while not run.over(last - len(run.found), deadline):
