@@ -46,6 +46,7 @@ class Clock:
     stages: list[tuple[str, float]] = field(default_factory=list)
 
     def stage(self, name: str, total: int | None = None) -> None:
+        """A stage begins."""
         self.stages.append((name, time.monotonic()))
         print(f"  {name}", file=sys.stderr, flush=True)
 
@@ -101,7 +102,8 @@ def row(name: str, download: str | None, options: argparse.Namespace) -> str:
     at = dict(reversed(clock.stages))  # of each stage the first time
     whole = path.stat().st_size
     budget = f"drop {options.max_drop}" + (f", download {download}" if download else "")
-    claim = f"{result.evidence.verdict}{', proven' if (result.evidence.metric and result.evidence.metric.proven) else ''}"
+    proven = result.evidence.metric is not None and result.evidence.metric.proven
+    claim = result.evidence.verdict + (", proven" if proven else "")
     return (
         f"| {name} | {budget} | {size:,} | {whole / size:.1f}x | {claim} | {before:.2%} "
         f"| {after:.2%} | {seconds:.0f} | {at[LAST] - at[FIRST]:.0f} | {used:.0f} | {load:.1f} |"
