@@ -38,7 +38,7 @@ from packlight.plan.rules import read_rules
 from packlight.plan.search import Found, search
 from packlight.plan.solve import Limits
 from packlight.plan.thinning import parse_share, thin
-from packlight.plan.training import plan_training
+from packlight.plan.training import NO_TRAINING, Training, plan_training
 from packlight.plan.trials import GIVEN, Tried, Workbench
 from packlight.plan.tuning import key_of_choice, recall_choice, remember_choice, tune_chosen
 from packlight.plan.workers import parse_workers
@@ -81,6 +81,7 @@ class Result:
     _files: tuple[Path, ...] = field(repr=False)
     _inputs: tuple[Path, ...] = field(repr=False)
     _keep: Any = field(repr=False, compare=False, default=None)
+    _training: Training = field(repr=False, compare=False, default=NO_TRAINING)
 
     @property
     def verdict(self) -> str:
@@ -95,7 +96,8 @@ class Result:
     def save(self, out: str | Path, *, force: bool = False) -> Path:
         """Write model.onnx, recipe.yaml, report.html and report.json into the folder `out`.
 
-        It appears whole or not at all; force: replace what is there.
+        It appears whole or not at all; force: replace what is there. Then the checkpoints of
+        training are removed.
         Raises UnusableOutput where it exists or cannot be written.
         """
         texts = {
@@ -103,9 +105,11 @@ class Result:
             "report.json": write_json(self.evidence),
             "report.html": write_html(self.evidence, how_to_run=how_to_run(self.evidence)),
         }
-        return write_folder(
+        folder = write_folder(
             Path(out), files=self._files, texts=texts, force=force, inputs=self._inputs
         )
+        self._training.clear()
+        return folder
 
     def __str__(self) -> str:
         return evidence_table(self.evidence)
@@ -173,7 +177,7 @@ def compress(
         drop allows. heal_minutes: train towards the original for so long, without labels: the
         chosen file with its rounding in the loop, and before it, for two thirds of the time, what
         is left after pruning; needs PyTorch. checkpoints: a folder in which training keeps where
-        it stands, so that the same call goes on after an interruption; yours to remove.
+        it stands, so that the same call goes on after an interruption; removed by `Result.save`.
     metric: a name or a function of (outputs, labels). workers: processes for the search, or a
         Ray cluster ("ray://host:port"). dry_run: only say what would happen.
     Raises PacklightError with a sentence for the user.
@@ -183,6 +187,10 @@ def compress(
     given = _recipe(recipe)
     if given is not None:
         target, seed = given.target, given.seed
+    share = None if prune is None else parse_share(prune)
+    kept = None if checkpoints is None else Path(checkpoints)
+    training = plan_training(heal_minutes, prunes=share is not None, given=given, folder=kept)
+    given = given and replace(given, tune_steps=0)  # that is training's, from now on
     asks = given is not None and (given.searches or bool(pin) or bool(forbid))
     wanted = None if asks else given
     goal, wish = find_target(target), find_goal(preset)
@@ -193,14 +201,11 @@ def compress(
     if max_drop is None and not limited and of_one:
         drop = wish.drop
     check_budget(max_size, max_latency, max_download)
-    share = None if prune is None else parse_share(prune)
     if share is not None and wanted is not None:
         raise WrongUsage(
             "--prune and a recipe that says all contradict each other: edit `channels:` in the "
             "recipe, or leave it out."
         )
-    kept = None if checkpoints is None else Path(checkpoints)
-    training = plan_training(heal_minutes, prunes=share is not None, given=given, folder=kept)
     progress.stage("reading the model and the samples")
     arrived = _Scratch()
     source = load(bring_in(model, example_inputs, arrived.path))
@@ -328,7 +333,7 @@ def compress(
     done = done if thinned is None else thinned.note_in(done)
     if tuning is not None:  # at least 1: samples are split otherwise where nothing is trained
         done = replace(done, tune_steps=max(tuning.steps, 1))
-    return Result(evidence, done, files[0], files, tuple(held), scratch)
+    return Result(evidence, done, files[0], files, tuple(held), scratch, training)
 
 
 def inspect(

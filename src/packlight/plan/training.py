@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from packlight.recipe import Recipe
 HEALING = 2 / 3
 """Share of the minutes for what pruning leaves, in floats; the rest is for the rounded file."""
 
-_HEALED, _TUNED = "healed.npz", "tuned.npz"
+_HEALED, _TUNED, CHOSEN = "healed.npz", "tuned.npz", "chosen.json"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,15 @@ class Training:
     def tuned(self) -> Path | None:
         """The checkpoint of tuning."""
         return None if self.folder is None else self.folder / _TUNED
+
+    def clear(self) -> None:
+        """Remove what an interruption would have needed, and the folder where it holds no more."""
+        if self.folder is None or not self.folder.is_dir():
+            return
+        for name in (_HEALED, _TUNED, CHOSEN):
+            (self.folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it holds something of somebody else's
+            self.folder.rmdir()
 
 
 NO_TRAINING = Training()

@@ -19,12 +19,10 @@ from packlight.graph.layers import Layer
 from packlight.graph.model import Graph, load_model
 from packlight.measure.evidence import Tuning
 from packlight.plan.search import Found
-from packlight.plan.training import Training
+from packlight.plan.training import CHOSEN, Training
 from packlight.plan.trials import Tried, Workbench
 from packlight.progress import Progress
 from packlight.recipe import Recipe, parse_recipe, write_recipe
-
-_CHOSEN = "chosen.json"
 
 
 def tune_chosen(
@@ -116,16 +114,16 @@ def key_of_choice(bench: Workbench, graph: Graph, settings: object) -> str:
 def remember_choice(folder: Path, key: str, recipe: Recipe) -> None:
     """Write down what the search chose, for the same call after an interruption."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / _CHOSEN, json.dumps({"key": key, "recipe": write_recipe(recipe)}).encode())
+    write_whole(folder / CHOSEN, json.dumps({"key": key, "recipe": write_recipe(recipe)}).encode())
 
 
 def recall_choice(bench: Workbench, folder: Path, key: str) -> Found | None:
     """What an interrupted run of that key chose, made again; None where there is no such."""
     try:
-        head = json.loads((folder / _CHOSEN).read_text(encoding="utf-8"))
+        head = json.loads((folder / CHOSEN).read_text(encoding="utf-8"))
         if head["key"] != key:
             return None
-        recipe = parse_recipe(head["recipe"], folder / _CHOSEN)
+        recipe = parse_recipe(head["recipe"], folder / CHOSEN)
     except (OSError, ValueError, KeyError, TypeError, PacklightError):
         return None
     chosen = bench.evaluate(recipe, "chosen before the interruption")

@@ -175,8 +175,8 @@ def distill(
     original, student: graphs with the same inputs and outputs. word: what the training is
     called in progress and notes. hints: whether tensors inside mean the same in both; they do
     not where a rewrite moved factors from layer to layer. A state that is worse than the
-    student was, or no number, is never given back. Raises WrongUsage without steps or minutes, and where samples are too few
-    to train with.
+    student was, or no number, is never given back.
+    Raises WrongUsage without steps or minutes, and where samples are too few to train with.
     """
     if (lessons.steps is None) == (lessons.minutes is None):
         raise WrongUsage("Say how long to heal: either a number of steps, or minutes.")

@@ -60,8 +60,18 @@ def codes_of(
     *,
     zero: Tensor | float = 0.0,
 ) -> Tensor:
-    """clip(round(latent / scale) + zero, low, high) in floats; scale broadcasts over latent."""
-    return (pass_through(torch.round, latent / scale) + zero).clamp(low, high)
+    """round(clip(latent / scale, low - zero, high - zero)) + zero, whole numbers in floats.
+
+    latent: any shape, over which scale and zero broadcast; zero is whole.
+    """
+    inside = (latent / scale).clamp(*_ends(latent, low - zero, high - zero))
+    return pass_through(torch.round, inside) + zero
+
+
+def _ends(like: Tensor, low: Tensor | float, high: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Both ends as tensors of one kind: clamp takes numbers or tensors, not one of each."""
+    one, other = (torch.as_tensor(end, dtype=like.dtype, device=like.device) for end in (low, high))
+    return one, other
 
 
 def with_value(codes: Tensor, value: Tensor) -> Tensor:
