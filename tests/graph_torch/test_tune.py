@@ -85,7 +85,7 @@ def quantize(bench: Bench, net: Model, *words: str) -> tuple[ir.Model, Recipe]:
 
 def train(bench: Bench, net: Model, quantized: ir.Model, recipe: Recipe, **options: Any) -> Tuned:
     samples = open_samples({"x": pictures()}, net.inputs)
-    options = {"steps": 80, "batch": 32, **options}
+    options = {"steps": 80, "rate": 2e-4, "batch": 32, **options}
     lessons = Lessons(samples, range(256), net.inputs, bench.process, **options)
     return tune(net.ir, quantized, recipe, find_layers(net.ir), lessons)
 

@@ -169,12 +169,14 @@ def distill(
     *,
     word: str,
     hints: bool = True,
+    rate: float = RATE,
 ) -> Distilled:
     """Train `trainee`, which computes `student`, towards `original`, and give its best state.
 
     original, student: graphs with the same inputs and outputs. word: what the training is
     called in progress and notes. hints: whether tensors inside mean the same in both; they do
-    not where a rewrite moved factors from layer to layer. A state that is worse than the
+    not where a rewrite moved factors from layer to layer. rate: the largest, where the lessons
+    do not say it, of a student that is FAR off. A state that is worse than the
     student was, or no number, is never given back.
     Raises WrongUsage without steps or minutes, and where samples are too few to train with.
     """
@@ -200,11 +202,10 @@ def distill(
         before = _held_out_loss(pupil, held)
         if not math.isfinite(before):
             raise WrongUsage("The student's loss is no number before training: nothing to heal.")
-        rate = lessons.rate
-        if rate is None:
-            rate = RATE * min(1.0, math.sqrt(before / FAR))
+        nearer = rate * min(1.0, math.sqrt(before / FAR))
+        rate = nearer if lessons.rate is None else lessons.rate
         state = _Training(pupil, rate, trained, lessons)
-        key = "" if lessons.checkpoint is None else _key(original, student, lessons, rate)
+        key = "" if lessons.checkpoint is None else _key(original, student, lessons, word)
         kept = None if lessons.checkpoint is None else read_checkpoint(lessons.checkpoint, key)
         if kept is not None:
             steps = kept.planned
@@ -373,8 +374,8 @@ def _restore(module: Trainee, state: dict[str, torch.Tensor]) -> None:
             parameter.copy_(state[name])
 
 
-def _key(original: ir.Model, student: ir.Model, lessons: Lessons, rate: float) -> str:
+def _key(original: ir.Model, student: ir.Model, lessons: Lessons, word: str) -> str:
     """What a checkpoint belongs to: graphs, samples and settings."""
-    settings = (lessons.steps, lessons.minutes, rate, lessons.batch, lessons.seed)
+    settings = (word, lessons.steps, lessons.minutes, lessons.rate, lessons.batch, lessons.seed)
     graphs = (original, student)
     return fingerprint(graphs, lessons.samples, lessons.indices, lessons.inputs, settings)

@@ -27,6 +27,11 @@ from packlight.graph.torch.fake_quantized import CodeRule, FakeQuantized
 from packlight.graph.torch.naming import constant_tensor
 from packlight.recipe import Choice, Recipe, parse_choice
 
+RATE = 8e-4
+"""The largest rate, less than without rounding: what a step brings across the middle between two
+codes is noise. On resnet20 with 4-bit weights and activations 8e-4 itself left the loss above
+where it began halfway through 210 steps; 3e-4 took 15 % off it in 240."""
+
 
 @dataclass(frozen=True)
 class Tuned:
@@ -67,7 +72,7 @@ def tune(
     notes = _notes(quantized, choices, rules)
     if not module.learns:
         return Tuned(copy_model(quantized), None, (*notes, "there was nothing to tune"))
-    found = distill(original, quantized, module, lessons, word="tuning", hints=hints)
+    found = distill(original, quantized, module, lessons, word="tuning", hints=hints, rate=RATE)
     tuned = module.return_codes() if found.better else copy_model(quantized)
     return Tuned(tuned, found, notes)
 
