@@ -20,6 +20,7 @@ import packlight
 from packlight import api
 from packlight.errors import (
     RuntimeCrashed,
+    UnsupportedOperator,
     UnusableModel,
     UnusableOutput,
     UnusableRecipe,
@@ -881,3 +882,128 @@ def test_channels_of_a_recipe_that_is_searched_are_kept_to(
     wish = replace(done, forbid=("float16",))
     found = compress(mlp, data=rows, recipe=wish, max_drop=0.5)
     assert found.recipe.channels == done.channels and found.evidence.thinning is not None
+
+
+# Training with rounding in the loop --------------------------------------------------------------
+
+
+def of_few_bits(mlp: Path, word: str) -> Recipe:
+    layers = find_layers(packlight.load(mlp).ir)
+    return Recipe(layers=tuple((layer.name, word) for layer in layers))
+
+
+def test_a_recipe_of_few_bits_is_tuned_and_done_again(
+    steady: None, mlp: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+    rows = np.random.default_rng(3).standard_normal((1600, 16)).astype(np.float32)
+    few = of_few_bits(mlp, "int2")
+    plain = compress(mlp, data=rows, recipe=few, max_drop=0.5)
+    found = compress(mlp, data=rows, recipe=few, heal_minutes=0.05, max_drop=0.5)
+    tuning = found.evidence.tuning
+    assert plain.evidence.tuning is None and plain.recipe.tune_steps == 0
+    assert tuning is not None and tuning.steps == found.recipe.tune_steps > 0
+    assert tuning.loss_before is not None and tuning.loss_after is not None
+    assert tuning.kept and tuning.loss_after < tuning.loss_before
+    assert [trial.label for trial in found.evidence.trials if trial.chosen] == [
+        "the given recipe, tuned"
+    ]
+    assert "rounding in the loop" in str(found)
+    folder = found.save(tmp_path / "first")
+    assert "tune_steps" in (folder / "recipe.yaml").read_text()
+    again = compress(mlp, data=rows, recipe=folder / "recipe.yaml", max_drop=0.5)
+    assert again.model.read_bytes() == found.model.read_bytes()
+    with pytest.raises(WrongUsage, match="tune_steps contradict"):
+        compress(mlp, data=rows, recipe=folder / "recipe.yaml", heal_minutes=1)
+
+
+def test_an_interrupted_call_goes_on(
+    steady: None, mlp: Path, rows: Array, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    from packlight.graph.torch import distill
+
+    kept = tmp_path / "net.packed.healing"
+    options = {"data": rows, "max_size": "30%", "heal_minutes": 0.1, "checkpoints": kept}
+    step, counted = distill._Training.step, [0]
+
+    def interrupted(self: Any, number: int, share: float) -> float:
+        if share > 0.5:
+            raise KeyboardInterrupt
+        return step(self, number, share)
+
+    monkeypatch.setattr(distill._Training, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compress(mlp, **options)
+    assert {file.name for file in kept.iterdir()} == {"chosen.json", "tuned.npz"}
+
+    def counting(self: Any, number: int, share: float) -> float:
+        counted[0] += 1
+        assert share > 0.4  # what was done is not done again
+        return step(self, number, share)
+
+    monkeypatch.setattr(distill._Training, "step", counting)
+    found = compress(mlp, **options)
+    tuning = found.evidence.tuning
+    assert tuning is not None and counted[0] < 0.7 * tuning.steps
+    assert any("went on from step" in note for note in tuning.notes)
+    assert found.evidence.trials[0].label == "chosen before the interruption"
+    assert kept.is_dir()
+    found.save(tmp_path / "net.packed")
+    assert not kept.exists()
+
+
+def test_what_another_call_left_is_not_used(
+    steady: None, mlp: Path, rows: Array, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    kept = tmp_path / "left"
+    options = {"max_size": "30%", "checkpoints": kept, "heal_minutes": 0.02}
+    compress(mlp, data=rows, **options)
+    assert (kept / "chosen.json").is_file()
+    others = rows.copy()
+    others[0, 0] += 1
+    found = compress(mlp, data=others, **options)
+    tuning = found.evidence.tuning
+    assert tuning is not None and not any("went on" in note for note in tuning.notes)
+    assert found.evidence.trials[0].label != "chosen before the interruption"
+    (kept / "chosen.json").write_text("{")
+    found = compress(mlp, data=others, **options)
+    assert found.evidence.trials[0].label != "chosen before the interruption"
+
+
+def test_tuning_without_samples_says_that_they_were_made_up(steady: None, mlp: Path) -> None:
+    pytest.importorskip("torch")
+    found = compress(mlp, recipe=of_few_bits(mlp, "weights-int2"), heal_minutes=0.03)
+    tuning = found.evidence.tuning
+    assert tuning is not None and tuning.loss_before is not None
+    assert any("made-up samples" in note for note in tuning.notes)
+
+
+def test_minutes_are_shared_with_what_pruning_leaves(
+    steady: None, mlp: Path, rows: Array, tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+    found = compress(mlp, data=rows, prune="30%", heal_minutes=0.06, max_size="15%")
+    assert found.recipe.heal_steps > 0 and found.recipe.tune_steps > 0
+    thinning, tuning = found.evidence.thinning, found.evidence.tuning
+    assert thinning is not None and thinning.heal_steps > 0 and tuning is not None
+    folder = found.save(tmp_path / "first")
+    again = compress(mlp, data=rows, recipe=folder / "recipe.yaml", max_size="15%")
+    assert again.model.read_bytes() == found.model.read_bytes()
+
+
+def test_an_operator_that_cannot_be_trained_is_named_and_the_file_stays(
+    steady: None, mlp: Path, rows: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    from packlight.graph.torch import fake_quantized
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise UnsupportedOperator("Node 'r' (Relu): the model cannot be healed.")
+
+    monkeypatch.setattr(fake_quantized, "to_torch", refuse)
+    found = compress(mlp, data=rows, max_size="30%", heal_minutes=0.02)
+    tuning = found.evidence.tuning
+    assert tuning is not None and not tuning.kept and tuning.steps == 0
+    assert any("Relu" in note for note in tuning.notes)

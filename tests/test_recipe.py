@@ -288,6 +288,15 @@ def test_channels_go_there_and_back(tmp_path: Path) -> None:
     assert "channels:" not in path.read_text() and read_recipe(path) == plain
 
 
+def test_tuning_goes_there_and_back(tmp_path: Path) -> None:
+    recipe = Recipe(layers=(("a", "int4"),), tune_steps=70)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(write_recipe(recipe))
+    assert read_recipe(path) == recipe
+    path.write_text(write_recipe(replace(recipe, tune_steps=0)))
+    assert "tune_steps" not in path.read_text()
+
+
 @pytest.mark.parametrize(
     ("text", "line", "word"),
     [
@@ -295,6 +304,8 @@ def test_channels_go_there_and_back(tmp_path: Path) -> None:
         ("layers: {a: int8}\nchannels: {a: 0}\n", 2, "1 or more"),
         ("layers: {a: int8}\nchannels: {a: true}\n", 2, "number of channels"),
         ("layers: {a: int8}\nheal_steps: -1\n", 2, "0 or more"),
+        ("layers: {a: int8}\ntune_steps: -1\n", 2, "'tune_steps' must be 0 or more"),
+        ("layers: {a: int8}\ntune_steps: many\n", 2, "whole number"),
         ("layers: {a: int8}\nchanels: {a: 3}\n", 2, "did you mean 'channels'"),
     ],
 )

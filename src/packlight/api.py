@@ -25,7 +25,7 @@ from packlight.measure.evidence import Budget, Evidence
 from packlight.measure.latency import rank_latencies
 from packlight.measure.quality import Metric, find_metric
 from packlight.plan.account import state_evidence
-from packlight.plan.budget import parse_drop, parse_latency, parse_size
+from packlight.plan.budget import check_budget, parse_drop, parse_latency, parse_size
 from packlight.plan.candidates import describe_targets
 from packlight.plan.forecast import Forecast, forecast
 from packlight.plan.goal import Goal, find_goal
@@ -37,8 +37,10 @@ from packlight.plan.prepare import bring_in, common_inputs, prepare_samples, sim
 from packlight.plan.rules import read_rules
 from packlight.plan.search import Found, search
 from packlight.plan.solve import Limits
-from packlight.plan.thinning import Share, parse_share, thin
+from packlight.plan.thinning import parse_share, thin
+from packlight.plan.training import NO_TRAINING, Training, plan_training
 from packlight.plan.trials import GIVEN, Tried, Workbench
+from packlight.plan.tuning import key_of_choice, recall_choice, remember_choice, tune_chosen
 from packlight.plan.workers import parse_workers
 from packlight.progress import SILENT, Progress
 from packlight.recipe import Recipe, parse_choice, read_recipe, write_recipe
@@ -79,6 +81,7 @@ class Result:
     _files: tuple[Path, ...] = field(repr=False)
     _inputs: tuple[Path, ...] = field(repr=False)
     _keep: Any = field(repr=False, compare=False, default=None)
+    _training: Training = field(repr=False, compare=False, default=NO_TRAINING)
 
     @property
     def verdict(self) -> str:
@@ -93,7 +96,8 @@ class Result:
     def save(self, out: str | Path, *, force: bool = False) -> Path:
         """Write model.onnx, recipe.yaml, report.html and report.json into the folder `out`.
 
-        It appears whole or not at all; force: replace what is there.
+        It appears whole or not at all; force: replace what is there. Then the checkpoints of
+        training are removed.
         Raises UnusableOutput where it exists or cannot be written.
         """
         texts = {
@@ -101,9 +105,11 @@ class Result:
             "report.json": write_json(self.evidence),
             "report.html": write_html(self.evidence, how_to_run=how_to_run(self.evidence)),
         }
-        return write_folder(
+        folder = write_folder(
             Path(out), files=self._files, texts=texts, force=force, inputs=self._inputs
         )
+        self._training.clear()
+        return folder
 
     def __str__(self) -> str:
         return evidence_table(self.evidence)
@@ -147,6 +153,7 @@ def compress(
     forbid: Sequence[str] = (),
     prune: str | float | None = None,
     heal_minutes: float = 0.0,
+    checkpoints: str | Path | None = None,
     metric: str | Metric | None = None,
     preprocess: str | None = None,
     workers: int | str = 1,
@@ -167,8 +174,10 @@ def compress(
         the search. pin: {layer: choice} and forbid: choices, which the search keeps to.
     prune: remove channels that hold this share of the multiply-accumulates ("30%" or 0.3), those
         that are missed least, and fit the rest to the original's outputs; "auto": as much as the
-        drop allows. heal_minutes: train
-        what is left towards the original for so long, without labels; needs PyTorch.
+        drop allows. heal_minutes: train towards the original for so long, without labels: the
+        chosen file with its rounding in the loop, and before it, for two thirds of the time, what
+        is left after pruning; needs PyTorch. checkpoints: a folder in which training keeps where
+        it stands, so that the same call goes on after an interruption; removed by `Result.save`.
     metric: a name or a function of (outputs, labels). workers: processes for the search, or a
         Ray cluster ("ray://host:port"). dry_run: only say what would happen.
     Raises PacklightError with a sentence for the user.
@@ -178,6 +187,10 @@ def compress(
     given = _recipe(recipe)
     if given is not None:
         target, seed = given.target, given.seed
+    share = None if prune is None else parse_share(prune)
+    kept = None if checkpoints is None else Path(checkpoints)
+    training = plan_training(heal_minutes, prunes=share is not None, given=given, folder=kept)
+    given = given and replace(given, tune_steps=0)  # that is training's, from now on
     asks = given is not None and (given.searches or bool(pin) or bool(forbid))
     wanted = None if asks else given
     goal, wish = find_target(target), find_goal(preset)
@@ -187,9 +200,12 @@ def compress(
     limited = [one for one in (max_size, max_latency, max_download) if one is not None]
     if max_drop is None and not limited and of_one:
         drop = wish.drop
-    _check_budget(max_size, max_latency, max_download)
-    share = None if prune is None else parse_share(prune)
-    _check_healing(heal_minutes, share, wanted)
+    check_budget(max_size, max_latency, max_download)
+    if share is not None and wanted is not None:
+        raise WrongUsage(
+            "--prune and a recipe that says all contradict each other: edit `channels:` in the "
+            "recipe, or leave it out."
+        )
     progress.stage("reading the model and the samples")
     arrived = _Scratch()
     source = load(bring_in(model, example_inputs, arrived.path))
@@ -203,9 +219,9 @@ def compress(
         return forecast(source, goal, has_data=data is not None, max_size_bytes=size)
     # A recipe that asks for a search may say which channels stay, too.
     channels = given.channels if given is not None and share is None else ()
-    heal_steps = given.heal_steps if given is not None and channels else 0
-    trains = heal_minutes > 0 or heal_steps > 0
-    prepared = prepare_samples(source, data, preprocess=preprocess, seed=seed, training=trains)
+    prepared = prepare_samples(
+        source, data, preprocess=preprocess, seed=seed, training=training.any
+    )
     progress.stage("simplifying the graph")
     with tempfile.TemporaryDirectory(prefix="packlight-") as folder:
         simplified, steps = simplify_checked(
@@ -238,8 +254,7 @@ def compress(
             source.inputs,
             share=share,
             channels=channels,
-            heal_minutes=heal_minutes,
-            heal_steps=heal_steps,
+            training=training,
             max_drop=drop,
             drop_of=None if prepared.samples.generated else drop_of,
             seed=seed,
@@ -265,7 +280,12 @@ def compress(
             if chosen.failure:
                 raise WrongUsage(f"The recipe gives a file that does not run: {chosen.failure}")
         else:
-            found = search(
+            key = ""
+            if kept is not None and training.tunes:
+                asked = (goal, wish, budget, rules, given, metric, heal_minutes, seed)
+                key = key_of_choice(bench, graph, asked)
+            recalled = recall_choice(bench, kept, key) if kept is not None and key else None
+            found = recalled or search(
                 bench,
                 layers,
                 _limits(bench, budget, original_ms),
@@ -274,6 +294,19 @@ def compress(
                 given=given if asks and given and given.layers else None,
                 download=download,
                 asked=bool(limited),
+                progress=progress,
+            )
+            if kept is not None and key:
+                remember_choice(kept, key, found.chosen.recipe)
+        tuning = None
+        if training.tunes:
+            found, tuning = tune_chosen(
+                bench,
+                found,
+                layers,
+                simplified,
+                training,
+                pruned=thinned is not None,
                 progress=progress,
             )
         figures = measure_figures(
@@ -289,7 +322,7 @@ def compress(
             figures = replace(figures, packed_bytes=packed)
         removed = None if thinned is None else thinned.evidence
         evidence = state_evidence(
-            bench, prepared, steps, layers, found, figures, budget, wish, removed
+            bench, prepared, steps, layers, found, figures, budget, wish, removed, tuning
         )
         scratch = _Scratch()
         files = _keep(found.chosen, scratch.path)
@@ -298,7 +331,9 @@ def compress(
     held = [source.source, *(Path(path) for path in given_paths if isinstance(path, str | Path))]
     done = found.chosen.recipe
     done = done if thinned is None else thinned.note_in(done)
-    return Result(evidence, done, files[0], files, tuple(held), scratch)
+    if tuning is not None:  # at least 1: samples are split otherwise where nothing is trained
+        done = replace(done, tune_steps=max(tuning.steps, 1))
+    return Result(evidence, done, files[0], files, tuple(held), scratch, training)
 
 
 def inspect(
@@ -373,37 +408,8 @@ def _to_be_packed(chosen: Tried, goal: Goal, download: int | None) -> bool:
     return few or download is not None or goal.wish in ("download", "nothing")
 
 
-def _check_healing(heal_minutes: float, share: Share | None, wanted: Recipe | None) -> None:
-    if not 0 <= heal_minutes < float("inf"):
-        raise WrongUsage(f"--heal-minutes {heal_minutes}: give minutes, 0 or more.")
-    if share is not None and wanted is not None:
-        raise WrongUsage(
-            "--prune and a recipe that says all contradict each other: edit `channels:` in the "
-            "recipe, or leave it out."
-        )
-    if heal_minutes and share is None:
-        raise WrongUsage(
-            "--heal-minutes trains what is left after --prune: say how much to prune, such as "
-            "--prune 30%."
-        )
-
-
 def _recipe(recipe: str | Path | Recipe | None) -> Recipe | None:
     return recipe if recipe is None or isinstance(recipe, Recipe) else read_recipe(recipe)
-
-
-def _check_budget(
-    max_size: str | float | None,
-    max_latency: str | float | None,
-    max_download: str | float | None,
-) -> None:
-    """Notice a budget that cannot be read before any work."""
-    if max_size is not None:
-        parse_size(max_size, 1 << 40)
-    if max_download is not None:
-        parse_size(max_download, 1 << 40, option="max-download")
-    if max_latency is not None:
-        parse_latency(max_latency, 1e6)
 
 
 def _original_ms(bench: Workbench) -> float:

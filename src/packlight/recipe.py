@@ -70,6 +70,7 @@ class Recipe:
     pair_limit: keep codes of neighbouring weights from saturating x86 kernels.
     channels: (group of channels, how many it keeps) of those that lose some, by its first layer;
         they go before anything is rounded. heal_steps: of training what is left.
+    tune_steps: of training with rounding in the loop, after all else.
     pins, forbid: (layer, choice) and choices that a search must keep to; with either the recipe
         asks for a search.
     places: (layer, "file, line 3") for messages, where the recipe was read from a file.
@@ -88,6 +89,7 @@ class Recipe:
     seed: int = 0
     channels: tuple[tuple[str, int], ...] = ()
     heal_steps: int = 0
+    tune_steps: int = 0
     pins: tuple[tuple[str, str], ...] = ()
     forbid: tuple[str, ...] = ()
     places: tuple[tuple[str, str], ...] = field(default=(), compare=False, repr=False)
@@ -132,6 +134,8 @@ def write_recipe(recipe: Recipe) -> str:
     if recipe.channels:
         content["channels"] = dict(recipe.channels)
         content["heal_steps"] = recipe.heal_steps
+    if recipe.tune_steps:
+        content["tune_steps"] = recipe.tune_steps
     if recipe.pins:
         content["pins"] = dict(recipe.pins)
     if recipe.forbid:
@@ -160,6 +164,11 @@ def read_recipe(path: Path | str) -> Recipe:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UnusableRecipe(f"The recipe {path} cannot be read ({error}).") from error
+    return parse_recipe(text, path)
+
+
+def parse_recipe(text: str, path: Path) -> Recipe:
+    """Check the text of a recipe, which messages call by `path`. Raises as `read_recipe`."""
     try:
         _refuse_extras(text, path)
         loader = yaml.SafeLoader(text)
@@ -229,6 +238,7 @@ _SETTINGS: dict[str, tuple[type, str]] = {
     "layers": (dict, "a list of `layer: choice`"),
     "channels": (dict, "a list of `group: channels kept`"),
     "heal_steps": (int, "a whole number"),
+    "tune_steps": (int, "a whole number"),
     "pins": (dict, "a list of `layer: choice`"),
     "forbid": (list, "a list of choices in brackets"),
 }
@@ -268,10 +278,9 @@ def _checked(
                 f"{at[key]}: {key!r} is {_short(content[key])}"
                 f"{did_you_mean(content[key], allowed)}; it may be {', '.join(allowed)}."
             )
-    if content.get("heal_steps", 0) < 0:
-        raise UnusableRecipe(
-            f"{at['heal_steps']}: 'heal_steps' must be 0 or more, not {content['heal_steps']}."
-        )
+    for key in ("heal_steps", "tune_steps"):
+        if content.get(key, 0) < 0:
+            raise UnusableRecipe(f"{at[key]}: {key!r} must be 0 or more, not {content[key]}.")
     channels: tuple[tuple[str, int], ...] = ()
     chosen: dict[str, tuple[tuple[str, str], ...]] = {}
     places: list[tuple[str, str]] = []

@@ -322,7 +322,6 @@ CASES: list[tuple[Case, tuple[str, ...]]] = [
     (option("--max-drop", "5MB"), ("--max-drop", "1%")),
     (option("--prune", "120%"), ("--prune 120%", "30%", "auto")),
     (option("--prune", "95%"), ("at most", "multiply-accumulates", "ask for less")),
-    (option("--heal-minutes", "2"), ("--heal-minutes", "--prune 30%")),
     (option("--heal-minutes", "-1", "--prune", "30%"), ("--heal-minutes", "0 or more")),
     (channels_of_nothing, ("'g1'", "channels", "'g'")),
     (option("--max-size", "big"), ("--max-size", "5MB")),

@@ -75,6 +75,7 @@ def test_every_option_reaches_the_api_unchanged(api: Any) -> None:
         "forbid": ("float16",),
         "prune": "30%",
         "heal_minutes": 2.0,
+        "checkpoints": Path("there.healing"),
         "workers": "2",
         "recipe": Path("r.yaml"),
         "metric": "own.py:score",

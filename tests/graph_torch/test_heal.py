@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from packlight.errors import WrongUsage  # noqa: E402
 from packlight.graph.layers import find_layers  # noqa: E402
 from packlight.graph.model import Model  # noqa: E402
 from packlight.graph.rewrite.prune import remove_channels  # noqa: E402
-from packlight.graph.torch import heal as healing  # noqa: E402
-from packlight.graph.torch.heal import Healed, find_hints, heal  # noqa: E402
+from packlight.graph.torch import distill as healing  # noqa: E402
+from packlight.graph.torch.distill import Distilled, Lessons  # noqa: E402
+from packlight.graph.torch.heal import heal  # noqa: E402
+from packlight.graph.torch.hints import find_hints  # noqa: E402
 from packlight.graph.torch.vary import vary  # noqa: E402
 from packlight.runtime import Process  # noqa: E402
 from packlight.samples import open_samples  # noqa: E402
@@ -58,14 +61,24 @@ def pictures(count: int = 256, seed: int = 1) -> np.ndarray:
     return (coarse + 0.2 * random.standard_normal((count, 3, 8, 8))).astype(np.float32)
 
 
-def run(bench: Bench, net: Model, *, count: int = 256, **options: Any) -> tuple[Any, Healed]:
+@dataclass(frozen=True)
+class Run:
+    """A healed graph and how it came about, in one."""
+
+    model: Any
+    training: Distilled
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.training, name)
+
+
+def run(bench: Bench, net: Model, *, count: int = 256, **options: Any) -> tuple[Any, Run]:
     student = remove_channels(net.ir, {"one": [1, 4, 5, 8, 10]})
     samples = open_samples({"x": pictures(count)}, net.inputs)
     options = {"steps": 60, "rate": 5e-3, "batch": 32, **options}
-    found = heal(
-        net.ir, student, samples, range(count), net.inputs, process=bench.process, **options
-    )
-    return student, found
+    lessons = Lessons(samples, range(count), net.inputs, bench.process, **options)
+    found = heal(net.ir, student, lessons)
+    return student, Run(found.model, found.training)
 
 
 def test_it_comes_nearer_to_the_original(bench: Bench, net: Model) -> None:

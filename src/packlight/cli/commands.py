@@ -178,8 +178,10 @@ def compress(
         typer.Option(
             "--heal-minutes",
             metavar="N",
-            help="After --prune, train what is left towards the original for so long; needs no "
-            'labels, but PyTorch (pip install "packlight\\[heal]").',
+            help="Train the compressed model towards the original for so long, with its rounding "
+            "in the loop; after --prune two thirds of the time go to what is left before anything "
+            "is rounded. An interrupted run goes on when the same command is given again. Needs "
+            'no labels, but PyTorch (pip install "packlight\\[heal]").',
             rich_help_panel=_MORE,
         ),
     ] = 0.0,
@@ -298,6 +300,7 @@ def compress(
                 forbid=tuple(forbid or ()),
                 prune=prune,
                 heal_minutes=heal_minutes,
+                checkpoints=folder.with_name(f"{folder.name}.healing"),
                 workers=workers,
                 metric=metric,
                 preprocess=preprocess,

@@ -153,11 +153,27 @@ class Thinning:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """Training of the chosen file towards the original, with its rounding in the loop.
+
+    steps: planned, with the loss on held-out calibration samples before and after (None: not
+    trained). kept: whether the trained file is the one that is handed over.
+    """
+
+    steps: int
+    loss_before: float | None = None
+    loss_after: float | None = None
+    kept: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Evidence:
     """All that one run of `compress` has to show. `report.json` is this value.
 
     packed_bytes: of the compressed model's files and recipe, entropy coded (None: not made).
     preset: what was wished for most. thinning: channels that were removed (None: none).
+    tuning: how the file was trained once it was chosen (None: it was not asked for).
     """
 
     verdict: Verdict
@@ -182,3 +198,4 @@ class Evidence:
     packed_bytes: int | None = None
     preset: str = "balanced"
     thinning: Thinning | None = None
+    tuning: Tuning | None = None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from packlight.graph.layers import Layer
 from packlight.graph.rewrite.simplify import SimplifyStep
-from packlight.measure.evidence import Budget, Evidence, Thinning, Trial
+from packlight.measure.evidence import Budget, Evidence, Thinning, Trial, Tuning
 from packlight.plan.goal import Goal, average_bits
 from packlight.plan.judge import Figures, environment, judge, layer_evidence
 from packlight.plan.prepare import Prepared
@@ -24,6 +24,7 @@ def state_evidence(
     budget: Budget,
     goal: Goal,
     thinning: Thinning | None = None,
+    tuning: Tuning | None = None,
 ) -> Evidence:
     """The evidence of a run, with its verdict: all but how long it took."""
     model, chosen, generated = bench.model, found.chosen, prepared.samples.generated
@@ -60,6 +61,7 @@ def state_evidence(
         packed_bytes=figures.packed_bytes,
         preset=goal.name,
         thinning=thinning,
+        tuning=tuning,
     )
 
 

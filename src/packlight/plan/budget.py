@@ -89,6 +89,20 @@ def parse_latency(value: str | float, original_ms: float) -> float:
     return number
 
 
+def check_budget(
+    max_size: str | float | None,
+    max_latency: str | float | None,
+    max_download: str | float | None,
+) -> None:
+    """Notice a budget that cannot be read before any work."""
+    if max_size is not None:
+        parse_size(max_size, 1 << 40)
+    if max_download is not None:
+        parse_size(max_download, 1 << 40, option="max-download")
+    if max_latency is not None:
+        parse_latency(max_latency, 1e6)
+
+
 def _split(value: str | float, *, option: str, expected: str) -> tuple[float, str]:
     """The number and the unit of `value`; finite, or refused."""
     if isinstance(value, str):

@@ -31,6 +31,9 @@ from packlight.samples import (
 from packlight.tensors import TensorSpec
 
 TRIED_FOR_PREPROCESS = 64
+MADE_UP = 512
+"""Samples that are made up to train with."""
+
 CHECKED = 4
 """Samples on which a simplified graph must give what the original gives."""
 
@@ -86,7 +89,7 @@ def prepare_samples(
     with Process() as process:
         session = process.load(model.source)
         if data is None:
-            samples = _generated(model, session.run, seed)
+            samples = _generated(model, session.run, seed, MADE_UP if training else 64)
             split = split_samples(samples, seed=seed, training=training)
             return Prepared(samples, split, samples.notes)
         samples = open_samples(data, model.inputs, preprocess=preprocess, seed=seed)
@@ -178,11 +181,12 @@ def _generated(
     model: Model,
     run: Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]],
     seed: int,
+    count: int,
 ) -> Samples:
     refusal: PacklightError | None = None
     limits = token_limits(model.ir)
     for axes in alternative_axes(model.inputs):
-        samples = generate_samples(model.inputs, seed=seed, axes=axes, limits=limits)
+        samples = generate_samples(model.inputs, count=count, seed=seed, axes=axes, limits=limits)
         batch = next(iter(batches_of(samples, (0,), model.inputs)))
         try:
             run(batch.feeds)

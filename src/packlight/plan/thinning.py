@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from packlight.errors import UnsupportedOperator, UnusableRecipe, WrongUsage
 from packlight.graph.anatomy import count_macs
@@ -16,7 +16,6 @@ from packlight.graph.model import Graph
 from packlight.graph.repair import repair
 from packlight.graph.rewrite.prune import remove_channels
 from packlight.graph.thin import gone_of, rows_left
-from packlight.graph.torch.enter import check_torch
 from packlight.measure.evidence import ChannelEvidence, Thinning
 from packlight.nearest import did_you_mean
 from packlight.plan.channels import (
@@ -27,6 +26,7 @@ from packlight.plan.channels import (
     share_out,
     total_macs,
 )
+from packlight.plan.training import NO_TRAINING, Training
 from packlight.progress import SILENT, Progress
 from packlight.recipe import Recipe
 from packlight.runtime import Process
@@ -74,8 +74,7 @@ def thin(
     *,
     share: Share | None = None,
     channels: Sequence[tuple[str, int]] = (),
-    heal_minutes: float = 0.0,
-    heal_steps: int = 0,
+    training: Training = NO_TRAINING,
     max_drop: float | None = None,
     drop_of: Callable[[Graph], float] | None = None,
     seed: int = 0,
@@ -84,14 +83,12 @@ def thin(
     """Remove channels from a simplified graph, and fit or train what is left to its outputs.
 
     share: of the multiply-accumulates to remove (0 to 0.95), or "auto"; or channels: (group,
-    kept) as a recipe says. heal_minutes: train for so long, or for exactly heal_steps.
+    kept) as a recipe says. training: how long what is left is healed.
     max_drop, drop_of: for "auto", the drop that is allowed, and what it is on search samples.
     Raises WrongUsage where so much cannot be removed, UnusableRecipe for a group that is not
-    there or a number that it cannot keep, MissingExtra where healing needs PyTorch.
+    there or a number that it cannot keep.
     """
-    heals = heal_minutes > 0 or heal_steps > 0
-    if heals:
-        check_torch()
+    heals = training.heals
     with Process() as process:
         ground = prepare_ground(graph, samples, split, tuple(inputs), process, seed, progress)
         if share == "auto":
@@ -107,9 +104,7 @@ def thin(
         loss: tuple[float, float] | None = None
         if heals and keep:
             try:
-                fitted, steps, loss, notes = _heal(
-                    ground, fitted, heal_minutes, heal_steps, progress
-                )
+                fitted, steps, loss, notes = _heal(ground, fitted, training, progress)
             except UnsupportedOperator as error:
                 notes = [f"not healed: {error}"]
         if not keep:
@@ -200,24 +195,26 @@ def _checked(channels: Sequence[tuple[str, int]], ground: Ground) -> dict[str, i
 
 
 def _heal(
-    ground: Ground, fitted: Graph, minutes: float, steps: int, progress: Progress
+    ground: Ground, fitted: Graph, training: Training, progress: Progress
 ) -> tuple[Graph, int, tuple[float, float], list[str]]:
+    from packlight.graph.torch.distill import Lessons
     from packlight.graph.torch.heal import heal
 
-    time: dict[str, Any] = {"steps": steps} if steps else {"minutes": minutes}
-    healed = heal(
-        ground.graph,
-        fitted,
+    lessons = Lessons(
         ground.samples,
         ground.split.calibration,
         ground.inputs,
-        process=ground.process,
+        ground.process,
+        steps=training.heal_steps or None,
+        minutes=None if training.heal_steps else training.heal_minutes,
         seed=ground.seed,
+        checkpoint=training.healed,
         progress=progress,
-        **time,
     )
+    healed = heal(ground.graph, fitted, lessons)
+    went = healed.training
     # Steps after the last are part of the plan: the rate falls along all of them.
-    return healed.model, healed.planned, (healed.before, healed.after), list(healed.notes)
+    return healed.model, went.planned, (went.before, went.after), list(went.notes)
 
 
 def _evidence(

@@ -27,6 +27,7 @@ from packlight.measure.quality import Metric, measure_quality
 from packlight.measure.size import size_of_files
 from packlight.plan.evaluate import Evaluation, read_parts, try_file
 from packlight.plan.forms import Forms
+from packlight.plan.together import unzip
 from packlight.plan.workers import run_tasks
 from packlight.progress import SILENT, Progress
 from packlight.recipe import Recipe, write_recipe
@@ -193,9 +194,13 @@ class Workbench:
             accuracy_level=self.target.accuracy_level,
             weights=form.weights,
         )
+        return self.adopt(compressed, recipe, label, notes)
+
+    def adopt(self, graph: Graph, recipe: Recipe, label: str, notes: dict[str, str]) -> Tried:
+        """Write a graph as the file of a recipe, by which it was made elsewhere."""
         path = self.folder / f"{next(self._numbers)}" / "model.onnx"
         path.parent.mkdir()
-        files = save_model(compressed, path, durable=False)
+        files = save_model(graph, path, durable=False)
         tried = Tried(label, recipe, path, files, size_of_files(files), notes)
         self._made[recipe] = tried
         return tried
@@ -331,7 +336,7 @@ class Workbench:
         try:
             labels = self.samples.labels
             pairs = self._pairs(tuple(indices), session, on_batch)
-            first, second, rows = _unzip(pairs)
+            first, second, rows = unzip(pairs)
             return measure_quality(
                 first,
                 second,
@@ -423,27 +428,3 @@ class Workbench:
                     kept = None
         if kept is not None and len(self._cache) < 4:
             self._cache[indices] = kept
-
-
-def _unzip(
-    pairs: Iterator[tuple[Outputs, Outputs, int]],
-) -> tuple[Iterator[Outputs], Iterator[Outputs], Iterator[int]]:
-    """Three iterators that advance together, one pair held at a time."""
-    second: list[Outputs] = []
-    rows: list[int] = []
-
-    def firsts() -> Iterator[Outputs]:
-        for first, other, count in pairs:
-            second.append(other)
-            rows.append(count)
-            yield first
-
-    def seconds() -> Iterator[Outputs]:
-        while second:
-            yield second.pop(0)
-
-    def counts() -> Iterator[int]:
-        while rows:
-            yield rows.pop(0)
-
-    return firsts(), seconds(), counts()

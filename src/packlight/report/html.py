@@ -12,6 +12,7 @@ from importlib.resources import files
 from packlight.measure.evidence import Evidence
 from packlight.report import sections
 from packlight.report.channels import write_channels
+from packlight.report.tuning import write_tuning
 from packlight.report.visible import escape, escape_prose
 from packlight.report.wording import (
     NOT_MEASURED,
@@ -42,6 +43,7 @@ def write_html(evidence: Evidence, *, how_to_run: str) -> str:
         ("run", "How to run it", sections.write_use(evidence, how_to_run)),
         ("tried", "What was tried", sections.write_trials(evidence)),
         ("channels", "Channels that were removed", write_channels(evidence)),
+        ("tuned", "Training with rounding in the loop", write_tuning(evidence)),
         ("bytes", "Where the bytes are", sections.write_bytes(evidence)),
         ("time", "Where the time goes", sections.write_times(evidence)),
         ("error", "What each layer lost", sections.write_errors(evidence)),

@@ -25,6 +25,7 @@ from packlight.measure.evidence import (
     Skipped,
     Thinning,
     Trial,
+    Tuning,
 )
 
 SCHEMA = 1
@@ -39,7 +40,7 @@ def evidence_to_json(evidence: Evidence) -> dict[str, Any]:
     order = (
         *("verdict", "reason", "model", "target", "preset", "budget", "metric", "size_bytes"),
         *("packed_bytes", "latency_ms", "latency_all_threads_ms", "peak_memory_bytes"),
-        *("thinning", "layers", "not_compressed", "trials", "notes", "inputs", "samples"),
+        *("thinning", "tuning", "layers", "not_compressed", "trials", "notes", "inputs", "samples"),
         *("environment", "seed", "seconds"),
     )
     plain = to_plain({key: found[key] for key in order})
@@ -87,6 +88,7 @@ def json_to_evidence(value: Mapping[str, Any]) -> Evidence:
             packed_bytes=value.get("packed_bytes"),
             preset=value.get("preset", "balanced"),
             thinning=_thinning(value.get("thinning")),
+            tuning=_tuning(value.get("tuning")),
         )
     except (KeyError, TypeError) as error:
         raise WrongUsage(
@@ -122,6 +124,10 @@ def _thinning(value: Mapping[str, Any] | None) -> Thinning | None:
         return None
     channels = tuple(ChannelEvidence(**one) for one in value["channels"])
     return Thinning(**{**value, "channels": channels, "notes": tuple(value["notes"])})
+
+
+def _tuning(value: Mapping[str, Any] | None) -> Tuning | None:
+    return None if value is None else Tuning(**{**value, "notes": tuple(value["notes"])})
 
 
 def _metric(value: Mapping[str, Any] | None) -> MetricEvidence | None:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from packlight.measure.evidence import Evidence
+from packlight.report.tuning import describe_tuning
 from packlight.report.visible import visible
 from packlight.report.wording import (
     NOT_MEASURED,
@@ -41,7 +42,8 @@ def show_evidence(evidence: Evidence) -> RenderableType:
     parts += [Text(), _figures_table(evidence)]
     said = [as_sentence(evidence.reason), explain_gain(evidence), state_request(evidence)]
     parts += [Text(), *(Text(visible(text, limit=1000)) for text in said if text)]
-    notes = [Text(f"- {visible(note)}", style="dim") for note in evidence.notes[:_NOTES_SHOWN]]
+    told = (*describe_tuning(evidence.tuning), *evidence.notes[:_NOTES_SHOWN])
+    notes = [Text(f"- {visible(note)}", style="dim") for note in told]
     if len(evidence.notes) > _NOTES_SHOWN:
         more = len(evidence.notes) - _NOTES_SHOWN
         notes.append(Text(f"- and {more} more notes in report.html", style="dim"))

@@ -6,7 +6,7 @@ from packlight.samples.generate import generate_samples
 from packlight.samples.open import open_samples
 from packlight.samples.preprocess import PREPROCESS_CANDIDATES
 from packlight.samples.protocol import Samples, class_names_of
-from packlight.samples.split import Split, split_samples
+from packlight.samples.split import Split, fingerprints_of, split_samples
 
 __all__ = [
     "PREPROCESS_CANDIDATES",
@@ -17,6 +17,7 @@ __all__ = [
     "batches_of",
     "class_names_of",
     "feeds_of",
+    "fingerprints_of",
     "generate_samples",
     "open_samples",
     "split_samples",

@@ -54,12 +54,13 @@ def split_samples(samples: Samples, *, seed: int = 0, training: bool = False) ->
 def _groups_of_equal(samples: Samples) -> list[list[int]]:
     """Indices of equal samples together, in the order of their first."""
     groups: dict[bytes, list[int]] = {}
-    for index, fingerprint in enumerate(_fingerprints(samples)):
+    for index, fingerprint in enumerate(fingerprints_of(samples)):
         groups.setdefault(fingerprint, []).append(index)
     return list(groups.values())
 
 
-def _fingerprints(samples: Samples) -> Sequence[bytes]:
+def fingerprints_of(samples: Samples) -> Sequence[bytes]:
+    """A hash of each sample: equal samples have equal ones."""
     if isinstance(samples, Fingerprinted):
         return samples.fingerprints(range(len(samples)))
     found = []

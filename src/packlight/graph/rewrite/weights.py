@@ -126,7 +126,7 @@ def round_layer(
     """
     order = kernel_order(layer)
     matrix = weight_matrix(layer)[:, order].astype(np.float64)
-    limit = PAIR_LIMIT if pair_limit and bits == 8 and not _is_depthwise(layer) else None
+    limit = PAIR_LIMIT if pair_limit and bits == 8 and not is_depthwise(layer) else None
     codes, scale, note = round_matrix(
         matrix, moments, bits=bits, rounding=rounding, pair_limit=limit, seed=seed
     )
@@ -303,7 +303,7 @@ def _bias_shift(
     return shift
 
 
-def _is_depthwise(layer: Layer) -> bool:
+def is_depthwise(layer: Layer) -> bool:
     """Whether the runtime has a kernel of its own; more outputs than groups have none."""
     channels = layer.weight_shape[:2]
     return layer.kind == "Conv" and layer.groups > 1 and channels == (layer.groups, 1)

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
-import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from packlight.durable import sync_folder
+from packlight.durable import write_whole
 
 Arrays = dict[str, NDArray[Any]]
 
 
+class Trained(Protocol):
+    """Whatever has parameters by name."""
+
+    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """The parameters, in a fixed order."""
+        ...
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """step: those done. best: parameters of least held-out loss. now: parameters as they are.
-    moments: the optimizer's, by number of the parameter and name.
+    """step: those done, of `planned`. best: parameters of least held-out loss.
+    now: parameters as they are. moments: the optimizer's, by number of the parameter and name.
     """
 
     step: int
+    planned: int
     best_loss: float
     history: tuple[tuple[int, float], ...]
     best: Arrays
@@ -37,10 +45,11 @@ class Checkpoint:
     def of(
         cls,
         step: int,
+        planned: int,
         best_loss: float,
         history: tuple[tuple[int, float], ...],
         best: Mapping[str, torch.Tensor],
-        module: torch.nn.Module,
+        module: Trained,
         optimizer: torch.optim.Optimizer,
     ) -> Checkpoint:
         """The state of a training."""
@@ -51,9 +60,9 @@ class Checkpoint:
         }
         now = {name: _array(value) for name, value in module.named_parameters()}
         kept = {name: _array(value) for name, value in best.items()}
-        return cls(step, best_loss, history, kept, now, moments)
+        return cls(step, planned, best_loss, history, kept, now, moments)
 
-    def restore(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def restore(self, module: Trained, optimizer: torch.optim.Optimizer) -> None:
         """Bring a module and an optimizer of the same parameters to this state."""
         with torch.no_grad():
             for name, parameter in module.named_parameters():
@@ -71,22 +80,17 @@ def write_checkpoint(path: Path, key: str, found: Checkpoint) -> None:
     head = {
         "key": key,
         "step": found.step,
+        "planned": found.planned,
         "best_loss": found.best_loss,
         "history": [list(pair) for pair in found.history],
     }
     arrays = {"head": np.frombuffer(json.dumps(head).encode(), np.uint8)}
     for part in ("best", "now", "moments"):
         arrays |= {f"{part}:{name}": array for name, array in getattr(found, part).items()}
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-        sync_folder(path.parent)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
+    np.savez(content, **arrays)  # type: ignore[arg-type]
+    write_whole(path, content.getvalue())
 
 
 def read_checkpoint(path: Path, key: str) -> Checkpoint | None:
@@ -104,7 +108,8 @@ def read_checkpoint(path: Path, key: str) -> Checkpoint | None:
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None
     history = tuple((int(step), float(loss)) for step, loss in head["history"])
-    return Checkpoint(int(head["step"]), float(head["best_loss"]), history, **parts)
+    step, planned, best_loss = int(head["step"]), int(head["planned"]), float(head["best_loss"])
+    return Checkpoint(step, planned, best_loss, history, **parts)
 
 
 def _array(value: Any) -> NDArray[Any]:

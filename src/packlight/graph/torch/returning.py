@@ -48,11 +48,11 @@ def return_parameters(module: GraphModule, model: AnyModel) -> AnyModel:
             )
         array = array_from(parameter, int(constant.dtype))
         if array.tobytes() != constant.tobytes():
-            _put(value, ir.Tensor(array, dtype=constant.dtype, name=constant.name))
+            put_constant(value, ir.Tensor(array, dtype=constant.dtype, name=constant.name))
     return copy
 
 
-def _put(value: ir.Value, tensor: ir.TensorProtocol) -> None:
+def put_constant(value: ir.Value, tensor: ir.TensorProtocol) -> None:
     """Make a constant, an initializer or a Constant node's output, another tensor."""
     producer = value.producer()
     if producer is None:

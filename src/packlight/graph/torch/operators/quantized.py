@@ -61,7 +61,7 @@ def type_of(value: ir.Value | None, tensor: Tensor | None, default: int) -> int:
     return default if tensor is None else _CODES[tensor.dtype]
 
 
-def _spread(values: Tensor, like: Tensor, axis: int, block_size: int) -> Tensor:
+def spread(values: Tensor, like: Tensor, axis: int, block_size: int) -> Tensor:
     """Scales or zero points in a shape that broadcasts over `like`."""
     if block_size:
         return values.repeat_interleave(block_size, axis).narrow(axis, 0, like.shape[axis])
@@ -92,7 +92,7 @@ def quantize_linear(
     if not wide.is_floating_point or wide.itemsize < 2:
         wide = torch.float32
     axis = axis % x.ndim if x.ndim else 0
-    scale = _spread(y_scale.to(wide), x, axis, block_size)
+    scale = spread(y_scale.to(wide), x, axis, block_size)
     scaled = x.to(wide) / scale
     dtype = DTYPES[code]
     if dtype.is_floating_point:
@@ -106,7 +106,7 @@ def quantize_linear(
         return pass_through(rounded, scaled.clamp(-largest, largest) if saturate else scaled)
     codes = pass_through(torch.round, scaled)
     if y_zero_point is not None:
-        codes = codes + _spread(y_zero_point.to(wide), x, axis, block_size)
+        codes = codes + spread(y_zero_point.to(wide), x, axis, block_size)
     low, high = limits_of(code)
     codes = codes.clamp(low, high)
     return codes if learned else codes.to(dtype)
@@ -140,8 +140,8 @@ def dequantize_linear(
     axis = axis % x.ndim if x.ndim else 0
     numbers = x.to(wide)
     if x_zero_point is not None:
-        numbers = numbers - _spread(x_zero_point.to(wide), x, axis, block_size)
-    found = numbers * _spread(x_scale.to(wide), x, axis, block_size)
+        numbers = numbers - spread(x_zero_point.to(wide), x, axis, block_size)
+    found = numbers * spread(x_scale.to(wide), x, axis, block_size)
     return found.to(DTYPES[output_dtype]) if output_dtype else found
 
 
