@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -14,6 +14,10 @@ from packlight.graph.rewrite.noops import remove_unused
 from packlight.graph.rewrite.single import bypass, is_standard
 from packlight.graph.save import copy_model
 from packlight.graph.walk import constant_of, ensure_names
+
+
+_SAME_TWICE = ("Relu", "Clip")
+"""Activations that change nothing where they have been before."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,11 @@ def find_branches(model: ir.Model) -> tuple[Branch, ...]:
 def remove_part(model: ir.Model, names: Sequence[str]) -> ir.Model:
     """A copy of a model without these residual branches (names from `find_branches`).
 
-    Each Add is replaced by its shortcut; an activation behind it stays. Inputs and outputs
-    keep their names, types and shapes. Raises WrongUsage for a name that is no branch, and
-    where a branch cannot go because its shortcut is itself an input or output of the model.
+    Each Add is replaced by its shortcut. An activation behind it stays, unless the shortcut has
+    been through the same one, which changes nothing twice. What nothing else reads takes over the
+    names of the sum and of what the activation gave, so that it is known what it stands for.
+    Inputs and outputs keep their names, types and shapes. Raises WrongUsage for a name that is no
+    branch, and where one cannot go because its shortcut is itself an input or output of the model.
     """
     known = {branch.name: branch for branch in find_branches(model)}
     for name in names:
@@ -62,14 +68,14 @@ def remove_part(model: ir.Model, names: Sequence[str]) -> ir.Model:
     copy = copy_model(model)
     ensure_names(copy)
     nodes = {node.name: node for node in copy.graph}
-    inner = {node for name in names for node in known[name].nodes}
+    inner = {inside for name in names for inside in known[name].nodes}
     for name in dict.fromkeys(names):
         if name in inner:
             continue  # it lies in a larger branch that goes as well
         node = nodes[name]
         shortcut = node.inputs[1 - known[name].number]
         assert shortcut is not None
-        if not bypass(node, shortcut):
+        if not _take_out(node, shortcut, inner):
             raise WrongUsage(
                 f"The branch {name!r} cannot be removed, because its sum is an output of the "
                 "model and its shortcut has a name of its own: leave this branch."
@@ -79,6 +85,44 @@ def remove_part(model: ir.Model, names: Sequence[str]) -> ir.Model:
     for value, before in zip(copy.graph.outputs, model.graph.outputs, strict=True):
         value.shape = before.shape.copy() if before.shape is not None else None
     return copy
+
+
+def _take_out(node: ir.Node, shortcut: ir.Value, gone: Collection[str]) -> bool:
+    """Replace a sum by its shortcut, names included; False where the graph needs the sum."""
+    total = node.outputs[0]
+    others = [use.node for use in shortcut.uses() if use.node is not node]
+    alone = not shortcut.is_graph_output() and all((other.name or "") in gone for other in others)
+    behind, before = _only_reader(total), shortcut.producer()
+    inner = shortcut
+    doubled = None
+    if behind is not None and is_standard(behind, *_SAME_TWICE) and before is not None:
+        same = before.op_type == behind.op_type and before.inputs[1:] == behind.inputs[1:]
+        if same and before.domain == behind.domain and before.attributes == behind.attributes:
+            doubled = behind
+            assert before.inputs[0] is not None
+            inner = before.inputs[0]
+            alone = alone and len(inner.uses()) == 1 and not inner.is_graph_output()
+    name = total.name
+    if not bypass(node, shortcut):
+        return False
+    given = shortcut.name
+    if doubled is not None:
+        given = doubled.outputs[0].name
+        if not bypass(doubled, shortcut):
+            doubled, given = None, shortcut.name
+    taken = shortcut.is_graph_output()
+    if alone and inner.producer() is not None:
+        if inner is not shortcut:
+            inner.name = name
+            shortcut.name = given
+        elif not taken:
+            inner.name = name
+    return True
+
+
+def _only_reader(value: ir.Value) -> ir.Node | None:
+    uses = value.uses()
+    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 
 def _branch_of(model: ir.Model, node: ir.Node) -> Branch | None:
