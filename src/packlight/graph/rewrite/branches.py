@@ -15,7 +15,6 @@ from packlight.graph.rewrite.single import bypass, is_standard
 from packlight.graph.save import copy_model
 from packlight.graph.walk import constant_of, ensure_names
 
-
 _SAME_TWICE = ("Relu", "Clip")
 """Activations that change nothing where they have been before."""
 
@@ -121,7 +120,7 @@ def _take_out(node: ir.Node, shortcut: ir.Value, gone: Collection[str]) -> bool:
 
 
 def _only_reader(value: ir.Value) -> ir.Node | None:
-    uses = value.uses()
+    uses = list(value.uses())
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 
