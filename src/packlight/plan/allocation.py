@@ -104,6 +104,10 @@ def allocate(
     most = sum(max((one.macs for one in options), default=0.0) for options in parts)
     aim = share
     best: Allocation | None = None
+
+    def rank(one: Allocation) -> tuple[float, float]:
+        return (one.loss, -one.time) if within is None else (-one.time, one.loss)
+
     for _ in range(CORRECTIONS):
         found = solve_knapsack(
             costs,
@@ -118,9 +122,9 @@ def allocate(
         for options, choice in zip(parts, found.choices, strict=True):
             cuts = cuts | options[choice].cuts
         macs = saved(cuts)
-        good = best is None or abs(macs - share) < abs(best.macs - share)
-        if macs >= share - CLOSE and good:
-            best = Allocation(found.choices, cuts, found.loss, macs, -found.ms)
+        here = Allocation(found.choices, cuts, found.loss, macs, -found.ms)
+        if macs >= share - CLOSE and (best is None or rank(here) < rank(best)):
+            best = here
         if abs(macs - share) < CLOSE or aim >= most:
             break
         aim += share - macs

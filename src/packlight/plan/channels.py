@@ -23,8 +23,8 @@ from packlight.graph.coupling.groups import CoupledGroup, find_groups
 from packlight.graph.layers import find_layers
 from packlight.graph.model import Graph, save_model
 from packlight.graph.observe import observe, wants_moments
-from packlight.graph.repair import SAMPLES, STAGES, repair
-from packlight.graph.rewrite.branches import Branch
+from packlight.graph.repair import SAMPLES, repair
+from packlight.graph.rewrite.branches import Branch, with_stand_ins
 from packlight.graph.thin import gone_of, order_groups, rows_left
 from packlight.maths.channels import ChannelOrder
 from packlight.maths.moments import Moments
@@ -49,9 +49,12 @@ LEAST_KEPT = 8
 PROBED = 256
 """Samples on which losses are measured, and as many to fit layers with before."""
 
-EFFORT = 4e11
-"""Multiply-accumulates that one measurement of a whole proposal may take, about; of a part alone
-a quarter. It says how many passes the fitting makes: resnet20 has one for each layer."""
+EFFORT = 2e11
+"""Multiply-accumulates that the fitting of one whole proposal may take, about: what is too much
+for that is fitted on fewer samples, 32 at least."""
+
+REACH = 4
+"""Layers that are fitted behind those which notice first that a part alone is gone."""
 
 PROBES = (0.5, 0.25)
 """Shares of a group's channels that are kept when its loss is measured; of many groups only the
@@ -61,6 +64,10 @@ MANY = 24
 SECONDS = 20.0
 ROUNDS = (10, 60)
 """Of timing all parts: where not even so few rounds fit, times are not measured."""
+QUICKEST = 0.2
+"""Of a file's runs the quantile that tells its time: what else a machine does only adds."""
+LEAST_MS = 0.05
+"""A shorter run is mostly the call itself: then there is no time to save either."""
 GRAIN = 0.005
 """Share of the latency that two timings of one file may differ by."""
 
@@ -102,25 +109,29 @@ class Ground:
         cuts: Cuts,
         *,
         samples: int = SAMPLES,
-        stages: int = STAGES,
-        behind: bool = False,
+        reach: int | None = None,
         progress: Progress = SILENT,
     ) -> Graph:
         """The graph without what goes, its layers fitted to the original.
 
-        behind: only those which what went can be noticed in.
+        reach: only those which notice it first, and so many behind each; None: all. One pass for
+        each: of layers that are fitted in one pass each would make up for the same mistake.
         """
+        names = (
+            None
+            if reach is None
+            else layers_behind(self.graph, self.groups, self.branches, cuts, reach)
+        )
         found, _ = repair(
-            self.graph,
+            with_stand_ins(self.graph, cuts.removed),
             self.without(cuts),
             self.samples,
             self.split.calibration,
             self.inputs,
             process=self.process,
             rows=rows_left(self.graph, self.groups, gone_of(self.orders, dict(cuts.keep))),
-            names=layers_behind(self.graph, self.groups, self.branches, cuts) if behind else None,
+            names=names,
             samples_each=samples,
-            stages=stages,
             seed=self.seed,
             progress=progress,
         )
@@ -183,7 +194,7 @@ def measure_parts(ground: Ground, progress: Progress) -> tuple[Part, ...]:
         counts = {name: _faster(name, row, saved) for name, row in counts.items()}
     probes = _probes(ground, counts)
     progress.stage("measuring what each part is missed for", len(probes))
-    measure = noise_of(ground, EFFORT / 4)
+    measure = noise_of(ground, reach=REACH)
     losses = {}
     for key in probes:
         losses[key] = measure(single[key])
@@ -233,51 +244,44 @@ def measure_times(
 ) -> list[float] | None:
     """The share of the latency of one sample, on one thread, that each of the cuts saves.
 
-    Each file is timed against the original's by interleaved runs, by a low quantile of both,
-    since what else a machine does only adds. None where the model is too slow for so many.
+    Each file is timed against the original's by interleaved runs. None where the model is too
+    slow for so many, or too small for its time to matter.
     """
     progress.stage("timing what each part saves", len(cuts))
     feeds = next(iter(batches_of(ground.samples, ground.probed[:1], ground.inputs, batch=1))).feeds
     found = []
     with tempfile.TemporaryDirectory(prefix="packlight-") as folder, Process() as process:
         base = process.load(_saved(ground.graph, Path(folder) / "original.onnx"))
-        each = float(np.median(process.time([base], feeds, rounds=ROUNDS[0], seconds=SECONDS)))
+        first = process.time([base], feeds, rounds=ROUNDS[0], seconds=SECONDS)
+        each = float(np.quantile(first, QUICKEST))
         rounds = int(1e3 * SECONDS / max(2 * each * len(cuts), 1e-6))
-        if rounds < ROUNDS[0]:
+        if rounds < ROUNDS[0] or each < LEAST_MS:
             return None
         for one in cuts:
             path = _saved(ground.without(one), Path(folder) / "without.onnx")
             session = process.load(path)
             table = process.time([base, session], feeds, rounds=min(rounds, ROUNDS[1]))
             session.close()
-            before, after = np.quantile(table, 0.2, axis=1)
+            before, after = np.quantile(table, QUICKEST, axis=1)
             # Two timings of one file differ a little: a difference that is smaller is none.
             found.append(round((1 - after / before) / GRAIN) * GRAIN)
             progress.step()
     return found
 
 
-def noise_of(ground: Ground, effort: float | None = None) -> Callable[[Cuts], float]:
+def noise_of(ground: Ground, *, reach: int | None = None) -> Callable[[Cuts], float]:
     """What gives the noise power at the output, once fitted, as a share of the variance.
 
-    effort: multiply-accumulates that one such measurement may take.
+    reach: how far fitting goes, as for `Ground.fitted`.
     """
-    samples, stages = _passes(ground, EFFORT if effort is None else effort)
+    macs = max(total_macs(ground.graph), 1) * max(len(find_layers(ground.graph)), 1)
+    samples = int(np.clip(EFFORT / macs, 32, PROBED))
     wanted = _run(ground, ground.graph)
 
     def measure(cuts: Cuts) -> float:
-        fitted = ground.fitted(cuts, samples=samples, stages=stages, behind=True)
-        return _noise(wanted, _run(ground, fitted))
+        return _noise(wanted, _run(ground, ground.fitted(cuts, samples=samples, reach=reach)))
 
     return measure
-
-
-def _passes(ground: Ground, effort: float) -> tuple[int, int]:
-    """Samples to fit with, and passes over them. A pass runs half of two models on average."""
-    macs = max(total_macs(ground.graph), 1)
-    samples = min(PROBED, len(ground.split.calibration))
-    stages = int(np.clip(effort / (macs * samples), 3, STAGES))
-    return samples, stages
 
 
 def _counts(size: int) -> tuple[int, ...]:

@@ -87,25 +87,29 @@ def layers_behind(
     groups: Sequence[CoupledGroup],
     branches: Sequence[Branch],
     cuts: Cuts,
+    reach: int,
 ) -> set[str]:
-    """The layers that see another input, or stand for another sum, once so much has gone.
+    """The layers that notice first what went: readers of channels, and what stands for a branch.
 
-    Earlier ones give what they gave. In graph order; what stands for a removed branch is the
-    last layer before it, which may lie a little ahead where a projection was computed between.
+    reach: so many layers behind each in graph order as well. Earlier ones give what they gave.
+    What stands for a branch is the last layer before it, or a little ahead of that where a
+    projection was computed between.
     """
     names = [layer.name for layer in find_layers(graph) if not layer.graph_path]
     place = {name: number for number, name in enumerate(names)}
-    touched = [
-        place[member.node]
+    spans = [
+        (place[member.node], place[member.node])
         for group in groups
         if group.name in dict(cuts.keep)
-        for member in group.members
+        for member in group.readers
         if member.node in place
     ]
-    touched += [
-        max(place[one.layers[0]] - _BEFORE, 0) for one in branches if one.name in cuts.removed
+    spans += [
+        (max(place[one.layers[0]] - _BEFORE, 0), place[one.layers[-1]])
+        for one in branches
+        if one.name in cuts.removed
     ]
-    return set(names[min(touched, default=len(names)) :])
+    return {name for first, last in spans for name in names[first : last + 1 + reach]}
 
 
 _BEFORE = 2

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from packlight.errors import WrongUsage
 from packlight.plan.allocation import Allocation, Part, allocate, learn_losses
 from packlight.plan.channels import Ground, measure_times, noise_of, reasons_pinned
@@ -25,8 +27,8 @@ ROUNDS = 9
 NEARLY = 1.25
 """Noise powers that differ by less than this factor (1 dB) are nearly the same."""
 
-BEYOND = 0.04
-"""A proposal that saves so much more than was asked for answers another question."""
+HOPELESS = 2.0
+"""No more is proposed once so many times the best measured loss is expected."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,8 @@ def choose_cuts(
     parts: from `measure_parts`. Raises WrongUsage where so much cannot go.
     """
     found = propose(ground, parts, share, progress, rounds=rounds)
-    near = [one for one in found if one.allocation.macs <= share + BEYOND] or found
-    least = min(one.loss for one in near)
-    good = [one for one in near if one.loss <= NEARLY * least]
+    least = min(one.loss for one in found)
+    good = [one for one in found if one.loss <= NEARLY * least]
     chosen = min(good, key=lambda one: (-(one.time or 0.0), one.loss))
     return chosen.allocation.cuts
 
@@ -88,7 +89,8 @@ def propose(
         learnt = learn_losses(parts, seen)
         factor = FACTORS[number % len(FACTORS)] if timed else 1.0
         proposed = _propose(learnt, share, saved, factor, [choices for choices, _ in seen])
-        if proposed is None:
+        hope = HOPELESS * min((one.loss for one in found), default=np.inf)
+        if proposed is None or proposed.loss > hope:
             break
         times = measure_times(ground, [proposed.cuts]) if timed else None
         loss = measure(proposed.cuts)

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 from packlight.errors import UnsupportedOperator, UnusableRecipe, WrongUsage
 from packlight.graph.model import Graph
+from packlight.graph.rewrite.branches import with_stand_ins
 from packlight.graph.torch.enter import check_torch
 from packlight.measure.evidence import ChannelEvidence, Thinning
 from packlight.nearest import did_you_mean
@@ -109,7 +110,7 @@ def thin(
         if heals and cuts != Cuts():
             try:
                 fitted, steps, loss, notes = _heal(
-                    ground, fitted, heal_minutes, heal_steps, progress
+                    ground, fitted, cuts, heal_minutes, heal_steps, progress
                 )
             except UnsupportedOperator as error:
                 notes = [f"not healed: {error}"]
@@ -191,13 +192,18 @@ def _checked(channels: Sequence[tuple[str, int]], removed: Sequence[str], ground
 
 
 def _heal(
-    ground: Ground, fitted: Graph, minutes: float, steps: int, progress: Progress
+    ground: Ground,
+    fitted: Graph,
+    removed: Sequence[str],
+    minutes: float,
+    steps: int,
+    progress: Progress,
 ) -> tuple[Graph, int, tuple[float, float], list[str]]:
     from packlight.graph.torch.heal import heal
 
     time: dict[str, Any] = {"steps": steps} if steps else {"minutes": minutes}
     healed = heal(
-        ground.graph,
+        with_stand_ins(ground.graph, cuts.removed),
         fitted,
         ground.samples,
         ground.split.calibration,

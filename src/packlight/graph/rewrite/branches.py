@@ -11,7 +11,7 @@ from packlight.errors import WrongUsage
 from packlight.graph.coupling.shapes import infer_shapes, know_shapes
 from packlight.graph.layers import find_layers
 from packlight.graph.rewrite.noops import remove_unused
-from packlight.graph.rewrite.single import bypass, is_standard
+from packlight.graph.rewrite.single import bypass, is_standard, unique_value_name
 from packlight.graph.save import copy_model
 from packlight.graph.walk import constant_of, ensure_names
 
@@ -83,6 +83,39 @@ def remove_part(model: ir.Model, names: Sequence[str]) -> ir.Model:
     infer_shapes(copy)
     for value, before in zip(copy.graph.outputs, model.graph.outputs, strict=True):
         value.shape = before.shape.copy() if before.shape is not None else None
+    return copy
+
+
+def with_stand_ins(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """A copy of a model that gives for each of these branches what should stand for its sum.
+
+    Without the branch f the sum f + r(p) with r, an activation that changes nothing twice, is
+    gone, and the layer before gives p in its stead, which r reads. To hold it to f + r(p) would
+    ask for 0 where p is below: it is held to f + p, which is told under the name of the sum.
+    All else of the model is as it was, but for the name of the sum.
+    """
+    known = {branch.name: branch for branch in find_branches(model)}
+    copy = copy_model(model)
+    ensure_names(copy)
+    stand: dict[ir.Value, ir.Value] = {}
+    for node in list(copy.graph):
+        if node.name not in names or node.name not in known:
+            continue
+        number = known[node.name].number
+        branch, shortcut = node.inputs[number], node.inputs[1 - number]
+        assert shortcut is not None
+        before, total = shortcut.producer(), node.outputs[0]
+        if before is None or not is_standard(before, *_SAME_TWICE) or total.is_graph_output():
+            continue
+        source = before.inputs[0]
+        assert source is not None
+        name = total.name or ""
+        total.name = unique_value_name(copy, f"{name}_whole")
+        linear = ir.node("Add", [branch, stand.get(source, source)])
+        stood = linear.outputs[0]
+        stood.name, stood.type, stood.shape = name, total.type, total.shape
+        stand[total] = stood
+        copy.graph.insert_after(node, linear)
     return copy
 
 
