@@ -18,6 +18,7 @@ from packlight.plan.allocation import (
     allocate,
     combine,
     learn_losses,
+    spread_evenly,
 )
 from packlight.plan.cuts import Cuts
 
@@ -118,6 +119,13 @@ def test_a_branch_goes_or_keeps_its_groups() -> None:
     thinned = combine(many, branch)
     assert len(thinned) <= MOST_OPTIONS + 1 and thinned[0] == NOTHING
     assert max(one.macs for one in thinned) == pytest.approx(2.0)  # the largest cuts stay
+
+
+def test_spread_evenly_takes_the_same_share_of_all() -> None:
+    row = [(0.0, k / 40, 0.0) for k in range(1, 5)]
+    parts = tuple(part(k, [(loss * k, macs, 0.0) for loss, macs, _ in row]) for k in range(4))
+    found = allocate(spread_evenly(parts), 0.2, saved_of(parts))
+    assert found is not None and found.choices == (2, 2, 2, 2)
 
 
 def test_losses_learn_which_part_was_missed_more_than_it_seemed() -> None:

@@ -131,6 +131,20 @@ def allocate(
     return best
 
 
+def spread_evenly(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """The parts with losses under which each gives up the same share of what it can save.
+
+    With loss = macs^2 / most, what the next bit costs is equal where macs / most is.
+    """
+    return tuple(
+        tuple(
+            replace(one, loss=one.macs**2 / max(max(other.macs for other in options), 1e-12))
+            for one in options
+        )
+        for options in parts
+    )
+
+
 def learn_losses(
     parts: Sequence[Part], seen: Sequence[tuple[tuple[int, ...], float]]
 ) -> tuple[Part, ...]:

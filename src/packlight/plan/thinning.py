@@ -192,12 +192,7 @@ def _checked(channels: Sequence[tuple[str, int]], removed: Sequence[str], ground
 
 
 def _heal(
-    ground: Ground,
-    fitted: Graph,
-    removed: Sequence[str],
-    minutes: float,
-    steps: int,
-    progress: Progress,
+    ground: Ground, fitted: Graph, cuts: Cuts, minutes: float, steps: int, progress: Progress
 ) -> tuple[Graph, int, tuple[float, float], list[str]]:
     from packlight.graph.torch.heal import heal
 
