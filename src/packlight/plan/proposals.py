@@ -18,14 +18,15 @@ from packlight.plan.channels import Ground, measure_times, noise_of, reasons_pin
 from packlight.plan.cuts import Cuts, total_macs
 from packlight.progress import Progress
 
-FACTORS = (1.7, 1.0, 1.3)
+FACTORS = (1.1, 1.0)
 """The fastest is proposed of what loses no more than so many times the least."""
 
-ROUNDS = 10
+ROUNDS = 8
 """Proposals, each with losses corrected by all before."""
 
-NEARLY = 1.25
-"""Noise powers that differ by less than this factor (1 dB) are nearly the same."""
+NEARLY = 1.1
+"""Noise powers that differ by less than this factor (0.4 dB) are nearly the same: on resnet20 a
+factor of 1.25 was 1.6 points of accuracy."""
 
 HOPELESS = 2.0
 """No more is proposed once so many times the best measured loss is expected."""

@@ -121,7 +121,8 @@ def _thinning(value: Mapping[str, Any] | None) -> Thinning | None:
     if value is None:
         return None
     channels = tuple(ChannelEvidence(**one) for one in value["channels"])
-    return Thinning(**{**value, "channels": channels, "notes": tuple(value["notes"])})
+    lists = {key: tuple(value.get(key, ())) for key in ("notes", "removed")}
+    return Thinning(**{**value, **lists, "channels": channels})
 
 
 def _metric(value: Mapping[str, Any] | None) -> MetricEvidence | None:

@@ -104,14 +104,13 @@ def with_stand_ins(model: ir.Model, names: Sequence[str]) -> ir.Model:
         number = known[node.name].number
         branch, shortcut = node.inputs[number], node.inputs[1 - number]
         assert shortcut is not None
-        before, total = shortcut.producer(), node.outputs[0]
-        if before is None or not is_standard(before, *_SAME_TWICE) or total.is_graph_output():
+        total = node.outputs[0]
+        twice = _done_twice(total, shortcut)
+        if twice is None:
             continue
-        source = before.inputs[0]
-        assert source is not None
         name = total.name or ""
         total.name = unique_value_name(copy, f"{name}_whole")
-        linear = ir.node("Add", [branch, stand.get(source, source)])
+        linear = ir.node("Add", [branch, stand.get(twice.source, twice.source)])
         stood = linear.outputs[0]
         stood.name, stood.type, stood.shape = name, total.type, total.shape
         stand[total] = stood
@@ -122,39 +121,50 @@ def with_stand_ins(model: ir.Model, names: Sequence[str]) -> ir.Model:
 def _take_out(node: ir.Node, shortcut: ir.Value, gone: Collection[str]) -> bool:
     """Replace a sum by its shortcut, names included; False where the graph needs the sum."""
     total = node.outputs[0]
-    others = [use.node for use in shortcut.uses() if use.node is not node]
-    alone = not shortcut.is_graph_output() and all((other.name or "") in gone for other in others)
-    behind, before = _only_reader(total), shortcut.producer()
-    inner = shortcut
-    doubled = None
-    if behind is not None and is_standard(behind, *_SAME_TWICE) and before is not None:
-        same = before.op_type == behind.op_type and before.inputs[1:] == behind.inputs[1:]
-        if same and before.domain == behind.domain and before.attributes == behind.attributes:
-            doubled = behind
-            assert before.inputs[0] is not None
-            inner = before.inputs[0]
-            alone = alone and len(inner.uses()) == 1 and not inner.is_graph_output()
+    twice = _done_twice(total, shortcut)
+    source = shortcut if twice is None else twice.source
+    alone = (
+        all(use.node is node or (use.node.name or "") in gone for use in shortcut.uses())
+        and not shortcut.is_graph_output()
+    )
+    if twice is not None:
+        alone = alone and len(list(source.uses())) == 1 and not source.is_graph_output()
     name = total.name
     if not bypass(node, shortcut):
         return False
-    given = shortcut.name
-    if doubled is not None:
-        given = doubled.outputs[0].name
-        if not bypass(doubled, shortcut):
-            doubled, given = None, shortcut.name
-    taken = shortcut.is_graph_output()
-    if alone and inner.producer() is not None:
-        if inner is not shortcut:
-            inner.name = name
+    given = None if twice is None else twice.behind.outputs[0].name
+    if twice is not None and not bypass(twice.behind, shortcut):
+        given = None
+    if alone and source.producer() is not None:
+        if given is not None:
             shortcut.name = given
-        elif not taken:
-            inner.name = name
+        if not source.is_graph_output():
+            source.name = name
     return True
 
 
-def _only_reader(value: ir.Value) -> ir.Node | None:
-    uses = list(value.uses())
-    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+@dataclass(frozen=True)
+class _Twice:
+    """An activation of `source` that the shortcut is, and the same one `behind` the sum."""
+
+    source: ir.Value
+    behind: ir.Node
+
+
+def _done_twice(total: ir.Value, shortcut: ir.Value) -> _Twice | None:
+    """Where the sum is read by one node alone, which does what made its shortcut."""
+    uses = list(total.uses())
+    before = shortcut.producer()
+    if len(uses) != 1 or total.is_graph_output() or before is None:
+        return None
+    behind, source = uses[0].node, before.inputs[0]
+    same = (
+        is_standard(before, *_SAME_TWICE)
+        and is_standard(behind, before.op_type)
+        and before.inputs[1:] == behind.inputs[1:]
+        and before.attributes == behind.attributes
+    )
+    return _Twice(source, behind) if same and source is not None else None
 
 
 def _branch_of(model: ir.Model, node: ir.Node) -> Branch | None:
