@@ -219,6 +219,7 @@ def compress(
         return forecast(source, goal, has_data=data is not None, max_size_bytes=size)
     # A recipe that asks for a search may say which channels stay, too.
     channels = given.channels if given is not None and share is None else ()
+    branches = given.removed if given is not None and share is None else ()
     prepared = prepare_samples(
         source, data, preprocess=preprocess, seed=seed, training=training.any
     )
@@ -246,7 +247,7 @@ def compress(
             return bench.evaluate(Recipe(target=goal.name, seed=seed), "without channels").drop
 
     thinned = None
-    if share is not None or channels:
+    if share is not None or channels or branches:
         thinned = thin(
             simplified,
             prepared.samples,
@@ -254,6 +255,7 @@ def compress(
             source.inputs,
             share=share,
             channels=channels,
+            removed=branches,
             training=training,
             max_drop=drop,
             drop_of=None if prepared.samples.generated else drop_of,
@@ -304,7 +306,7 @@ def compress(
                 bench,
                 found,
                 layers,
-                simplified,
+                simplified if thinned is None else thinned.teacher(simplified),
                 training,
                 pruned=thinned is not None,
                 progress=progress,

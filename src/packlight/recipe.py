@@ -69,7 +69,8 @@ class Recipe:
     sequential: rounding sees the inputs that the quantized layers before it give.
     pair_limit: keep codes of neighbouring weights from saturating x86 kernels.
     channels: (group of channels, how many it keeps) of those that lose some, by its first layer;
-        they go before anything is rounded. heal_steps: of training what is left.
+        they go before anything is rounded. removed: residual branches, by the name of their Add,
+        that go as well. heal_steps: of training what is left.
     tune_steps: of training with rounding in the loop, after all else.
     pins, forbid: (layer, choice) and choices that a search must keep to; with either the recipe
         asks for a search.
@@ -88,6 +89,7 @@ class Recipe:
     pair_limit: bool = True
     seed: int = 0
     channels: tuple[tuple[str, int], ...] = ()
+    removed: tuple[str, ...] = ()
     heal_steps: int = 0
     tune_steps: int = 0
     pins: tuple[tuple[str, str], ...] = ()
@@ -131,8 +133,9 @@ def write_recipe(recipe: Recipe) -> str:
         "pair_limit": recipe.pair_limit,
         "layers": dict(recipe.layers),
     }
-    if recipe.channels:
+    if recipe.channels or recipe.removed:
         content["channels"] = dict(recipe.channels)
+        content["removed"] = list(recipe.removed)
         content["heal_steps"] = recipe.heal_steps
     if recipe.tune_steps:
         content["tune_steps"] = recipe.tune_steps
@@ -237,6 +240,7 @@ _SETTINGS: dict[str, tuple[type, str]] = {
     "pair_limit": (bool, "true or false"),
     "layers": (dict, "a list of `layer: choice`"),
     "channels": (dict, "a list of `group: channels kept`"),
+    "removed": (list, "a list of residual branches in brackets"),
     "heal_steps": (int, "a whole number"),
     "tune_steps": (int, "a whole number"),
     "pins": (dict, "a list of `layer: choice`"),
@@ -299,14 +303,21 @@ def _checked(
                 f"{at['forbid']}: there is no choice {_short(word)} to forbid"
                 f"{nearest_choices(word)}."
             )
+    for word in content.get("removed", ()):
+        if not isinstance(word, str):
+            raise UnusableRecipe(
+                f"{at['removed']}: the branch {_short(word)} is read as no text: put its name in "
+                "quotes."
+            )
     settings = {
         key: value
         for key, value in content.items()
-        if key not in ("schema", "layers", "channels", "pins", "forbid")
+        if key not in ("schema", "layers", "channels", "removed", "pins", "forbid")
     }
     return Recipe(
         layers=chosen.get("layers", ()),
         channels=channels,
+        removed=tuple(content.get("removed", ())),
         pins=chosen.get("pins", ()),
         forbid=tuple(content.get("forbid", ())),
         places=tuple(places),

@@ -8,7 +8,8 @@ import pytest
 from coupling_oracle import build, feeds_of, session_of, weigh
 
 from packlight.errors import WrongUsage
-from packlight.graph.rewrite.branches import find_branches, remove_part
+from packlight.graph.observe import with_outputs
+from packlight.graph.rewrite.branches import find_branches, remove_part, with_stand_ins
 
 
 def blocks() -> ir.Model:
@@ -111,3 +112,68 @@ def test_a_sum_that_is_an_output_keeps_its_name_or_is_refused():
     direct = text.replace("s = MatMul(x, w0)", "").replace("(s, ", "(x, ")
     with pytest.raises(WrongUsage, match="its sum is an output"):
         remove_part(build(direct, w1=(8, 8)), ["y"])
+
+
+CHAIN = """net (float[n, 8] x) => (float[n, 8] y) {
+    s = MatMul(x, w0)
+    sr = Relu(s)
+    a = MatMul(sr, w1)
+    t = Add(a, sr)
+    tr = Relu(t)
+    b = MatMul(tr, w2)
+    u = Add(tr, b)
+    ur = Relu(u)
+    c = MatMul(ur, w3)
+    v = Add(c, ur)
+    y = LAST(v)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("names", "left"),
+    [
+        (["t"], ["t", "tr", "b", "u", "ur", "c", "v", "y"]),
+        (["t", "u"], ["u", "ur", "c", "v", "y"]),
+        (["u", "t"], ["u", "ur", "c", "v", "y"]),
+        (["u"], ["s", "sr", "a", "u", "ur", "c", "v", "y"]),
+        (["t", "u", "v"], ["v", "y"]),
+    ],
+)
+def test_what_stands_for_a_sum_has_its_name(names: list[str], left: list[str]):
+    """An activation that was there twice is there once, under the later one's name."""
+    model = build(CHAIN.replace("LAST", "Relu"), **{f"w{k}": (8, 8) for k in range(4)})
+    pruned = remove_part(model, names)
+    assert [value.name for node in pruned.graph for value in node.outputs] == left
+    without = build(CHAIN.replace("LAST", "Relu"), **{f"w{k}": (8, 8) for k in range(4)})
+    for name in names:
+        weight = without.graph.initializers[{"t": "w1", "u": "w2", "v": "w3"}[name]]
+        weight.const_value = ir.Tensor(np.zeros_like(weight.const_value.numpy()), name=weight.name)
+    feeds = feeds_of(model)
+    expected = session_of(without).run(None, feeds)[0]
+    np.testing.assert_allclose(session_of(pruned).run(None, feeds)[0], expected, atol=1e-6)
+
+
+def test_another_activation_stays_and_names_too():
+    model = build(CHAIN.replace("LAST", "Tanh"), **{f"w{k}": (8, 8) for k in range(4)})
+    pruned = remove_part(model, ["v"])
+    assert [node.op_type for node in pruned.graph][-2:] == ["Relu", "Tanh"]
+    # What another branch reads too stands for nothing but itself.
+    text = CHAIN.replace("c = MatMul(ur, w3)", "c = MatMul(ur, w3) z = Add(ur, sr)")
+    text = text.replace("LAST(v)", "Add(v, z)")
+    model = build(text, **{f"w{k}": (8, 8) for k in range(4)})
+    kept = remove_part(model, ["t"])
+    assert "s" in [value.name for node in kept.graph for value in node.outputs]
+
+
+def test_what_stands_for_a_sum_is_held_to_the_branch_and_what_was_before_the_activation():
+    text = CHAIN.replace("LAST", "Relu")
+    model = build(text, **{f"w{k}": (8, 8) for k in range(4)})
+    seen = with_stand_ins(model, ["t", "u"])
+    feeds = feeds_of(model)
+    expected = session_of(model).run(None, feeds)[0]
+    np.testing.assert_array_equal(session_of(seen).run(None, feeds)[0], expected)
+    inner = with_outputs(model, ["s", "a", "b"])
+    s, a, b = session_of(inner).run(None, feeds)
+    t, u = session_of(with_outputs(seen, ["t", "u"])).run(None, feeds)
+    np.testing.assert_allclose(t, s + a, atol=1e-5)
+    np.testing.assert_allclose(u, s + a + b, atol=1e-5)

@@ -23,15 +23,17 @@ THINNING = Thinning(
     loss_before=0.4,
     loss_after=0.1,
     notes=("healing ended at step 900 of 1200: it no longer gained",),
+    removed=("block<2>/Add",),
 )
 
 
 def test_the_page_tells_what_went_and_why_the_rest_stays(evidence: Evidence) -> None:
     page = write_html(replace(evidence, thinning=THINNING), how_to_run="")
-    first, second, third = describe_thinning(THINNING)
+    first, blocks, second, third = describe_thinning(THINNING)
     assert first.startswith("8 channels of 26 are gone, and with them 50 % of the multiplications")
     assert "1,200 steps" in second and third.startswith("Healing ended at step 900")
-    assert all(escape_prose(line) in page for line in (first, second, third))
+    assert all(escape_prose(line) in page for line in (first, blocks, second, third))
+    assert "1 block" in blocks and "block<2>/Add" in blocks
     assert "fc&lt;b&gt;" in page and "fc<b>" not in page
     assert "the model's output" in page.replace("&#x27;", "'").replace("&#39;", "'")
 

@@ -7,7 +7,7 @@ channel by channel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import onnx_ir as ir
 
@@ -43,6 +43,7 @@ def repair(
     rows: Rows | None = None,
     stages: int = STAGES,
     samples_each: int = SAMPLES,
+    names: Collection[str] | None = None,
     damping: float = 1e-3,
     seed: int = 0,
     progress: Progress = SILENT,
@@ -52,6 +53,7 @@ def repair(
     thinned: the original without some channels or parts; what is left has its old names.
     rows: by layer, which of the original's outputs it still has; all where it is not named.
     samples_each: samples of a pass over at most STAGES groups of layers, in graph order.
+    names: of the layers to fit; all where it is None.
     damping: pull towards the weights that are there, as a share of the mean second moment.
     Layers that share a weight, lie in subgraphs, transpose, recur or have too many inputs for
     second moments stay as they are. Raises UnusableSamples where an activation is not finite.
@@ -60,6 +62,8 @@ def repair(
     infer_shapes(work)
     known = {value.name for node in original.graph for value in node.outputs}
     layers = [layer for layer in find_layers(work) if _can_be_fitted(layer)]
+    if names is not None:
+        layers = [layer for layer in layers if layer.name in names]
     targets = {layer.name: find_target(layer.node.outputs[0]) for layer in layers}
     layers = [layer for layer in layers if targets[layer.name].value in known]
     chosen = indices[:samples_each]

@@ -127,7 +127,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class ChannelEvidence:
-    """Channels that go together. kept: of `size`. reason: why none can go, '' where they can."""
+    """Channels that go together.
+
+    kept: of `size`, 0 where a branch went with them. reason: why none can go, '' where they can.
+    """
 
     name: str
     size: int
@@ -137,7 +140,7 @@ class ChannelEvidence:
 
 @dataclass(frozen=True)
 class Thinning:
-    """Channels that were removed before anything was rounded.
+    """Channels, and residual branches (`removed`), that went before anything was rounded.
 
     macs_original, macs_left: multiply-accumulates for one sample. heal_steps: of training, with
     the loss on held-out calibration samples before and after (None: not trained).
@@ -150,6 +153,7 @@ class Thinning:
     loss_before: float | None = None
     loss_after: float | None = None
     notes: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,15 @@
-"""How many channels each group keeps so that a share of the multiply-accumulates is saved.
+"""What may go from a model, and what it costs when it does: measured part by part.
 
-For each group of channels a curve says what is lost when so many are kept (`order_groups`); what
-a loss there does to the model's output is measured once a group (its gain). Losses of groups add
-up, so that a knapsack shares the removal out; what it saves is then counted on the graph, since
-a layer between two groups saves less than both promise, and the next budget is corrected.
+For each group of channels a curve says what is lost when so many are kept (`order_groups`). What
+a loss there does to the model's output is measured at one or two counts, for each residual
+branch once, always after the layers behind have been fitted again; what each saves of the
+latency is measured on files without it.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packlight.errors import WrongUsage
-from packlight.graph.anatomy import count_macs
-from packlight.graph.coupling.cost import macs_of_channels, macs_without
+from packlight.graph.coupling.cost import macs_of_channels
 from packlight.graph.coupling.groups import CoupledGroup, find_groups
 from packlight.graph.layers import find_layers
 from packlight.graph.model import Graph, save_model
 from packlight.graph.observe import observe, wants_moments
-from packlight.graph.rewrite.prune import remove_channels
-from packlight.graph.thin import gone_of, order_groups, refit_readers
+from packlight.graph.repair import SAMPLES, repair
+from packlight.graph.rewrite.branches import Branch, with_stand_ins
+from packlight.graph.thin import gone_of, order_groups, rows_left
 from packlight.maths.channels import ChannelOrder
 from packlight.maths.moments import Moments
-from packlight.plan.knapsack import Cost, solve_knapsack
-from packlight.progress import Progress
+from packlight.plan.allocation import Option, Part, combine
+from packlight.plan.cuts import (
+    Cuts,
+    count_left,
+    groups_inside,
+    layers_behind,
+    removable_branches,
+    total_macs,
+    without,
+)
+from packlight.progress import SILENT, Progress
 from packlight.runtime import Process, Session, cpu_features
 from packlight.samples import Samples, Split, batches_of
 from packlight.tensors import TensorSpec
@@ -37,19 +46,34 @@ from packlight.tensors import TensorSpec
 LEAST_KEPT = 8
 """Of every group at least one channel in so many stays."""
 
-PROBED = 128
-"""Samples on which a group's gain is measured."""
+PROBED = 256
+"""Samples on which losses are measured, and as many to fit layers with before."""
 
-PROBE = 0.25
-"""Share of a group's channels that are gone when its gain is measured."""
+EFFORT = 2e11
+"""Multiply-accumulates that the fitting of one whole proposal may take, about: what is too much
+for that is fitted on fewer samples, 32 at least."""
 
-_UNASKED = 1e-6
-"""Noise power that a whole group costs beyond its own: what nobody asked for is not removed
+REACH = 4
+"""Layers that are fitted behind those which notice first that a part alone is gone."""
+
+PROBES = (0.5, 0.25)
+"""Shares of a group's channels that are kept when its loss is measured; of many groups only the
+first."""
+MANY = 24
+
+SECONDS = 20.0
+ROUNDS = (10, 60)
+"""Of timing all parts: where not even so few rounds fit, times are not measured."""
+QUICKEST = 0.2
+"""Of a file's runs the quantile that tells its time: what else a machine does only adds."""
+LEAST_MS = 0.05
+"""A shorter run is mostly the call itself: then there is no time to save either."""
+GRAIN = 0.005
+"""Share of the latency that two timings of one file may differ by."""
+
+UNASKED = 1e-6
+"""Noise power that a whole part costs beyond its own: what nobody asked for is not removed
 because samples, made up perhaps, show no use of it."""
-
-_CORRECTIONS = 8
-_CLOSE = 0.01
-"""So near to the share that was asked for the knapsack's answer need come."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +85,57 @@ class Ground:
     split: Split
     inputs: tuple[TensorSpec, ...]
     groups: tuple[CoupledGroup, ...]
+    branches: tuple[Branch, ...]
     moments: Mapping[str, Moments]
     orders: Mapping[str, ChannelOrder]
     process: Process
     seed: int
+
+    @property
+    def probed(self) -> tuple[int, ...]:
+        """Samples on which losses are measured."""
+        return tuple((self.split.search or self.split.calibration)[:PROBED])
+
+    def without(self, cuts: Cuts) -> Graph:
+        """The graph without what goes; nothing is fitted."""
+        return without(self.graph, self.orders, cuts)
+
+    def macs_left(self, cuts: Cuts) -> int:
+        """Multiply-accumulates for one sample that are left."""
+        return count_left(self.graph, self.groups, self.orders, self.branches, cuts)
+
+    def fitted(
+        self,
+        cuts: Cuts,
+        *,
+        samples: int = SAMPLES,
+        reach: int | None = None,
+        progress: Progress = SILENT,
+    ) -> Graph:
+        """The graph without what goes, its layers fitted to the original.
+
+        reach: only those which notice it first, and so many behind each; None: all. One pass for
+        each: of layers that are fitted in one pass each would make up for the same mistake.
+        """
+        names = (
+            None
+            if reach is None
+            else layers_behind(self.graph, self.groups, self.branches, cuts, reach)
+        )
+        found, _ = repair(
+            with_stand_ins(self.graph, cuts.removed),
+            self.without(cuts),
+            self.samples,
+            self.split.calibration,
+            self.inputs,
+            process=self.process,
+            rows=rows_left(self.graph, self.groups, gone_of(self.orders, dict(cuts.keep))),
+            names=names,
+            samples_each=samples,
+            seed=self.seed,
+            progress=progress,
+        )
+        return found
 
 
 def prepare_ground(
@@ -76,9 +147,10 @@ def prepare_ground(
     seed: int,
     progress: Progress,
 ) -> Ground:
-    """Find the groups of channels, and in what order their channels may go."""
+    """Find what may go, and in what order channels do."""
     progress.stage("finding channels that go together")
     groups = find_groups(graph)
+    branches = removable_branches(graph)
     layers = [layer for layer in find_layers(graph) if wants_moments(layer)]
     seen = observe(
         graph,
@@ -93,98 +165,166 @@ def prepare_ground(
     )
     progress.stage("ordering channels by what they are missed for")
     orders = order_groups(graph, groups, seen.moments)
-    return Ground(graph, samples, split, inputs, groups, seen.moments, orders, process, seed)
+    return Ground(
+        graph, samples, split, inputs, groups, branches, seen.moments, orders, process, seed
+    )
 
 
-def share_out(ground: Ground, share: float, gains: Mapping[str, float]) -> dict[str, int]:
-    """Channels to keep of each group so that `share` of the multiply-accumulates is saved.
+def measure_parts(ground: Ground, progress: Progress) -> tuple[Part, ...]:
+    """The parts that can go, each with its options: losses, and shares of work and time saved.
 
-    gains: by group, from `measure_gains`. Groups that keep all are left out. Raises WrongUsage
-    where so much cannot be removed.
+    Raises WrongUsage where there are none.
     """
-    total = total_macs(count_macs(ground.graph))
     each = macs_of_channels(ground.graph, ground.groups)
-    names = list(gains)
-    counts = [_counts(ground.orders[name].channels) for name in names]
-    costs = [
-        [
-            Cost(
-                max(gains[name] * ground.orders[name].loss(count), 0.0)
-                + _UNASKED * (1 - count / ground.orders[name].channels),
-                0.0,
-                each[name] * count / total,
-            )
-            for count in options
-        ]
-        for name, options in zip(names, counts, strict=True)
-    ]
-    everything = sum(each[name] * ground.orders[name].channels for name in names) / total
-    aim = share
-    best: tuple[float, dict[str, int]] | None = None
-    for _ in range(_CORRECTIONS):
-        found = solve_knapsack(costs, minimise="loss", max_ms=max(everything - aim, 0.0))
-        if found is None:
-            break
-        keep = {
-            name: options[choice]
-            for name, options, choice in zip(names, counts, found.choices, strict=True)
-        }
-        saved = 1 - macs_left(ground, keep) / total
-        if saved >= share - _CLOSE and (best is None or saved < best[0]):
-            best = (saved, keep)
-        if abs(saved - share) < _CLOSE:
-            break
-        aim += share - saved
-    if best is None:
-        least = {name: options[0] for name, options in zip(names, counts, strict=True)}
-        left = macs_left(ground, least)
+    able = [g for g in ground.groups if g.name in ground.orders and each.get(g.name)]
+    if not able and not ground.branches:
         raise WrongUsage(
-            f"--prune {share:.0%}: at most {1 - left / total:.0%} of this model's "
-            f"multiply-accumulates can be removed ({reasons_pinned(ground.groups)}); ask for less."
+            f"--prune: this model has no channels to remove ({reasons_pinned(ground.groups)}); "
+            "leave the option out."
         )
-    return {name: count for name, count in best[1].items() if count < ground.orders[name].channels}
+    total = total_macs(ground.graph)
+    counts = {group.name: _counts(group.size) for group in able}
+    single = {
+        **{(name, count): Cuts(((name, count),)) for name in counts for count in counts[name]},
+        **{(one.name, 0): Cuts(removed=(one.name,)) for one in ground.branches},
+    }
+    times = measure_times(ground, list(single.values()), progress)
+    saved = dict(zip(single, times or [0.0] * len(single), strict=True))
+    if times is not None:
+        counts = {name: _faster(name, row, saved) for name, row in counts.items()}
+    probes = _probes(ground, counts)
+    progress.stage("measuring what each part is missed for", len(probes))
+    measure = noise_of(ground, reach=REACH)
+    losses = {}
+    for key in probes:
+        losses[key] = measure(single[key])
+        progress.step(key[0])
+    rows: dict[str, Part] = {}
+    for name, row in counts.items():
+        order = ground.orders[name]
+        points = {count: losses[name, count] for _, count in probes if (name, count) in losses}
+        rows[name] = (
+            Option(Cuts(), 0.0, 0.0, 0.0),
+            *(
+                Option(
+                    single[name, count],
+                    _interpolated(order, points, count) + UNASKED * (1 - count / order.channels),
+                    each[name] * (order.channels - count) / total,
+                    saved[name, count],
+                )
+                for count in sorted(row, reverse=True)
+            ),
+        )
+    return tuple(_parts(ground, rows, losses, saved, total))
+
+
+def _parts(
+    ground: Ground,
+    rows: dict[str, Part],
+    losses: Mapping[tuple[str, int], float],
+    saved: Mapping[tuple[str, int], float],
+    total: int,
+) -> list[Part]:
+    """Branches with the groups inside them, and the groups that lie in none."""
+    inside: set[str] = set()
+    parts = []
+    for branch in ground.branches:
+        names = [g.name for g in groups_inside(branch, ground.groups) if g.name in rows]
+        inside.update(names)
+        cuts = Cuts(removed=(branch.name,))
+        macs = 1 - ground.macs_left(cuts) / total
+        key = (branch.name, 0)
+        whole = Option(cuts, losses[key] + UNASKED, macs, saved[key])
+        parts.append(combine([rows[name] for name in names], whole))
+    return [*parts, *(rows[name] for name in rows if name not in inside)]
+
+
+def measure_times(
+    ground: Ground, cuts: Sequence[Cuts], progress: Progress = SILENT
+) -> list[float] | None:
+    """The share of the latency of one sample, on one thread, that each of the cuts saves.
+
+    Each file is timed against the original's by interleaved runs. None where the model is too
+    slow for so many, or too small for its time to matter.
+    """
+    progress.stage("timing what each part saves", len(cuts))
+    feeds = next(iter(batches_of(ground.samples, ground.probed[:1], ground.inputs, batch=1))).feeds
+    found = []
+    with tempfile.TemporaryDirectory(prefix="packlight-") as folder, Process() as process:
+        base = process.load(_saved(ground.graph, Path(folder) / "original.onnx"))
+        first = process.time([base], feeds, rounds=ROUNDS[0], seconds=SECONDS)
+        each = float(np.quantile(first, QUICKEST))
+        rounds = int(1e3 * SECONDS / max(2 * each * len(cuts), 1e-6))
+        if rounds < ROUNDS[0] or each < LEAST_MS:
+            return None
+        for one in cuts:
+            path = _saved(ground.without(one), Path(folder) / "without.onnx")
+            session = process.load(path)
+            table = process.time([base, session], feeds, rounds=min(rounds, ROUNDS[1]))
+            session.close()
+            before, after = np.quantile(table, QUICKEST, axis=1)
+            # Two timings of one file differ a little: a difference that is smaller is none.
+            found.append(round((1 - after / before) / GRAIN) * GRAIN)
+            progress.step()
+    return found
+
+
+def noise_of(ground: Ground, *, reach: int | None = None) -> Callable[[Cuts], float]:
+    """What gives the noise power at the output, once fitted, as a share of the variance.
+
+    reach: how far fitting goes, as for `Ground.fitted`.
+    """
+    macs = max(total_macs(ground.graph), 1) * max(len(find_layers(ground.graph)), 1)
+    samples = int(np.clip(EFFORT / macs, 32, PROBED))
+    wanted = _run(ground, ground.graph)
+
+    def measure(cuts: Cuts) -> float:
+        return _noise(wanted, _run(ground, ground.fitted(cuts, samples=samples, reach=reach)))
+
+    return measure
 
 
 def _counts(size: int) -> tuple[int, ...]:
-    """How many channels may be kept: kernels compute them in blocks of 8 or 16.
+    """How many channels may be kept of so many: kernels compute them in blocks of 8 or 16.
 
     Half of resnet20's multiplications in steps of 4 and 8 left 85.9 % and 1.26 times the speed, of
     8 85.7 % and 1.35, of 8 and 16 83.7 % and 1.40 (closed form, AVX512).
     """
     step = next(step for least, step in ((16, 8), (8, 2), (0, 1)) if size >= least)
+    step *= max(1, size // (step * LEAST_KEPT))
     least = max(1, size // LEAST_KEPT)
-    counts = {count for count in range(step, size, step) if count >= least}
-    return tuple(sorted({*counts, size}))
+    return tuple(count for count in range(step, size, step) if count >= least)
 
 
-def measure_gains(ground: Ground, progress: Progress) -> dict[str, float]:
-    """By group that can go, the noise at the model's output for each unit of its curve's loss.
+def _faster(
+    name: str, counts: Sequence[int], saved: Mapping[tuple[str, int], float]
+) -> tuple[int, ...]:
+    """The counts that save more time than any larger one does; all where none saves any."""
+    kept = []
+    best = 0.0
+    for count in sorted(counts, reverse=True):
+        if saved[name, count] > best:
+            kept.append(count)
+            best = saved[name, count]
+    return tuple(kept or counts)
 
-    Raises WrongUsage where there is no such group.
-    """
-    each = macs_of_channels(ground.graph, ground.groups)
-    names = [name for name in ground.orders if each.get(name)]
-    if not names:
-        why = reasons_pinned(ground.groups)
-        raise WrongUsage(
-            f"--prune: this model has no channels to remove ({why}); leave the option out."
-        )
-    indices = (ground.split.search or ground.split.calibration)[:PROBED]
-    gains: dict[str, float] = {}
-    progress.stage("measuring each group of channels alone", len(names))
-    with tempfile.TemporaryDirectory(prefix="packlight-") as folder:
-        path = Path(folder) / "probe.onnx"
-        wanted = _run(ground, _saved(ground.graph, path), indices)
-        for name in names:
-            order = ground.orders[name]
-            count = min(max(1, round(order.channels * (1 - PROBE))), order.channels - 1)
-            gone = gone_of(ground.orders, {name: count})
-            pruned = remove_channels(ground.graph, gone)
-            refit_readers(ground.graph, pruned, ground.groups, gone, ground.moments)
-            noise = _noise(wanted, _run(ground, _saved(pruned, path), indices))
-            gains[name] = noise / max(order.loss(count), 1e-12)
-            progress.step(name)
-    return gains
+
+def _probes(ground: Ground, counts: Mapping[str, Sequence[int]]) -> list[tuple[str, int]]:
+    """Groups and counts, and branches, whose loss is measured."""
+    found = [(one.name, 0) for one in ground.branches]
+    for share in PROBES[: 1 if len(counts) > MANY else None]:
+        for name, row in counts.items():
+            wanted = share * ground.orders[name].channels
+            nearest = min(row, key=lambda count: (abs(count - wanted), -count))
+            found.append((name, nearest))
+    return list(dict.fromkeys(found))
+
+
+def _interpolated(order: ChannelOrder, points: Mapping[int, float], count: int) -> float:
+    """The loss at a count: the group's curve times a factor, linear between those measured."""
+    known = sorted(points)
+    factors = [points[at] / max(order.loss(at), 1e-12) for at in known]
+    return float(np.interp(count, known, factors)) * max(order.loss(count), 0.0)
 
 
 def _saved(graph: Graph, path: Path) -> Path:
@@ -192,15 +332,17 @@ def _saved(graph: Graph, path: Path) -> Path:
     return path
 
 
-def _run(ground: Ground, path: Path, indices: Sequence[int]) -> list[Mapping[str, NDArray[Any]]]:
-    session: Session = ground.process.load(path, threads=cpu_features().cores, spinning=False)
-    try:
-        return [
-            {name: run.trim(array) for name, array in session.run(run.feeds).items()}
-            for run in batches_of(ground.samples, indices, ground.inputs)
-        ]
-    finally:
-        session.close()
+def _run(ground: Ground, graph: Graph) -> list[Mapping[str, NDArray[Any]]]:
+    with tempfile.TemporaryDirectory(prefix="packlight-") as folder:
+        path = _saved(graph, Path(folder) / "probe.onnx")
+        session: Session = ground.process.load(path, threads=cpu_features().cores, spinning=False)
+        try:
+            return [
+                {name: run.trim(array) for name, array in session.run(run.feeds).items()}
+                for run in batches_of(ground.samples, ground.probed, ground.inputs)
+            ]
+        finally:
+            session.close()
 
 
 def _noise(
@@ -219,17 +361,6 @@ def _noise(
         if power > 0:
             worst = max(worst, float(np.square(first - second).sum()) / power)
     return worst
-
-
-def macs_left(ground: Ground, keep: Mapping[str, int]) -> int:
-    """Multiply-accumulates for one sample where each group keeps so many channels."""
-    gone = gone_of(ground.orders, keep)
-    return total_macs(macs_without(ground.graph, ground.groups, gone))
-
-
-def total_macs(macs: Mapping[str, int | None]) -> int:
-    """The sum; what is not known counts as none."""
-    return sum(count or 0 for count in macs.values())
 
 
 def reasons_pinned(groups: Sequence[CoupledGroup]) -> str:

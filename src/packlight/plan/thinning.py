@@ -1,31 +1,24 @@
-"""The graph without the channels that are missed least, fitted or trained towards the original.
+"""The graph without what is missed least, fitted or trained towards the original.
 
-How many channels go is asked for as a share of the multiply-accumulates, said group by group in a
-recipe, or found: the largest share whose loss leaves room for what comes after.
+Channels go, and whole residual branches. How much is asked for as a share of the
+multiply-accumulates, said one by one in a recipe, or found: the largest share whose loss leaves
+room for what comes after.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from packlight.errors import UnsupportedOperator, UnusableRecipe, WrongUsage
-from packlight.graph.anatomy import count_macs
 from packlight.graph.model import Graph
-from packlight.graph.repair import repair
-from packlight.graph.rewrite.prune import remove_channels
-from packlight.graph.thin import gone_of, rows_left
+from packlight.graph.rewrite.branches import with_stand_ins
 from packlight.measure.evidence import ChannelEvidence, Thinning
 from packlight.nearest import did_you_mean
-from packlight.plan.channels import (
-    Ground,
-    macs_left,
-    measure_gains,
-    prepare_ground,
-    share_out,
-    total_macs,
-)
+from packlight.plan.channels import Ground, measure_parts, prepare_ground
+from packlight.plan.cuts import Cuts, groups_inside, total_macs
+from packlight.plan.proposals import choose_cuts
 from packlight.plan.training import NO_TRAINING, Training
 from packlight.progress import SILENT, Progress
 from packlight.recipe import Recipe
@@ -39,6 +32,9 @@ MOST_REMOVED = 0.95
 SHARES = (0.6, 0.45, 0.3, 0.2, 0.1)
 """What is tried where nobody says how much: the largest first."""
 
+QUICK = 3
+"""Proposals that are measured of each of them."""
+
 ROOM = 0.5
 """Share of the drop that channels may take up: rounding needs the rest."""
 
@@ -51,19 +47,27 @@ Share: TypeAlias = float | Literal["auto"]
 
 @dataclass(frozen=True)
 class Thinned:
-    """A graph without some channels, its layers fitted to what the original gives.
+    """A graph without some channels and branches, its layers fitted to what the original gives.
 
-    channels: (group, channels kept) of the groups that lost some. heal_steps: of training.
+    channels: (group, channels kept) of the groups that lost some. removed: residual branches that
+    are gone. heal_steps: of training.
     """
 
     graph: Graph
     channels: tuple[tuple[str, int], ...]
+    removed: tuple[str, ...]
     heal_steps: int
     evidence: Thinning
 
+    def teacher(self, original: Graph) -> Graph:
+        """The original with what should stand for the sums of removed branches."""
+        return with_stand_ins(original, self.removed)
+
     def note_in(self, recipe: Recipe) -> Recipe:
         """The recipe that says this too, so that it can be done again."""
-        return replace(recipe, channels=self.channels, heal_steps=self.heal_steps)
+        return replace(
+            recipe, channels=self.channels, removed=self.removed, heal_steps=self.heal_steps
+        )
 
 
 def thin(
@@ -74,43 +78,45 @@ def thin(
     *,
     share: Share | None = None,
     channels: Sequence[tuple[str, int]] = (),
+    removed: Sequence[str] = (),
     training: Training = NO_TRAINING,
     max_drop: float | None = None,
     drop_of: Callable[[Graph], float] | None = None,
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> Thinned:
-    """Remove channels from a simplified graph, and fit or train what is left to its outputs.
+    """Remove channels and branches of a simplified graph, and fit or train what is left.
 
-    share: of the multiply-accumulates to remove (0 to 0.95), or "auto"; or channels: (group,
-    kept) as a recipe says. training: how long what is left is healed.
+    share: of the multiply-accumulates to remove (0 to 0.95), or "auto"; or as a recipe says
+    channels: (group, kept), and removed: residual branches. training: how long what is left is
+    healed.
     max_drop, drop_of: for "auto", the drop that is allowed, and what it is on search samples.
-    Raises WrongUsage where so much cannot be removed, UnusableRecipe for a group that is not
-    there or a number that it cannot keep.
+    Raises WrongUsage where so much cannot be removed, UnusableRecipe for a group or branch that is
+    not there or a number that it cannot keep.
     """
     heals = training.heals
     with Process() as process:
         ground = prepare_ground(graph, samples, split, tuple(inputs), process, seed, progress)
         if share == "auto":
             room = ROOM * (REGAINED if heals else 1.0) * (0.01 if max_drop is None else max_drop)
-            keep, fitted = _largest_within(ground, room, drop_of, progress)
+            cuts, fitted = _largest_within(ground, room, drop_of, progress)
         else:
-            keep = _checked(channels, ground)
+            cuts = _checked(channels, removed, ground)
             if share is not None:
-                keep = share_out(ground, share, measure_gains(ground, progress))
-            fitted = _without(ground, keep, progress)
+                cuts = choose_cuts(ground, measure_parts(ground, progress), share, progress)
+            fitted = ground.fitted(cuts, progress=progress)
         steps = 0
         notes: list[str] = []
         loss: tuple[float, float] | None = None
-        if heals and keep:
+        if heals and cuts != Cuts():
             try:
-                fitted, steps, loss, notes = _heal(ground, fitted, training, progress)
+                fitted, steps, loss, notes = _heal(ground, fitted, cuts, training, progress)
             except UnsupportedOperator as error:
                 notes = [f"not healed: {error}"]
-        if not keep:
+        if cuts == Cuts():
             notes.append("no channels could go within the loss that is allowed")
-        evidence = _evidence(ground, keep, steps, loss, notes)
-    return Thinned(fitted, tuple(sorted(keep.items())), steps, evidence)
+        evidence = _evidence(ground, cuts, steps, loss, notes)
+    return Thinned(fitted, cuts.keep, cuts.removed, steps, evidence)
 
 
 def parse_share(value: str | float) -> Share:
@@ -138,45 +144,35 @@ def _largest_within(
     room: float,
     drop_of: Callable[[Graph], float] | None,
     progress: Progress,
-) -> tuple[dict[str, int], Graph]:
+) -> tuple[Cuts, Graph]:
     """The largest of `SHARES` that loses no more than `room`; nothing where none does."""
     if drop_of is None:
         raise WrongUsage("--prune auto needs samples, which tell how much may go: give --data.")
     try:
-        gains = measure_gains(ground, progress)
+        parts = measure_parts(ground, progress)
     except WrongUsage:
-        return {}, ground.graph  # there are no channels to remove
+        return Cuts(), ground.graph  # there is nothing to remove
     for share in SHARES:
         try:
-            keep = share_out(ground, share, gains)
+            cuts = choose_cuts(ground, parts, share, progress, rounds=QUICK)
         except WrongUsage:
             continue  # so much cannot go, whatever it costs
-        fitted = _without(ground, keep, progress)
+        fitted = ground.fitted(cuts, progress=progress)
         if drop_of(fitted) <= room:
-            return keep, fitted
-    return {}, ground.graph
+            return cuts, fitted
+    return Cuts(), ground.graph
 
 
-def _without(ground: Ground, keep: Mapping[str, int], progress: Progress) -> Graph:
-    """The graph with so many channels of each group, its layers fitted to the original."""
-    gone = gone_of(ground.orders, keep)
-    fitted, _ = repair(
-        ground.graph,
-        remove_channels(ground.graph, gone),
-        ground.samples,
-        ground.split.calibration,
-        ground.inputs,
-        process=ground.process,
-        rows=rows_left(ground.graph, ground.groups, gone),
-        seed=ground.seed,
-        progress=progress,
-    )
-    return fitted
-
-
-def _checked(channels: Sequence[tuple[str, int]], ground: Ground) -> dict[str, int]:
-    """The channels of a recipe, held against the groups that there are."""
+def _checked(channels: Sequence[tuple[str, int]], removed: Sequence[str], ground: Ground) -> Cuts:
+    """What a recipe says, held against the groups and branches that there are."""
     groups = {group.name: group for group in ground.groups}
+    branches = {branch.name: branch for branch in ground.branches}
+    for name in removed:
+        if name not in branches:
+            raise UnusableRecipe(
+                f"The recipe removes the residual branch {name!r}, which the model does not have "
+                f"or cannot do without{did_you_mean(name, branches)}."
+            )
     for name, count in channels:
         group = groups.get(name)
         if group is None:
@@ -191,11 +187,11 @@ def _checked(channels: Sequence[tuple[str, int]], ground: Ground) -> dict[str, i
             raise UnusableRecipe(
                 f"The recipe keeps {count} channels of {name!r}: it has 1 to {group.size}."
             )
-    return dict(channels)
+    return Cuts(tuple(sorted(channels)), tuple(sorted(set(removed))))
 
 
 def _heal(
-    ground: Ground, fitted: Graph, training: Training, progress: Progress
+    ground: Ground, fitted: Graph, cuts: Cuts, training: Training, progress: Progress
 ) -> tuple[Graph, int, tuple[float, float], list[str]]:
     from packlight.graph.torch.distill import Lessons
     from packlight.graph.torch.heal import heal
@@ -211,7 +207,7 @@ def _heal(
         checkpoint=training.healed,
         progress=progress,
     )
-    healed = heal(ground.graph, fitted, lessons)
+    healed = heal(with_stand_ins(ground.graph, cuts.removed), fitted, lessons)
     went = healed.training
     # Steps after the last are part of the plan: the rate falls along all of them.
     return healed.model, went.planned, (went.before, went.after), list(went.notes)
@@ -219,19 +215,33 @@ def _heal(
 
 def _evidence(
     ground: Ground,
-    keep: Mapping[str, int],
+    cuts: Cuts,
     steps: int,
     loss: tuple[float, float] | None,
     notes: Sequence[str],
 ) -> Thinning:
-    before = total_macs(count_macs(ground.graph))
-    after = macs_left(ground, keep)
+    keep = dict(cuts.keep)
+    inside = {
+        group.name
+        for branch in ground.branches
+        if branch.name in cuts.removed
+        for group in groups_inside(branch, ground.groups)
+    }
     listed = []
     for group in ground.groups:
         reason = group.pinned
         if not reason and group.name not in ground.orders:
             reason = "no layer that can be fitted again reads them"
-        kept = keep.get(group.name, group.size)
+        kept = 0 if group.name in inside else keep.get(group.name, group.size)
         listed.append(ChannelEvidence(group.name, group.size, kept, reason))
     first, last = loss if loss is not None else (None, None)
-    return Thinning(before, after, tuple(listed), steps, first, last, tuple(notes))
+    return Thinning(
+        total_macs(ground.graph),
+        ground.macs_left(cuts),
+        tuple(listed),
+        steps,
+        first,
+        last,
+        tuple(notes),
+        cuts.removed,
+    )

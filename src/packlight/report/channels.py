@@ -44,6 +44,11 @@ def describe_thinning(thinning: Thinning) -> tuple[str, ...]:
         "read them are fitted again; every layer that is left was then fitted to what the original "
         "gives on calibration samples, without labels."
     ]
+    if thinning.removed:
+        told.append(
+            f"Whole residual branches went with them, {count(len(thinning.removed), 'block')} that "
+            f"what is left makes up for best: {', '.join(thinning.removed)}."
+        )
     if thinning.heal_steps and thinning.loss_before is not None:
         told.append(
             f"Then it was trained towards the original for {count(thinning.heal_steps, 'step')}: "

@@ -123,7 +123,8 @@ def _thinning(value: Mapping[str, Any] | None) -> Thinning | None:
     if value is None:
         return None
     channels = tuple(ChannelEvidence(**one) for one in value["channels"])
-    return Thinning(**{**value, "channels": channels, "notes": tuple(value["notes"])})
+    lists = {key: tuple(value.get(key, ())) for key in ("notes", "removed")}
+    return Thinning(**{**value, **lists, "channels": channels})
 
 
 def _tuning(value: Mapping[str, Any] | None) -> Tuning | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -11,9 +11,12 @@ from packlight.errors import WrongUsage
 from packlight.graph.coupling.shapes import infer_shapes, know_shapes
 from packlight.graph.layers import find_layers
 from packlight.graph.rewrite.noops import remove_unused
-from packlight.graph.rewrite.single import bypass, is_standard
+from packlight.graph.rewrite.single import bypass, is_standard, unique_value_name
 from packlight.graph.save import copy_model
 from packlight.graph.walk import constant_of, ensure_names
+
+_SAME_TWICE = ("Relu", "Clip")
+"""Activations that change nothing where they have been before."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,11 @@ def find_branches(model: ir.Model) -> tuple[Branch, ...]:
 def remove_part(model: ir.Model, names: Sequence[str]) -> ir.Model:
     """A copy of a model without these residual branches (names from `find_branches`).
 
-    Each Add is replaced by its shortcut; an activation behind it stays. Inputs and outputs
-    keep their names, types and shapes. Raises WrongUsage for a name that is no branch, and
-    where a branch cannot go because its shortcut is itself an input or output of the model.
+    Each Add is replaced by its shortcut. An activation behind it stays, unless the shortcut has
+    been through the same one, which changes nothing twice. What nothing else reads takes over the
+    names of the sum and of what the activation gave, so that it is known what it stands for.
+    Inputs and outputs keep their names, types and shapes. Raises WrongUsage for a name that is no
+    branch, and where one cannot go because its shortcut is itself an input or output of the model.
     """
     known = {branch.name: branch for branch in find_branches(model)}
     for name in names:
@@ -62,14 +67,14 @@ def remove_part(model: ir.Model, names: Sequence[str]) -> ir.Model:
     copy = copy_model(model)
     ensure_names(copy)
     nodes = {node.name: node for node in copy.graph}
-    inner = {node for name in names for node in known[name].nodes}
+    inner = {inside for name in names for inside in known[name].nodes}
     for name in dict.fromkeys(names):
         if name in inner:
             continue  # it lies in a larger branch that goes as well
         node = nodes[name]
         shortcut = node.inputs[1 - known[name].number]
         assert shortcut is not None
-        if not bypass(node, shortcut):
+        if not _take_out(node, shortcut, inner):
             raise WrongUsage(
                 f"The branch {name!r} cannot be removed, because its sum is an output of the "
                 "model and its shortcut has a name of its own: leave this branch."
@@ -79,6 +84,87 @@ def remove_part(model: ir.Model, names: Sequence[str]) -> ir.Model:
     for value, before in zip(copy.graph.outputs, model.graph.outputs, strict=True):
         value.shape = before.shape.copy() if before.shape is not None else None
     return copy
+
+
+def with_stand_ins(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """A copy of a model that gives for each of these branches what should stand for its sum.
+
+    Without the branch f the sum f + r(p) with r, an activation that changes nothing twice, is
+    gone, and the layer before gives p in its stead, which r reads. To hold it to f + r(p) would
+    ask for 0 where p is below: it is held to f + p, which is told under the name of the sum.
+    All else of the model is as it was, but for the name of the sum.
+    """
+    known = {branch.name: branch for branch in find_branches(model)}
+    copy = copy_model(model)
+    ensure_names(copy)
+    stand: dict[ir.Value, ir.Value] = {}
+    for node in list(copy.graph):
+        if node.name not in names or node.name not in known:
+            continue
+        number = known[node.name].number
+        branch, shortcut = node.inputs[number], node.inputs[1 - number]
+        assert shortcut is not None
+        total = node.outputs[0]
+        twice = _done_twice(total, shortcut)
+        if twice is None:
+            continue
+        name = total.name or ""
+        total.name = unique_value_name(copy, f"{name}_whole")
+        linear = ir.node("Add", [branch, stand.get(twice.source, twice.source)])
+        stood = linear.outputs[0]
+        stood.name, stood.type, stood.shape = name, total.type, total.shape
+        stand[total] = stood
+        copy.graph.insert_after(node, linear)
+    return copy
+
+
+def _take_out(node: ir.Node, shortcut: ir.Value, gone: Collection[str]) -> bool:
+    """Replace a sum by its shortcut, names included; False where the graph needs the sum."""
+    total = node.outputs[0]
+    twice = _done_twice(total, shortcut)
+    source = shortcut if twice is None else twice.source
+    alone = (
+        all(use.node is node or (use.node.name or "") in gone for use in shortcut.uses())
+        and not shortcut.is_graph_output()
+    )
+    if twice is not None:
+        alone = alone and len(list(source.uses())) == 1 and not source.is_graph_output()
+    name = total.name
+    if not bypass(node, shortcut):
+        return False
+    given = None if twice is None else twice.behind.outputs[0].name
+    if twice is not None and not bypass(twice.behind, shortcut):
+        given = None
+    if alone and source.producer() is not None:
+        if given is not None:
+            shortcut.name = given
+        if not source.is_graph_output():
+            source.name = name
+    return True
+
+
+@dataclass(frozen=True)
+class _Twice:
+    """An activation of `source` that the shortcut is, and the same one `behind` the sum."""
+
+    source: ir.Value
+    behind: ir.Node
+
+
+def _done_twice(total: ir.Value, shortcut: ir.Value) -> _Twice | None:
+    """Where the sum is read by one node alone, which does what made its shortcut."""
+    uses = list(total.uses())
+    before = shortcut.producer()
+    if len(uses) != 1 or total.is_graph_output() or before is None:
+        return None
+    behind, source = uses[0].node, before.inputs[0]
+    same = (
+        is_standard(before, *_SAME_TWICE)
+        and is_standard(behind, before.op_type)
+        and before.inputs[1:] == behind.inputs[1:]
+        and before.attributes == behind.attributes
+    )
+    return _Twice(source, behind) if same and source is not None else None
 
 
 def _branch_of(model: ir.Model, node: ir.Node) -> Branch | None:

@@ -1,0 +1,125 @@
+"""What goes from a model: channels of groups, and whole residual branches."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from packlight.errors import WrongUsage
+from packlight.graph.anatomy import count_macs
+from packlight.graph.coupling.cost import macs_without
+from packlight.graph.coupling.groups import CoupledGroup
+from packlight.graph.layers import find_layers
+from packlight.graph.model import Graph
+from packlight.graph.rewrite.branches import Branch, find_branches, remove_part
+from packlight.graph.rewrite.prune import remove_channels
+from packlight.graph.thin import gone_of
+from packlight.maths.channels import ChannelOrder
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """keep: (group, channels kept) of the groups that lose some. removed: branches, by name.
+
+    A group that lies in a removed branch is not named.
+    """
+
+    keep: tuple[tuple[str, int], ...] = ()
+    removed: tuple[str, ...] = ()
+
+    def __or__(self, other: Cuts) -> Cuts:
+        """Both together."""
+        return Cuts(
+            tuple(sorted({*self.keep, *other.keep})),
+            tuple(sorted({*self.removed, *other.removed})),
+        )
+
+
+def without(graph: Graph, orders: Mapping[str, ChannelOrder], cuts: Cuts) -> Graph:
+    """A copy of the graph without what goes; what is left is as it was.
+
+    Raises WrongUsage for groups and branches that it does not have or that cannot go.
+    """
+    pruned = remove_channels(graph, gone_of(orders, dict(cuts.keep)))
+    return remove_part(pruned, cuts.removed) if cuts.removed else pruned
+
+
+def count_left(
+    graph: Graph,
+    groups: Sequence[CoupledGroup],
+    orders: Mapping[str, ChannelOrder],
+    branches: Sequence[Branch],
+    cuts: Cuts,
+) -> int:
+    """Multiply-accumulates for one sample that are left; what is not known counts as none."""
+    gone = {layer for one in branches if one.name in cuts.removed for layer in one.layers}
+    found = macs_without(graph, groups, gone_of(orders, dict(cuts.keep)))
+    return sum(macs or 0 for name, macs in found.items() if name not in gone)
+
+
+def removable_branches(graph: Graph) -> tuple[Branch, ...]:
+    """The residual branches that can go, none inside another: the smaller ones are taken."""
+    found: list[Branch] = []
+    taken: set[str] = set()
+    branches = find_branches(graph)
+    for branch in sorted(branches, key=lambda one: len(one.nodes)):
+        if not taken.isdisjoint(branch.nodes):
+            continue
+        try:
+            remove_part(graph, [branch.name])
+        except WrongUsage:
+            continue  # its sum is an output of the model
+        found.append(branch)
+        taken.update(branch.nodes)
+    return tuple(branch for branch in branches if branch in found)
+
+
+def groups_inside(branch: Branch, groups: Sequence[CoupledGroup]) -> tuple[CoupledGroup, ...]:
+    """The groups of channels that go with a branch: no layer outside makes or reads them."""
+    inside = set(branch.nodes)
+    return tuple(
+        group for group in groups if all(member.node in inside for member in group.members)
+    )
+
+
+def layers_behind(
+    graph: Graph,
+    groups: Sequence[CoupledGroup],
+    branches: Sequence[Branch],
+    cuts: Cuts,
+    reach: int,
+) -> set[str]:
+    """The layers that notice first what went: readers of channels, and what stands for a branch.
+
+    reach: so many layers behind each in graph order as well. Earlier ones give what they gave.
+    What stands for a branch is the last layer before it, or a little ahead of that where a
+    projection was computed between.
+    """
+    names = [layer.name for layer in find_layers(graph) if not layer.graph_path]
+    place = {name: number for number, name in enumerate(names)}
+    spans = [
+        (place[member.node], place[member.node])
+        for group in groups
+        if group.name in dict(cuts.keep)
+        for member in group.readers
+        if member.node in place
+    ]
+    spans += [
+        (max(place[one.layers[0]] - _BEFORE, 0), place[one.layers[-1]])
+        for one in branches
+        if one.name in cuts.removed
+    ]
+    return {name for first, last in spans for name in names[first : last + 1 + reach]}
+
+
+_BEFORE = 2
+"""Layers before a branch that may stand for its sum."""
+
+
+def total_macs(graph: Graph) -> int:
+    """Multiply-accumulates of a graph for one sample; what is not known counts as none."""
+    return _total(count_macs(graph).values())
+
+
+def _total(macs: Collection[int | None]) -> int:
+    return sum(count or 0 for count in macs)
