@@ -31,7 +31,7 @@ from packlight.maths.moments import Moments
 from packlight.plan.knapsack import Cost, solve_knapsack
 from packlight.progress import Progress
 from packlight.runtime import Process, Session, cpu_features
-from packlight.samples import Samples, Split, batches_of
+from packlight.samples import Samples, Split, batches_of, shapes_of_one
 from packlight.tensors import TensorSpec
 
 LEAST_KEPT = 8
@@ -54,7 +54,7 @@ _CLOSE = 0.01
 
 @dataclass(frozen=True)
 class Ground:
-    """What thinning starts from."""
+    """What thinning starts from. macs: multiply-accumulates for one sample, by layer."""
 
     graph: Graph
     samples: Samples
@@ -63,6 +63,7 @@ class Ground:
     groups: tuple[CoupledGroup, ...]
     moments: Mapping[str, Moments]
     orders: Mapping[str, ChannelOrder]
+    macs: Mapping[str, int | None]
     process: Process
     seed: int
 
@@ -93,7 +94,8 @@ def prepare_ground(
     )
     progress.stage("ordering channels by what they are missed for")
     orders = order_groups(graph, groups, seen.moments)
-    return Ground(graph, samples, split, inputs, groups, seen.moments, orders, process, seed)
+    macs = count_macs(graph, shapes_of_one(samples, split.calibration, inputs))
+    return Ground(graph, samples, split, inputs, groups, seen.moments, orders, macs, process, seed)
 
 
 def share_out(ground: Ground, share: float, gains: Mapping[str, float]) -> dict[str, int]:
@@ -102,8 +104,8 @@ def share_out(ground: Ground, share: float, gains: Mapping[str, float]) -> dict[
     gains: by group, from `measure_gains`. Groups that keep all are left out. Raises WrongUsage
     where so much cannot be removed.
     """
-    total = total_macs(count_macs(ground.graph))
-    each = macs_of_channels(ground.graph, ground.groups)
+    total = total_macs(ground.macs)
+    each = macs_of_channels(ground.graph, ground.groups, ground.macs)
     names = list(gains)
     counts = [_counts(ground.orders[name].channels) for name in names]
     costs = [
@@ -162,7 +164,7 @@ def measure_gains(ground: Ground, progress: Progress) -> dict[str, float]:
 
     Raises WrongUsage where there is no such group.
     """
-    each = macs_of_channels(ground.graph, ground.groups)
+    each = macs_of_channels(ground.graph, ground.groups, ground.macs)
     names = [name for name in ground.orders if each.get(name)]
     if not names:
         why = reasons_pinned(ground.groups)
@@ -224,7 +226,7 @@ def _noise(
 def macs_left(ground: Ground, keep: Mapping[str, int]) -> int:
     """Multiply-accumulates for one sample where each group keeps so many channels."""
     gone = gone_of(ground.orders, keep)
-    return total_macs(macs_without(ground.graph, ground.groups, gone))
+    return total_macs(macs_without(ground.graph, ground.groups, gone, ground.macs))
 
 
 def total_macs(macs: Mapping[str, int | None]) -> int:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from packlight.errors import UnsupportedOperator, UnusableRecipe, WrongUsage
-from packlight.graph.anatomy import count_macs
 from packlight.graph.model import Graph
 from packlight.graph.repair import repair
 from packlight.graph.rewrite.prune import remove_channels
@@ -227,7 +226,7 @@ def _evidence(
     loss: tuple[float, float] | None,
     notes: Sequence[str],
 ) -> Thinning:
-    before = total_macs(count_macs(ground.graph))
+    before = total_macs(ground.macs)
     after = macs_left(ground, keep)
     listed = []
     for group in ground.groups:
