@@ -6,7 +6,8 @@
 prints a Markdown table for each. packlight is called as a user calls it (`packlight.compress`
 with `--prune`, and with `--heal-minutes`); its lossless preset leaves the rest in float, so
 that the figures are those of pruning alone. "Simplified" is the same without pruning: what is
-faster beyond it is owed to the channels. "8 bits" is the healed file in the default preset.
+faster beyond it is owed to the channels. With --eight-bits the last file is compressed further,
+by the default preset.
 
 Samples to prune and heal with have no labels and are not those of the test. The figures are
 read off the ONNX files in onnxruntime, on one thread; times are interleaved.
@@ -24,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 from cases import Arrays
-from feeding import feeds, read_ranks
 from kinds import KINDS, Kind, Outputs, answer_each
 from measuring import (
     explained_variance,
@@ -37,8 +37,7 @@ from numpy.typing import NDArray
 from prune import print_head
 
 import packlight
-from packlight.graph.anatomy import count_macs
-from packlight.graph.model import load_model
+from packlight.graph.model import load_model, save_model
 from packlight.graph.rewrite.simplify import simplify
 
 HERE = Path(__file__).resolve().parent
@@ -47,10 +46,11 @@ LEAST_REMOVED = 0.2
 
 @dataclass(frozen=True)
 class Row:
-    """One file, what it is and how long it took to make."""
+    """One file, what it is and how long it took to make. macs: the share that is left."""
 
     label: str
     path: Path
+    macs: float = 1.0
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
 
@@ -79,6 +79,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=names, default=names)
     parser.add_argument("--prune", default="25%", help="share of the multiply-accumulates")
     parser.add_argument("--heal-minutes", type=float, default=3.0, help="0: nothing is healed")
+    parser.add_argument("--eight-bits", action="store_true")
     parser.add_argument("--samples", type=float, default=1.0, help="times as many samples")
     parser.add_argument("--no-peers", dest="peers", action="store_false")
     parser.add_argument("--real", type=Path, default=HERE.parent.parent / "shared" / "real")
@@ -106,17 +107,27 @@ def _make(
         name = "".join(c if c.isalnum() else "-" for c in label)
         folder = result.save(work / name, force=True)
         thinning = result.evidence.thinning
-        notes = thinning.notes if thinning is not None else ()
-        return Row(label, folder / "model.onnx", time.perf_counter() - began, notes)
+        seconds = time.perf_counter() - began
+        if thinning is None:
+            return Row(label, folder / "model.onnx", float("nan"), seconds)
+        left = thinning.macs_left / thinning.macs_original
+        notes = thinning.notes
+        if thinning.loss_before is not None and thinning.loss_after is not None:
+            told = f"loss {thinning.loss_before:.4f} before healing, {thinning.loss_after:.4f}"
+            notes = (*notes, f"{told} after {thinning.heal_steps} steps")
+        return Row(label, folder / "model.onnx", left, seconds, notes)
 
     # A wide budget: how far the outputs move is the question here, and is measured below.
     alone = {"preset": "lossless", "max_drop": "99%"}
-    rows.append(compressed("simplified", path, **alone))
+    graph, _ = simplify(load_model(path).ir, check=None)
+    save_model(graph, work / "simplified.onnx", durable=False)
+    rows.append(Row("simplified", work / "simplified.onnx"))
     rows.append(compressed(f"--prune {share}, closed form", path, prune=share, **alone))
     if minutes:
         label = f"--prune {share}, healed {minutes:g} minutes"
         rows.append(compressed(label, path, prune=share, heal_minutes=minutes, **alone))
-    rows.append(compressed(f"{rows[-1].label}, 8 bits", rows[-1].path))
+    if options.eight_bits:
+        rows.append(compressed(f"{rows[-1].label}, 8 bits", rows[-1].path))
     return rows
 
 
@@ -138,9 +149,6 @@ def _print_table(kind: Kind, rows: Sequence[Row], test: Arrays, rounds: int) -> 
     direct = _first_outputs(kind, rows[0].path, test)
     figures = [kind.judge(plain, kind.answers(row.path, test), test) for row in rows]
     times = _time([row.path for row in rows], test, rounds)
-    first = next(feeds(read_ranks(rows[0].path), test, batch=1))
-    shapes = {name: array.shape for name, array in first.items()}
-    macs = [_macs(row.path, shapes) for row in rows]
     size = rows[0].path.stat().st_size
     head = ["", "MACs left", *figures[0], "explained variance", "SNR dB", "bytes", "smaller"]
     head += ["ms", "faster (95 %)", "faster than simplified (95 %)", "s"]
@@ -149,7 +157,7 @@ def _print_table(kind: Kind, rows: Sequence[Row], test: Arrays, rounds: int) -> 
         outputs = _first_outputs(kind, row.path, test)
         cells = [
             row.label,
-            f"{macs[number] / macs[0]:.3f}" if macs[number] else "",
+            "" if np.isnan(row.macs) else f"{row.macs:.3f}",
             *figures[number].values(),
             f"{explained_variance(direct, outputs):.4f}",
             f"{signal_to_noise_db(direct, outputs):.1f}",
@@ -174,13 +182,6 @@ def _first_outputs(kind: Kind, path: Path, test: Arrays) -> Outputs:
 def _faster(times: NDArray[np.float64], reference: NDArray[np.float64]) -> str:
     ratio, least, most = ratio_interval(times, reference)
     return f"{1 / ratio:.2f}x ({1 / most:.2f} to {1 / least:.2f})"
-
-
-def _macs(path: Path, shapes: dict[str, tuple[int, ...]]) -> int:
-    graph, _ = simplify(load_model(path).ir, check=None)
-    if any(node.op_type == "QuantizeLinear" for node in graph.graph):
-        return 0  # integer layers are not counted
-    return sum(count or 0 for count in count_macs(graph, shapes).values())
 
 
 def _time(paths: Sequence[Path], test: Arrays, rounds: int) -> NDArray[np.float64]:

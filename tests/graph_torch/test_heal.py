@@ -163,3 +163,39 @@ def test_inputs_that_are_no_floats_are_left_alone() -> None:
     given = {"ids": np.arange(12).reshape(4, 3), "x": np.ones((4, 2), np.float32)}
     found = vary(given, np.random.default_rng(3))
     assert all(np.array_equal(found[name], given[name]) for name in given)
+
+
+def test_pictures_with_channels_last_are_varied_likewise() -> None:
+    given = pictures(16)
+    first = vary({"x": given}, np.random.default_rng(3))["x"]
+    last = vary({"x": np.ascontiguousarray(given.transpose(0, 2, 3, 1))}, np.random.default_rng(3))
+    np.testing.assert_array_equal(last["x"].transpose(0, 3, 1, 2), first)
+
+
+def test_one_sample_at_a_time_trains_as_many_at_once_do(bench: Bench) -> None:
+    """A graph whose batch is fixed at 1 sees all samples of a step, not the first alone."""
+    random = np.random.default_rng(8)
+    weights = {
+        name: (random.standard_normal(shape) / 3).astype(np.float32)
+        for name, shape in (("w0", (9, 16)), ("b0", (16,)), ("w1", (16, 4)), ("b1", (4,)))
+    }
+    rows = random.standard_normal((120, 9)).astype(np.float32)
+    found = []
+    for size in ("n", "1"):
+        net = bench.model(
+            f"""g (float[{size},9] x) => (float[{size},4] y) {{
+                [one] a = Gemm (x, w0, b0) r = Relu(a)
+                [two] y = Gemm (r, w1, b1) }}""",
+            **weights,
+        )
+        student = remove_channels(net.ir, {"one": [2, 3, 7, 11]})
+        samples = open_samples({"x": rows}, net.inputs)
+        options: dict[str, Any] = {"process": bench.process, "steps": 12, "batch": 8, "rate": 5e-3}
+        found.append(heal(net.ir, student, samples, range(120), net.inputs, **options))
+    several, single = found
+    assert several.before == pytest.approx(single.before, rel=1e-4)
+    assert several.after == pytest.approx(single.after, rel=1e-2)
+    for one, other in zip(find_layers(several.model), find_layers(single.model), strict=True):
+        np.testing.assert_allclose(
+            one.weight.const_value.numpy(), other.weight.const_value.numpy(), atol=2e-3
+        )

@@ -9,10 +9,10 @@ a layer between two groups saves less than both promise, and the next budget is 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,9 @@ because samples, made up perhaps, show no use of it."""
 _CORRECTIONS = 8
 _CLOSE = 0.01
 """So near to the share that was asked for the knapsack's answer need come."""
+
+
+Outputs: TypeAlias = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -176,14 +179,15 @@ def measure_gains(ground: Ground, progress: Progress) -> dict[str, float]:
     progress.stage("measuring each group of channels alone", len(names))
     with tempfile.TemporaryDirectory(prefix="packlight-") as folder:
         path = Path(folder) / "probe.onnx"
-        wanted = _run(ground, _saved(ground.graph, path), indices)
+        wanted = list(_run(ground, _saved(ground.graph, path), indices))
+        powers = _powers(wanted)
         for name in names:
             order = ground.orders[name]
             count = min(max(1, round(order.channels * (1 - PROBE))), order.channels - 1)
             gone = gone_of(ground.orders, {name: count})
             pruned = remove_channels(ground.graph, gone)
             refit_readers(ground.graph, pruned, ground.groups, gone, ground.moments)
-            noise = _noise(wanted, _run(ground, _saved(pruned, path), indices))
+            noise = _noise(wanted, powers, _run(ground, _saved(pruned, path), indices))
             gains[name] = noise / max(order.loss(count), 1e-12)
             progress.step(name)
     return gains
@@ -194,33 +198,37 @@ def _saved(graph: Graph, path: Path) -> Path:
     return path
 
 
-def _run(ground: Ground, path: Path, indices: Sequence[int]) -> list[Mapping[str, NDArray[Any]]]:
+def _run(ground: Ground, path: Path, indices: Sequence[int]) -> Iterator[Outputs]:
+    """The outputs of a file, run by run."""
     session: Session = ground.process.load(path, threads=cpu_features().cores, spinning=False)
     try:
-        return [
-            {name: run.trim(array) for name, array in session.run(run.feeds).items()}
-            for run in batches_of(ground.samples, indices, ground.inputs)
-        ]
+        for run in batches_of(ground.samples, indices, ground.inputs):
+            yield {name: run.trim(array) for name, array in session.run(run.feeds).items()}
     finally:
         session.close()
 
 
+def _powers(wanted: Sequence[Outputs]) -> dict[str, float]:
+    """The sum of squares about the mean of each output in floats."""
+    powers = {}
+    for name in (name for name, array in wanted[0].items() if array.dtype.kind == "f"):
+        count = sum(run[name].size for run in wanted)
+        mean = sum(float(run[name].sum(dtype=np.float64)) for run in wanted) / max(count, 1)
+        powers[name] = sum(
+            float(np.square(run[name] - mean, dtype=np.float64).sum()) for run in wanted
+        )
+    return powers
+
+
 def _noise(
-    wanted: Sequence[Mapping[str, NDArray[Any]]], found: Sequence[Mapping[str, NDArray[Any]]]
+    wanted: Sequence[Outputs], powers: Mapping[str, float], found: Iterable[Outputs]
 ) -> float:
     """Noise power as a share of the variance, of the worst output in floats."""
-    worst = 0.0
-    for name, array in wanted[0].items():
-        if array.dtype.kind != "f":
-            continue
-        first, second = (
-            np.concatenate([run[name].astype(np.float64).ravel() for run in runs])
-            for runs in (wanted, found)
-        )
-        power = float(np.square(first - first.mean()).sum())
-        if power > 0:
-            worst = max(worst, float(np.square(first - second).sum()) / power)
-    return worst
+    noises = dict.fromkeys(powers, 0.0)
+    for first, second in zip(wanted, found, strict=True):
+        for name in noises:
+            noises[name] += float(np.square(first[name] - second[name], dtype=np.float64).sum())
+    return max((noises[name] / powers[name] for name in powers if powers[name] > 0), default=0.0)
 
 
 def macs_left(ground: Ground, keep: Mapping[str, int]) -> int:

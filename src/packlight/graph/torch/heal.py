@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -42,6 +42,10 @@ from packlight.samples import Samples, batches_of
 from packlight.tensors import TensorSpec
 
 BATCH = 64
+FEW = 8
+"""Samples of a step where the model takes them one at a time: they are run one after the other,
+their gradients added up. More of them would leave too few steps in the time there is."""
+
 HINTS = 8
 """At most so many tensors inside are held to the teacher's, spread over the graph's depth."""
 
@@ -74,6 +78,9 @@ MEASURED = 3
 """Steps that are timed to tell how many a time budget holds, after as many to warm up."""
 
 
+Feeds: TypeAlias = dict[str, NDArray[Any]]
+
+
 @dataclass(frozen=True)
 class Healed:
     """A healed graph and how it came about.
@@ -102,7 +109,20 @@ class _Student:
     device: torch.device
     variances: dict[str, float] = field(default_factory=dict)
 
-    def loss(self, feeds: dict[str, NDArray[Any]], hint: float) -> torch.Tensor:
+    def learn_variances(self, runs: Sequence[Feeds]) -> None:
+        """What the errors of each tensor are held against: its variance in these runs."""
+        names = [*self.module.outputs, *self.hints]
+        sums = {name: np.zeros(3) for name in names}  # count, sum, sum of squares
+        for feeds in runs:
+            for name, array in self.teacher.run(feeds, names).items():
+                if array.dtype.kind == "f":
+                    wide = array.astype(np.float64)
+                    sums[name] += (wide.size, wide.sum(), np.square(wide).sum())
+        for name, (count, total, squares) in sums.items():
+            if count:
+                self.variances[name] = max(squares / count - (total / count) ** 2, 1e-12)
+
+    def loss(self, feeds: Feeds, hint: float) -> torch.Tensor:
         """How far the student is from the teacher on one batch."""
         wanted = [*self.module.outputs, *(self.hints if hint else ())]
         taught = self.teacher.run(feeds, wanted)
@@ -114,9 +134,8 @@ class _Student:
                 continue
             goal = _tensor(taught[name], self.device).float()
             mine = found[name].float()
-            variance = self.variances.setdefault(name, max(float(goal.var()), 1e-12))
             weight = hint / max(len(self.hints), 1) if name in self.hints else 1.0
-            total = total + weight * functional.mse_loss(mine, goal) / variance
+            total = total + weight * functional.mse_loss(mine, goal) / self.variances[name]
         return total
 
 
@@ -131,7 +150,7 @@ def heal(
     steps: int | None = None,
     minutes: float | None = None,
     rate: float | None = None,
-    batch: int = BATCH,
+    batch: int | None = None,
     seed: int = 0,
     checkpoint: Path | None = None,
     progress: Progress = SILENT,
@@ -139,7 +158,8 @@ def heal(
     """Train `student` towards `original` on unlabelled samples, and give its best state.
 
     original, student: graphs with the same inputs and outputs. indices: samples to train with;
-    a tenth of them is held out. steps: of `batch` samples; or minutes: as many steps as fit,
+    a tenth of them is held out. steps: of `batch` samples (BATCH, or FEW where the model takes
+    them one at a time); or minutes: as many steps as fit,
     by timing a few (then a run on another machine may take others: note `Healed.planned`).
     rate: the largest of AdamW's, which rises and then falls along a cosine; by itself RATE, and
     less for a student that is near. checkpoint: a file
@@ -165,10 +185,11 @@ def heal(
         save_model(_with_more_outputs(original, hints), path, durable=False)
         teacher = process.load(path, threads=cpu_features().cores, spinning=False)
         stack.callback(teacher.close)
-        held = _read(samples, apart, inputs, batch)
+        held = _read(samples, apart, inputs, batch or BATCH)
+        if batch is None:
+            batch = FEW if len(held) == aside > 1 else BATCH
         pupil = _Student(module, teacher, hints, device)
-        with torch.no_grad():  # what a variance is must not depend on where a run goes on
-            pupil.loss(held[0], HINT)
+        pupil.learn_variances(held[:BATCH])
         before = _held_out_loss(pupil, held)
         if not math.isfinite(before):
             raise WrongUsage("The student's loss is no number before training: nothing to heal.")
@@ -211,22 +232,30 @@ class _Training:
         rate = self.rate * _schedule(share)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = self.pupil.loss(self.feeds(number), HINT * _schedule(max(share, WARM_UP)))
+        hint = HINT * _schedule(max(share, WARM_UP))
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        runs = self.feeds(number)
+        total = 0.0
+        for feeds in runs:
+            loss = self.pupil.loss(feeds, hint) / len(runs)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
-        return float(loss.detach())
+        return total
 
-    def feeds(self, number: int) -> dict[str, NDArray[Any]]:
-        """The samples of a step: each epoch in another order, each sample varied anew."""
+    def feeds(self, number: int) -> list[Feeds]:
+        """The samples of a step: each epoch in another order, each sample varied anew.
+
+        Several runs where the model takes fewer samples at a time than a step has.
+        """
         size = min(self.batch, len(self.indices))
         each = len(self.indices) // size
         epoch, place = divmod(number, each)
         order = np.random.default_rng((self.seed, epoch)).permutation(self.indices)
         chosen = np.sort(order[place * size : (place + 1) * size])
-        (feeds,) = _read(self.samples, chosen, self.inputs, size)[:1]
-        return vary(feeds, np.random.default_rng((self.seed, 1, number)))
+        random = np.random.default_rng((self.seed, 1, number))
+        return [vary(feeds, random) for feeds in _read(self.samples, chosen, self.inputs, size)]
 
 
 def _train(
@@ -234,7 +263,7 @@ def _train(
     student: ir.Model,
     steps: int,
     before: float,
-    held: Sequence[dict[str, NDArray[Any]]],
+    held: Sequence[Feeds],
     checkpoint: Path | None,
     notes: list[str],
     progress: Progress,
@@ -335,7 +364,7 @@ def _with_more_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
 
 def _read(
     samples: Samples, indices: Sequence[int] | NDArray[np.intp], inputs: Any, batch: int
-) -> list[dict[str, NDArray[Any]]]:
+) -> list[Feeds]:
     runs = batches_of(samples, [int(i) for i in indices], inputs, batch=batch)
     return [dict(run.feeds) for run in runs]
 
@@ -348,10 +377,12 @@ def _tensor(array: NDArray[Any], device: torch.device) -> torch.Tensor:
     return tensor
 
 
-def _held_out_loss(pupil: _Student, held: Sequence[dict[str, NDArray[Any]]]) -> float:
+def _held_out_loss(pupil: _Student, held: Sequence[Feeds]) -> float:
     with torch.no_grad():
         losses = [float(pupil.loss(feeds, 0.0)) for feeds in held]
-    return float(np.mean(losses))
+    # The last run may be a shorter one.
+    sizes = [sum(array.size for array in feeds.values()) for feeds in held]
+    return float(np.average(losses, weights=sizes))
 
 
 def _steps_within(state: _Training, seconds: float) -> int:
