@@ -42,6 +42,7 @@ class Kind:
     find: (real folder, work folder) to its file. read: (real folder, file, samples to prune
     with, to test with) to both. answers: (file, test samples) to its outputs.
     judge: (the original's outputs, another's, test samples) to figures by name.
+    convolutional: torch-pruning can take it, as `peers/torch_pruning_peer.py` makes it.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Kind:
     read: Callable[[Path, Path, int, int], Data]
     answers: Callable[[Path, Arrays], Outputs]
     judge: Callable[[Outputs, Outputs, Arrays], dict[str, str]]
+    convolutional: bool = False
 
 
 def stored(name: str) -> Callable[[Path, Path], Path]:
@@ -270,6 +272,7 @@ KINDS: tuple[Kind, ...] = (
         partial(photos, name="input", size=(320, 240), prepare=face),
         answer_each,
         judge_boxes,
+        convolutional=True,
     ),
     Kind(
         "deeplab",
@@ -280,6 +283,7 @@ KINDS: tuple[Kind, ...] = (
         partial(photos, name="sub_7", size=(257, 257), prepare=pixels),
         answer_each,
         judge_masks,
+        convolutional=True,
     ),
     Kind(
         "silero_vad_half",

@@ -39,6 +39,7 @@ from prune import print_head
 import packlight
 from packlight.graph.model import load_model, save_model
 from packlight.graph.rewrite.simplify import simplify
+from packlight.plan.thinning import parse_share
 
 HERE = Path(__file__).resolve().parent
 LEAST_REMOVED = 0.2
@@ -111,9 +112,9 @@ def _make(
         if thinning is None:
             return Row(label, folder / "model.onnx", float("nan"), seconds)
         left = thinning.macs_left / thinning.macs_original
-        notes = thinning.notes
+        notes: tuple[str, ...] = thinning.notes
         if thinning.loss_before is not None and thinning.loss_after is not None:
-            told = f"loss {thinning.loss_before:.4f} before healing, {thinning.loss_after:.4f}"
+            told = f"loss {thinning.loss_before:.2e} before healing, {thinning.loss_after:.2e}"
             notes = (*notes, f"{told} after {thinning.heal_steps} steps")
         return Row(label, folder / "model.onnx", left, seconds, notes)
 
@@ -126,6 +127,13 @@ def _make(
     if minutes:
         label = f"--prune {share}, healed {minutes:g} minutes"
         rows.append(compressed(label, path, prune=share, heal_minutes=minutes, **alone))
+    if options.peers and kind.convolutional:
+        from peers.torch_pruning_peer import prune
+
+        began = time.perf_counter()
+        left = prune(path, parse_share(share), work / "torch-pruning.onnx")
+        seconds = time.perf_counter() - began
+        rows.insert(2, Row("torch-pruning", work / "torch-pruning.onnx", left, seconds))
     if options.eight_bits:
         rows.append(compressed(f"{rows[-1].label}, 8 bits", rows[-1].path))
     return rows

@@ -75,7 +75,9 @@ WARM_UP = 0.04
 """Share of the steps in which the rate rises from 0."""
 
 MEASURED = 3
-"""Steps that are timed to tell how many a time budget holds, after as many to warm up."""
+TIMED = 0.03
+"""So many steps, and for so large a share of the time, are timed to tell how many it holds, after
+as many to warm up: three short ones alone may fall into a moment that is like no other."""
 
 
 Feeds: TypeAlias = dict[str, NDArray[Any]]
@@ -390,13 +392,15 @@ def _steps_within(state: _Training, seconds: float) -> int:
     start = _copy(state.pupil.module)
     for number in range(MEASURED):
         state.step(number, 0.0)
-    begun = time.monotonic()
-    for number in range(MEASURED):
+    begun, number, taken = time.monotonic(), 0, 0.0
+    while number < MEASURED or taken < TIMED * seconds:
         state.step(number, 0.0)
-    each = (time.monotonic() - begun) / MEASURED
+        number += 1
+        taken = time.monotonic() - begun
+    each = taken / number
     _restore(state.pupil.module, start)
     state.start()
-    count = max(1, int(0.95 * seconds / each))
+    count = max(1, int((0.98 - TIMED) * seconds / each))
     digits: int = 10 ** max(len(str(count)) - 2, 0)
     return count // digits * digits
 
