@@ -69,7 +69,10 @@ will not come back."""
 RATE = 2e-3
 FAR = 0.1
 """The largest rate, of a student that is FAR off or more: steps at random cost loss in proportion
-to the rate, so that one who is nearer takes smaller ones, RATE * sqrt(loss / FAR)."""
+to the rate, so that one who is nearer takes smaller ones, RATE * sqrt(loss / FAR). So do steps of
+fewer samples, by sqrt(batch / BATCH) (Malladi et al. 2022, "On the SDEs and scaling rules for
+adaptive gradient algorithms"): a speech detector at 3.6e-4 that took 8 at a time gained nothing in
+600 steps without this, and came to 2.8e-4 in 200 with it."""
 
 WARM_UP = 0.04
 """Share of the steps in which the rate rises from 0."""
@@ -164,7 +167,7 @@ def heal(
     them one at a time); or minutes: as many steps as fit,
     by timing a few (then a run on another machine may take others: note `Healed.planned`).
     rate: the largest of AdamW's, which rises and then falls along a cosine; by itself RATE, and
-    less for a student that is near. checkpoint: a file
+    less for a student that is near and for steps of few samples. checkpoint: a file
     from which an interrupted run of the same graphs, samples and settings goes on.
     A state that is worse than the student was, or no number, is never given back.
     Raises UnsupportedOperator where PyTorch cannot compute the graph, WrongUsage without steps
@@ -196,7 +199,7 @@ def heal(
         if not math.isfinite(before):
             raise WrongUsage("The student's loss is no number before training: nothing to heal.")
         if rate is None:
-            rate = RATE * min(1.0, math.sqrt(before / FAR))
+            rate = RATE * min(1.0, math.sqrt(before / FAR)) * min(1.0, math.sqrt(batch / BATCH))
         state = _Training(pupil, rate, batch, seed, trained, samples, tuple(inputs))
         if steps is None:
             assert minutes is not None
