@@ -199,3 +199,21 @@ def test_one_sample_at_a_time_trains_as_many_at_once_do(bench: Bench) -> None:
         np.testing.assert_allclose(
             one.weight.const_value.numpy(), other.weight.const_value.numpy(), atol=2e-3
         )
+
+
+def test_steps_of_fewer_samples_are_smaller(
+    bench: Bench, net: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = {}
+    make = healing._Training.__init__
+
+    def noted(self: Any, pupil: Any, rate: float, batch: int, *rest: Any) -> None:
+        rates[batch] = rate
+        make(self, pupil, rate, batch, *rest)
+
+    monkeypatch.setattr(healing._Training, "__init__", noted)
+    for batch in (4, 16, 64, 128):
+        run(bench, net, steps=1, rate=None, batch=batch)
+    assert rates[16] == pytest.approx(2 * rates[4], rel=0.05)
+    assert rates[64] == pytest.approx(2 * rates[16], rel=0.05)
+    assert rates[128] == pytest.approx(rates[64], rel=0.05)
