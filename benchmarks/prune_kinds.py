@@ -16,6 +16,7 @@ read off the ONNX files in onnxruntime, on one thread; times are interleaved.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -82,6 +83,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--heal-minutes", type=float, default=3.0, help="0: nothing is healed")
     parser.add_argument("--eight-bits", action="store_true")
     parser.add_argument("--samples", type=float, default=1.0, help="times as many samples")
+    parser.add_argument("--again", action="store_true", help="measure what lies in --work again")
     parser.add_argument("--no-peers", dest="peers", action="store_false")
     parser.add_argument("--real", type=Path, default=HERE.parent.parent / "shared" / "real")
     parser.add_argument("--work", type=Path, default=HERE.parent / ".bench" / "prune_kinds")
@@ -100,23 +102,15 @@ def _make(
     rows = [Row("original", path)]
 
     def compressed(label: str, source: Path, **how: object) -> Row:
-        began = time.perf_counter()
-        result = packlight.compress(
-            source, data=samples, seed=options.seed, progress=_Stages(), **how
-        )
-        assert isinstance(result, packlight.Result)
         name = "".join(c if c.isalnum() else "-" for c in label)
-        folder = result.save(work / name, force=True)
-        thinning = result.evidence.thinning
-        seconds = time.perf_counter() - began
-        if thinning is None:
-            return Row(label, folder / "model.onnx", float("nan"), seconds)
-        left = thinning.macs_left / thinning.macs_original
-        notes: tuple[str, ...] = thinning.notes
-        if thinning.loss_before is not None and thinning.loss_after is not None:
-            told = f"loss {thinning.loss_before:.2e} before healing, {thinning.loss_after:.2e}"
-            notes = (*notes, f"{told} after {thinning.heal_steps} steps")
-        return Row(label, folder / "model.onnx", left, seconds, notes)
+        folder = work / name
+        if not (options.again and (folder / "report.json").exists()):
+            result = packlight.compress(
+                source, data=samples, seed=options.seed, progress=_Stages(), **how
+            )
+            assert isinstance(result, packlight.Result)
+            result.save(folder, force=True)
+        return _read_row(label, folder)
 
     # A wide budget: how far the outputs move is the question here, and is measured below.
     alone = {"preset": "lossless", "max_drop": "99%"}
@@ -137,6 +131,21 @@ def _make(
     if options.eight_bits:
         rows.append(compressed(f"{rows[-1].label}, 8 bits", rows[-1].path))
     return rows
+
+
+def _read_row(label: str, folder: Path) -> Row:
+    """What the report in an output folder of packlight says."""
+    report = json.loads((folder / "report.json").read_text())
+    thinning = report["thinning"]
+    if thinning is None:
+        return Row(label, folder / "model.onnx", float("nan"), report["seconds"])
+    left = thinning["macs_left"] / thinning["macs_original"]
+    notes = list(thinning["notes"])
+    if thinning["loss_before"] is not None:
+        before, after = (thinning[f"loss_{when}"] for when in ("before", "after"))
+        steps = thinning["heal_steps"]
+        notes.append(f"loss {before:.2e} before healing, {after:.2e} after {steps} steps")
+    return Row(label, folder / "model.onnx", left, report["seconds"], tuple(notes))
 
 
 class _Stages:
