@@ -28,6 +28,7 @@ from packlight.graph.rewrite.prune import remove_channels
 from packlight.graph.thin import gone_of, order_groups, refit_readers
 from packlight.maths.channels import ChannelOrder
 from packlight.maths.moments import Moments
+from packlight.maths.variation import variations_of
 from packlight.plan.knapsack import Cost, solve_knapsack
 from packlight.progress import Progress
 from packlight.runtime import Process, Session, cpu_features
@@ -180,14 +181,14 @@ def measure_gains(ground: Ground, progress: Progress) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="packlight-") as folder:
         path = Path(folder) / "probe.onnx"
         wanted = list(_run(ground, _saved(ground.graph, path), indices))
-        powers = _powers(wanted)
+        variations = variations_of(wanted)
         for name in names:
             order = ground.orders[name]
             count = min(max(1, round(order.channels * (1 - PROBE))), order.channels - 1)
             gone = gone_of(ground.orders, {name: count})
             pruned = remove_channels(ground.graph, gone)
             refit_readers(ground.graph, pruned, ground.groups, gone, ground.moments)
-            noise = _noise(wanted, powers, _run(ground, _saved(pruned, path), indices))
+            noise = _noise(wanted, variations, _run(ground, _saved(pruned, path), indices))
             gains[name] = noise / max(order.loss(count), 1e-12)
             progress.step(name)
     return gains
@@ -208,27 +209,17 @@ def _run(ground: Ground, path: Path, indices: Sequence[int]) -> Iterator[Outputs
         session.close()
 
 
-def _powers(wanted: Sequence[Outputs]) -> dict[str, float]:
-    """The sum of squares about the mean of each output in floats."""
-    powers = {}
-    for name in (name for name, array in wanted[0].items() if array.dtype.kind == "f"):
-        count = sum(run[name].size for run in wanted)
-        mean = sum(float(run[name].sum(dtype=np.float64)) for run in wanted) / max(count, 1)
-        powers[name] = sum(
-            float(np.square(run[name] - mean, dtype=np.float64).sum()) for run in wanted
-        )
-    return powers
-
-
 def _noise(
-    wanted: Sequence[Outputs], powers: Mapping[str, float], found: Iterable[Outputs]
+    wanted: Sequence[Outputs], variations: Mapping[str, float], found: Iterable[Outputs]
 ) -> float:
-    """Noise power as a share of the variance, of the worst output in floats."""
-    noises = dict.fromkeys(powers, 0.0)
+    """Noise power as a share of what varies from sample to sample, of the worst float output."""
+    noises, sizes = dict.fromkeys(variations, 0.0), dict.fromkeys(variations, 0)
     for first, second in zip(wanted, found, strict=True):
-        for name in noises:
+        for name in variations:
             noises[name] += float(np.square(first[name] - second[name], dtype=np.float64).sum())
-    return max((noises[name] / powers[name] for name in powers if powers[name] > 0), default=0.0)
+            sizes[name] += first[name].size
+    shares = (noises[name] / sizes[name] / variations[name] for name in variations)
+    return max(shares, default=0.0)
 
 
 def macs_left(ground: Ground, keep: Mapping[str, int]) -> int:
