@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
 from packlight.errors import UnusableSamples
 from packlight.graph.layers import Layer
 from packlight.graph.model import copy_model, save_model
 from packlight.graph.patches import rows_reaching
+from packlight.graph.rewrite.quiet import quiet
 from packlight.graph.walk import constant_of
 from packlight.maths.histograms import Histogram, add_to_histogram, empty_histogram
 from packlight.maths.moments import Moments, add_to_moments, empty_moments
@@ -213,7 +215,10 @@ def _activations(
 
 
 def with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """A copy of the model that gives out inner tensors of its main graph, and only those."""
+    """A copy of the model that gives out inner tensors of its main graph, and only those.
+
+    What they do not need is left out: the runtime would compute it all the same.
+    """
     copy = copy_model(model)
     graph = copy.graph
     values = {output.name: output for node in graph for output in node.outputs}
@@ -223,6 +228,8 @@ def with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
         if value.type is None:
             value.type = ir.TensorType(ir.DataType.FLOAT)
         graph.outputs.append(value)
+    with quiet():
+        passes.RemoveUnusedNodesPass()(copy)
     return copy
 
 
