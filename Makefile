@@ -78,7 +78,7 @@ check: lint types test ## what continuous integration runs
 	  -c constraints.txt -r benchmarks/requirements.txt -e .
 	@touch $@
 
-bench: .bench/bench.stamp ## a benchmark: BENCH=int8|fewbits|mixed|size|rounding|entropy|budget|prune (OPTIONS="...")
+bench: .bench/bench.stamp ## a benchmark: BENCH=int8|fewbits|mixed|size|rounding|entropy|budget|prune|prune_kinds (OPTIONS="...")
 	@.bench/bin/python benchmarks/$(BENCH).py $(OPTIONS)
 
 clean: ## removes environments, caches and what the demo wrote

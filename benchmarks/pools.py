@@ -72,11 +72,15 @@ def crops(
     size: tuple[int, int],
     count: int,
     prepare: Callable[[NDArray], NDArray],
+    which: slice = slice(None),
 ) -> tuple[Arrays, NDArray | None]:
-    """Random crops of the photos with faces, half of them mirrored, size (width, height)."""
+    """Random crops of the photos with faces, half of them mirrored, size (width, height).
+
+    which: of the photos, in the order of their names.
+    """
     generator = np.random.default_rng(0)
     photos = []
-    for file in sorted((real / "faces").glob("*.jpg")):
+    for file in sorted((real / "faces").glob("*.jpg"))[which]:
         with Image.open(file) as opened:
             photos.append(ImageOps.exif_transpose(opened).convert("RGB"))
         photos[-1].thumbnail((960, 960))

@@ -89,7 +89,8 @@ class Row:
 def main() -> int:
     """Prints a table for each network."""
     options = _options()
-    _print_head(options)
+    print_head(options.seed)
+    print(f"- {options.pictures:,} training pictures without labels, 10,000 test pictures")
     for name in options.models:
         case = _read(name, options)
         rows = [Row("original", case.model.source)]
@@ -121,18 +122,18 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _print_head(options: argparse.Namespace) -> None:
+def print_head(seed: int) -> None:
+    """Prints when, on what machine and with what versions this ran."""
     versions = []
     for name in ("numpy", "onnx", "onnxruntime", "packlight", "torch", "torch-pruning"):
         try:
             versions.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             continue
-    print(f"- {datetime.datetime.now(datetime.UTC):%Y-%m-%d}, seed {options.seed}")
+    print(f"- {datetime.datetime.now(datetime.UTC):%Y-%m-%d}, seed {seed}")
     print(f"- {describe_processor()}, {os.cpu_count()} cores, {platform.system()}")
     print(f"- load average when it began: {os.getloadavg()[0]:.1f}")
     print(f"- Python {platform.python_version()}, {', '.join(versions)}")
-    print(f"- {options.pictures:,} training pictures without labels, 10,000 test pictures")
 
 
 def _read(name: str, options: argparse.Namespace) -> Case:

@@ -357,7 +357,9 @@ def inspect(
         save_model(source.ir, named)
         times = profile_operators(named, feeds, level="extended")
     anatomy = describe(
-        source, milliseconds={time.name.removeprefix("fused "): time.ms for time in times}
+        source,
+        milliseconds={time.name.removeprefix("fused "): time.ms for time in times},
+        shapes={name: array.shape for name, array in feeds.items()},
     )
     able = describe_targets(find_layers(source.ir), TARGETS)
     return replace(anatomy, targets=tuple(able.items()))

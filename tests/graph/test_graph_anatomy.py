@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from packlight.graph.anatomy import Anatomy, describe
+from packlight.graph.anatomy import Anatomy, count_macs, describe
 from packlight.graph.model import load_model
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1, "mine" : 1]>\n'
@@ -119,3 +119,21 @@ def test_resnet20_has_its_known_cost(real: Path) -> None:
     assert len(anatomy.layers) == 20
     # He et al. (2016) count 41 million for this network; 40,551,040 by hand.
     assert anatomy.macs == 40_551_040
+
+
+def test_open_lengths_are_those_of_the_samples(tmp_path: Path) -> None:
+    net = """<ir_version: 8, opset_import: ["" : 17]>
+    g (int64[batch,length] ids) => (float[batch,length,4] y)
+    <float[9,6] table, float[6,5] w0, float[5,4] w1> {
+        [table] e = Gather (table, ids) [one] a = MatMul (e, w0) [two] y = MatMul (a, w1) }"""
+    proto = onnx.parser.parse_model(net)
+    for value, shape in (("table", (9, 6)), ("w0", (6, 5)), ("w1", (5, 4))):
+        array = np.ones(shape, np.float32)
+        proto.graph.initializer.append(numpy_helper.from_array(array, value))
+    onnx.save(proto, tmp_path / "m.onnx")
+    model = load_model(tmp_path / "m.onnx")
+    assert count_macs(model.ir)["one"] is None
+    macs = count_macs(model.ir, {"ids": (1, 7)})
+    assert macs == {"table": 0, "one": 7 * 6 * 5, "two": 7 * 5 * 4}
+    assert str(model.ir.graph.inputs[0].shape) == "[batch,length]"  # a copy was looked at
+    assert describe(model, shapes={"ids": (1, 7)}).macs == 7 * (6 * 5 + 5 * 4)

@@ -337,3 +337,22 @@ def test_the_model_is_left_as_it_was(bench: Bench) -> None:
     copy = with_outputs(model.ir, ["r", "a"])
     assert [value.name for value in copy.graph.outputs] == ["r", "a"]
     assert [value.name for value in model.ir.graph.outputs] == ["y"]
+
+
+def test_what_inner_tensors_do_not_need_is_left_out(bench: Bench) -> None:
+    random = np.random.default_rng(3)
+    weights = {f"w{i}": random.standard_normal((4, 4)).astype(np.float32) for i in range(3)}
+    model = bench.model(
+        """g (float[n,4] x, float[n,4] z) => (float[n,4] y) {
+            a = MatMul (x, w0) b = MatMul (a, w1) c = Add (b, z) y = MatMul (c, w2) }""",
+        **weights,
+    )
+    looked = with_outputs(model.ir, ["a"])
+    assert [node.op_type for node in looked.graph] == ["MatMul"]
+    assert list(looked.graph.initializers) == ["w0"]
+    x = random.standard_normal((5, 4)).astype(np.float32)
+    # Inputs stay, needed or not: a session is fed with all of them.
+    save_model(looked, bench.folder / "looked.onnx")
+    found = bench.process.load(bench.folder / "looked.onnx").run({"x": x, "z": x})
+    np.testing.assert_allclose(found["a"], x @ weights["w0"], rtol=1e-5)
+    assert len(list(model.ir.graph)) == 4

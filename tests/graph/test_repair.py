@@ -9,6 +9,7 @@ import pytest
 from graph_bench import Bench, snr_db
 from numpy.typing import NDArray
 
+from packlight.graph import repair as repairing
 from packlight.graph.coupling.groups import find_groups
 from packlight.graph.coupling.shapes import infer_shapes
 from packlight.graph.fitting import find_target
@@ -177,3 +178,28 @@ def test_orders_leave_out_what_is_pinned(bench: Bench, block: Model) -> None:
     assert len(losses) == 9 and list(losses) == sorted(losses)
     # All gone, a reader with a bias loses all of its variance: the share is 1, damping aside.
     assert losses[-1] == pytest.approx(1.0, rel=0.02)
+
+
+def test_a_model_that_multiplies_a_lot_is_fitted_on_fewer_samples(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = bench.model(
+        "g (float[n,6] x) => (float[n,3] y) { [l] y = Gemm <transB = 1> (x, w, b) }",
+        w=np.ones((3, 6), np.float32), b=np.zeros(3, np.float32),
+    )  # fmt: skip
+    data = np.random.default_rng(0).standard_normal((300, 6)).astype(np.float32)
+    samples = open_samples({"x": data}, model.inputs)
+    read: list[int] = []
+    taken = type(samples).read
+
+    def counted(self: Any, indices: Any) -> Any:
+        read.append(len(indices))
+        return taken(self, indices)
+
+    monkeypatch.setattr(type(samples), "read", counted)
+    # 18 multiplications: all samples, a hundred, and never fewer than 64.
+    for work, count in ((1e12, 300), (1801.0, 100), (20.0, 64)):
+        monkeypatch.setattr(repairing, "WORK", work)
+        read.clear()
+        repair(model.ir, model.ir, samples, range(300), model.inputs, process=bench.process)
+        assert sum(size for size in read if size > 1) == count  # single ones tell shapes

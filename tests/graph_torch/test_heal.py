@@ -176,3 +176,59 @@ def test_inputs_that_are_no_floats_are_left_alone() -> None:
     given = {"ids": np.arange(12).reshape(4, 3), "x": np.ones((4, 2), np.float32)}
     found = vary(given, np.random.default_rng(3))
     assert all(np.array_equal(found[name], given[name]) for name in given)
+
+
+def test_pictures_with_channels_last_are_varied_likewise() -> None:
+    given = pictures(16)
+    first = vary({"x": given}, np.random.default_rng(3))["x"]
+    last = vary({"x": np.ascontiguousarray(given.transpose(0, 2, 3, 1))}, np.random.default_rng(3))
+    np.testing.assert_array_equal(last["x"].transpose(0, 3, 1, 2), first)
+
+
+def test_one_sample_at_a_time_trains_as_many_at_once_do(bench: Bench) -> None:
+    """A graph whose batch is fixed at 1 sees all samples of a step, not the first alone."""
+    random = np.random.default_rng(8)
+    weights = {
+        name: (random.standard_normal(shape) / 3).astype(np.float32)
+        for name, shape in (("w0", (9, 16)), ("b0", (16,)), ("w1", (16, 4)), ("b1", (4,)))
+    }
+    rows = random.standard_normal((120, 9)).astype(np.float32)
+    found = []
+    for size in ("n", "1"):
+        net = bench.model(
+            f"""g (float[{size},9] x) => (float[{size},4] y) {{
+                [one] a = Gemm (x, w0, b0) r = Relu(a)
+                [two] y = Gemm (r, w1, b1) }}""",
+            **weights,
+        )
+        student = remove_channels(net.ir, {"one": [2, 3, 7, 11]})
+        samples = open_samples({"x": rows}, net.inputs)
+        lessons = Lessons(
+            samples, range(120), net.inputs, bench.process, steps=12, batch=8, rate=5e-3
+        )
+        found.append(heal(net.ir, student, lessons))
+    several, single = found
+    assert several.training.before == pytest.approx(single.training.before, rel=1e-4)
+    assert several.training.after == pytest.approx(single.training.after, rel=1e-2)
+    for one, other in zip(find_layers(several.model), find_layers(single.model), strict=True):
+        np.testing.assert_allclose(
+            one.weight.const_value.numpy(), other.weight.const_value.numpy(), atol=2e-3
+        )
+
+
+def test_steps_of_fewer_samples_are_smaller(
+    bench: Bench, net: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = {}
+    make = healing._Training.__init__
+
+    def noted(self: Any, pupil: Any, rate: float, batch: int, *rest: Any) -> None:
+        rates[batch] = rate
+        make(self, pupil, rate, batch, *rest)
+
+    monkeypatch.setattr(healing._Training, "__init__", noted)
+    for batch in (4, 16, 64, 128):
+        run(bench, net, steps=1, rate=None, batch=batch)
+    assert rates[16] == pytest.approx(2 * rates[4], rel=0.05)
+    assert rates[64] == pytest.approx(2 * rates[16], rel=0.05)
+    assert rates[128] == pytest.approx(rates[64], rel=0.05)

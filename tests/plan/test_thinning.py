@@ -134,3 +134,23 @@ def test_auto_takes_the_largest_share_that_the_drop_allows(net: Model) -> None:
     assert none.channels == () and "no channels could go" in none.evidence.notes[0]
     with pytest.raises(WrongUsage, match="--data"):
         run(net, share="auto")
+
+
+def test_a_model_with_an_open_length_is_pruned_by_what_its_samples_cost(tmp_path: Path) -> None:
+    """Its multiplications are not known from the file alone: it had no channels to remove."""
+    random = np.random.default_rng(5)
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[n,length,16] x) => (float[n,length,6] y) {
+            [first] a = MatMul (x, w0) r = Relu(a) [second] y = MatMul (r, w1) }"""
+    )
+    for name, shape in (("w0", (16, 32)), ("w1", (32, 6))):
+        array = (random.standard_normal(shape) / shape[0] ** 0.5).astype(np.float32)
+        proto.graph.initializer.append(numpy_helper.from_array(array, name))
+    onnx.save(proto, tmp_path / "open.onnx")
+    net = load_model(tmp_path / "open.onnx")
+    samples = open_samples({"x": rows(400).reshape(40, 10, 16)}, net.inputs)
+    split = Split(tuple(range(30)), tuple(range(30, 40)), ())
+    found = thin(net.ir, samples, split, net.inputs, share=0.25)
+    assert found.evidence.macs_original == 10 * (16 * 32 + 32 * 6)
+    assert found.evidence.macs_left == 10 * 24 * (16 + 6)

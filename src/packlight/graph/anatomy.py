@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -83,14 +83,20 @@ class Anatomy:
         return asdict(self)
 
 
-def describe(model: Model, *, milliseconds: Mapping[str, float] | None = None) -> Anatomy:
+def describe(
+    model: Model,
+    *,
+    milliseconds: Mapping[str, float] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> Anatomy:
     """Take a model apart, without changing it.
 
     milliseconds: mean time of each node in a run, by node name, where it was measured.
+    shapes: of one sample, by input, for multiply-accumulates where the model leaves sizes open.
     """
     times = milliseconds or {}
     graph = model.ir
-    macs = count_macs(graph)
+    macs = count_macs(graph, shapes)
     layers = find_layers(graph)
     constants = _constants(graph)
     counts: Counter[str] = Counter()
@@ -132,13 +138,20 @@ def describe(model: Model, *, milliseconds: Mapping[str, float] | None = None) -
     )
 
 
-def count_macs(model: ir.Model) -> dict[str, int | None]:
+def count_macs(
+    model: ir.Model, shapes: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, int | None]:
     """Multiply-accumulates of each layer for one sample, by name; None where a shape is unknown.
 
-    Shapes are inferred on a copy. Axes named as the first axis of an input (the batch)
-    count as 1.
+    Shapes are inferred on a copy. shapes: of one sample, by input, in place of sizes that the
+    model leaves open (lengths of sequences). Otherwise axes named as the first axis of an input
+    (the batch) count as 1.
     """
     copy = copy_model(model)
+    for value in copy.graph.inputs:
+        shape = (shapes or {}).get(str(value.name))
+        if shape is not None:
+            value.shape = ir.Shape(shape)
     try:
         with quiet():
             fold_constants(copy)

@@ -9,25 +9,27 @@ latency is measured on files without it.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from packlight.errors import WrongUsage
+from packlight.graph.anatomy import count_macs
 from packlight.graph.coupling.cost import macs_of_channels
 from packlight.graph.coupling.groups import CoupledGroup, find_groups
 from packlight.graph.layers import find_layers
 from packlight.graph.model import Graph, save_model
 from packlight.graph.observe import observe, wants_moments
-from packlight.graph.repair import SAMPLES, repair
+from packlight.graph.repair import repair
 from packlight.graph.rewrite.branches import Branch, with_stand_ins
 from packlight.graph.thin import gone_of, order_groups, rows_left
 from packlight.maths.channels import ChannelOrder
 from packlight.maths.moments import Moments
+from packlight.maths.variation import variations_of
 from packlight.plan.allocation import Option, Part, combine
 from packlight.plan.cuts import (
     Cuts,
@@ -35,12 +37,11 @@ from packlight.plan.cuts import (
     groups_inside,
     layers_behind,
     removable_branches,
-    total_macs,
     without,
 )
 from packlight.progress import SILENT, Progress
 from packlight.runtime import Process, Session, cpu_features
-from packlight.samples import Samples, Split, batches_of
+from packlight.samples import Samples, Split, batches_of, shapes_of_one
 from packlight.tensors import TensorSpec
 
 LEAST_KEPT = 8
@@ -76,9 +77,12 @@ UNASKED = 1e-6
 because samples, made up perhaps, show no use of it."""
 
 
+Outputs: TypeAlias = Mapping[str, NDArray[Any]]
+
+
 @dataclass(frozen=True)
 class Ground:
-    """What thinning starts from."""
+    """What thinning starts from. macs: multiply-accumulates for one sample, by layer."""
 
     graph: Graph
     samples: Samples
@@ -88,8 +92,14 @@ class Ground:
     branches: tuple[Branch, ...]
     moments: Mapping[str, Moments]
     orders: Mapping[str, ChannelOrder]
+    macs: Mapping[str, int | None]
     process: Process
     seed: int
+
+    @property
+    def total(self) -> int:
+        """Multiply-accumulates for one sample; what is not known counts as none."""
+        return sum(count or 0 for count in self.macs.values())
 
     @property
     def probed(self) -> tuple[int, ...]:
@@ -102,13 +112,13 @@ class Ground:
 
     def macs_left(self, cuts: Cuts) -> int:
         """Multiply-accumulates for one sample that are left."""
-        return count_left(self.graph, self.groups, self.orders, self.branches, cuts)
+        return count_left(self.graph, self.groups, self.orders, self.branches, self.macs, cuts)
 
     def fitted(
         self,
         cuts: Cuts,
         *,
-        samples: int = SAMPLES,
+        samples: int | None = None,
         reach: int | None = None,
         progress: Progress = SILENT,
     ) -> Graph:
@@ -165,8 +175,9 @@ def prepare_ground(
     )
     progress.stage("ordering channels by what they are missed for")
     orders = order_groups(graph, groups, seen.moments)
+    macs = count_macs(graph, shapes_of_one(samples, split.calibration, inputs))
     return Ground(
-        graph, samples, split, inputs, groups, branches, seen.moments, orders, process, seed
+        graph, samples, split, inputs, groups, branches, seen.moments, orders, macs, process, seed
     )
 
 
@@ -175,14 +186,14 @@ def measure_parts(ground: Ground, progress: Progress) -> tuple[Part, ...]:
 
     Raises WrongUsage where there are none.
     """
-    each = macs_of_channels(ground.graph, ground.groups)
+    each = macs_of_channels(ground.graph, ground.groups, ground.macs)
     able = [g for g in ground.groups if g.name in ground.orders and each.get(g.name)]
     if not able and not ground.branches:
         raise WrongUsage(
             f"--prune: this model has no channels to remove ({reasons_pinned(ground.groups)}); "
             "leave the option out."
         )
-    total = total_macs(ground.graph)
+    total = ground.total
     counts = {group.name: _counts(group.size) for group in able}
     single = {
         **{(name, count): Cuts(((name, count),)) for name in counts for count in counts[name]},
@@ -270,16 +281,19 @@ def measure_times(
 
 
 def noise_of(ground: Ground, *, reach: int | None = None) -> Callable[[Cuts], float]:
-    """What gives the noise power at the output, once fitted, as a share of the variance.
+    """What gives the noise power at the output, once fitted, as a share of what varies.
 
     reach: how far fitting goes, as for `Ground.fitted`.
     """
-    macs = max(total_macs(ground.graph), 1) * max(len(find_layers(ground.graph)), 1)
+    macs = max(ground.total, 1) * max(len(find_layers(ground.graph)), 1)
     samples = int(np.clip(EFFORT / macs, 32, PROBED))
-    wanted = _run(ground, ground.graph)
+    wanted = list(_run(ground, ground.graph))
+    variations = variations_of(wanted)
 
     def measure(cuts: Cuts) -> float:
-        return _noise(wanted, _run(ground, ground.fitted(cuts, samples=samples, reach=reach)))
+        return _noise(
+            wanted, variations, _run(ground, ground.fitted(cuts, samples=samples, reach=reach))
+        )
 
     return measure
 
@@ -332,35 +346,29 @@ def _saved(graph: Graph, path: Path) -> Path:
     return path
 
 
-def _run(ground: Ground, graph: Graph) -> list[Mapping[str, NDArray[Any]]]:
+def _run(ground: Ground, graph: Graph) -> Iterator[Outputs]:
+    """The outputs of a graph, run by run."""
     with tempfile.TemporaryDirectory(prefix="packlight-") as folder:
         path = _saved(graph, Path(folder) / "probe.onnx")
         session: Session = ground.process.load(path, threads=cpu_features().cores, spinning=False)
         try:
-            return [
-                {name: run.trim(array) for name, array in session.run(run.feeds).items()}
-                for run in batches_of(ground.samples, ground.probed, ground.inputs)
-            ]
+            for run in batches_of(ground.samples, ground.probed, ground.inputs):
+                yield {name: run.trim(array) for name, array in session.run(run.feeds).items()}
         finally:
             session.close()
 
 
 def _noise(
-    wanted: Sequence[Mapping[str, NDArray[Any]]], found: Sequence[Mapping[str, NDArray[Any]]]
+    wanted: Sequence[Outputs], variations: Mapping[str, float], found: Iterable[Outputs]
 ) -> float:
-    """Noise power as a share of the variance, of the worst output in floats."""
-    worst = 0.0
-    for name, array in wanted[0].items():
-        if array.dtype.kind != "f":
-            continue
-        first, second = (
-            np.concatenate([run[name].astype(np.float64).ravel() for run in runs])
-            for runs in (wanted, found)
-        )
-        power = float(np.square(first - first.mean()).sum())
-        if power > 0:
-            worst = max(worst, float(np.square(first - second).sum()) / power)
-    return worst
+    """Noise power as a share of what varies from sample to sample, of the worst float output."""
+    noises, sizes = dict.fromkeys(variations, 0.0), dict.fromkeys(variations, 0)
+    for first, second in zip(wanted, found, strict=True):
+        for name in variations:
+            noises[name] += float(np.square(first[name] - second[name], dtype=np.float64).sum())
+            sizes[name] += first[name].size
+    shares = (noises[name] / sizes[name] / variations[name] for name in variations)
+    return max(shares, default=0.0)
 
 
 def reasons_pinned(groups: Sequence[CoupledGroup]) -> str:

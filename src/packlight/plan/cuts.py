@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from packlight.errors import WrongUsage
-from packlight.graph.anatomy import count_macs
 from packlight.graph.coupling.cost import macs_without
 from packlight.graph.coupling.groups import CoupledGroup
 from packlight.graph.layers import find_layers
@@ -49,12 +48,16 @@ def count_left(
     groups: Sequence[CoupledGroup],
     orders: Mapping[str, ChannelOrder],
     branches: Sequence[Branch],
+    macs: Mapping[str, int | None],
     cuts: Cuts,
 ) -> int:
-    """Multiply-accumulates for one sample that are left; what is not known counts as none."""
+    """Multiply-accumulates for one sample that are left of `macs`, which are by layer.
+
+    What is not known counts as none.
+    """
     gone = {layer for one in branches if one.name in cuts.removed for layer in one.layers}
-    found = macs_without(graph, groups, gone_of(orders, dict(cuts.keep)))
-    return sum(macs or 0 for name, macs in found.items() if name not in gone)
+    found = macs_without(graph, groups, gone_of(orders, dict(cuts.keep)), macs)
+    return sum(count or 0 for name, count in found.items() if name not in gone)
 
 
 def removable_branches(graph: Graph) -> tuple[Branch, ...]:
@@ -114,12 +117,3 @@ def layers_behind(
 
 _BEFORE = 2
 """Layers before a branch that may stand for its sum."""
-
-
-def total_macs(graph: Graph) -> int:
-    """Multiply-accumulates of a graph for one sample; what is not known counts as none."""
-    return _total(count_macs(graph).values())
-
-
-def _total(macs: Collection[int | None]) -> int:
-    return sum(count or 0 for count in macs)

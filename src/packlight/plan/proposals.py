@@ -15,7 +15,7 @@ import numpy as np
 from packlight.errors import WrongUsage
 from packlight.plan.allocation import Allocation, Part, allocate, learn_losses, spread_evenly
 from packlight.plan.channels import Ground, measure_times, noise_of, reasons_pinned
-from packlight.plan.cuts import Cuts, total_macs
+from packlight.plan.cuts import Cuts
 from packlight.progress import Progress
 
 FACTORS = (1.1, 1.0)
@@ -69,7 +69,7 @@ def propose(
     rounds: int = ROUNDS,
 ) -> list[Proposal]:
     """Allocations that save this share, all measured, in the order they were proposed."""
-    total = total_macs(ground.graph)
+    total = ground.total
 
     def saved(cuts: Cuts) -> float:
         return 1 - ground.macs_left(cuts) / total

@@ -17,7 +17,7 @@ from packlight.graph.rewrite.branches import with_stand_ins
 from packlight.measure.evidence import ChannelEvidence, Thinning
 from packlight.nearest import did_you_mean
 from packlight.plan.channels import Ground, measure_parts, prepare_ground
-from packlight.plan.cuts import Cuts, groups_inside, total_macs
+from packlight.plan.cuts import Cuts, groups_inside
 from packlight.plan.proposals import choose_cuts
 from packlight.plan.training import NO_TRAINING, Training
 from packlight.progress import SILENT, Progress
@@ -236,7 +236,7 @@ def _evidence(
         listed.append(ChannelEvidence(group.name, group.size, kept, reason))
     first, last = loss if loss is not None else (None, None)
     return Thinning(
-        total_macs(ground.graph),
+        ground.total,
         ground.macs_left(cuts),
         tuple(listed),
         steps,

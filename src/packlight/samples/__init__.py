@@ -1,7 +1,7 @@
 """Turns what people have (arrays, pictures, sound, a DataLoader, or nothing) into samples."""
 
 from packlight.samples.axes import alternative_axes
-from packlight.samples.batches import Batch, batches_of, feeds_of
+from packlight.samples.batches import Batch, batches_of, feeds_of, shapes_of_one
 from packlight.samples.generate import generate_samples
 from packlight.samples.open import open_samples
 from packlight.samples.preprocess import PREPROCESS_CANDIDATES
@@ -20,5 +20,6 @@ __all__ = [
     "fingerprints_of",
     "generate_samples",
     "open_samples",
+    "shapes_of_one",
     "split_samples",
 ]

@@ -82,6 +82,14 @@ def feeds_of(
         yield run.feeds
 
 
+def shapes_of_one(
+    samples: Samples, indices: Sequence[int], inputs: Sequence[TensorSpec]
+) -> dict[str, tuple[int, ...]]:
+    """By input, the shape of what the model is fed with for the first of these samples alone."""
+    run = next(iter(batches_of(samples, indices[:1], inputs, batch=1)))
+    return {name: array.shape for name, array in run.feeds.items()}
+
+
 def _batch_size(
     arrays: Mapping[str, Array], inputs: Sequence[TensorSpec], batch: int, *, source: str
 ) -> int:

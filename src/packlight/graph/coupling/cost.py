@@ -13,13 +13,18 @@ from packlight.graph.layers import find_layers
 from packlight.graph.walk import constant_of, shape_of
 
 
-def macs_of_channels(model: ir.Model, groups: Sequence[CoupledGroup]) -> dict[str, float]:
+def macs_of_channels(
+    model: ir.Model,
+    groups: Sequence[CoupledGroup],
+    macs: Mapping[str, int | None] | None = None,
+) -> dict[str, float]:
     """Multiply-accumulates for one sample that removing one channel saves, by group.
 
+    macs: of each layer of `model`, where they are known already (`count_macs`).
     Removing several saves a little less than their sum, where one layer makes the channels of
     one group and reads those of another: `macs_without` says how many are left.
     """
-    macs = count_macs(model)
+    macs = count_macs(model) if macs is None else macs
     saved = {}
     for group in groups:
         total = 0.0
@@ -36,25 +41,29 @@ def macs_of_channels(model: ir.Model, groups: Sequence[CoupledGroup]) -> dict[st
 
 
 def macs_without(
-    model: ir.Model, groups: Sequence[CoupledGroup], removed: Mapping[str, Sequence[int]]
+    model: ir.Model,
+    groups: Sequence[CoupledGroup],
+    removed: Mapping[str, Sequence[int]],
+    macs: Mapping[str, int | None] | None = None,
 ) -> dict[str, int | None]:
     """Multiply-accumulates of each layer for one sample, by name, without these channels.
 
-    removed: as for `remove_channels`. None where a layer's figure is not known. Exact unless
-    heads of attention go in front of a layer that works on each head by itself.
+    removed: as for `remove_channels`. macs: as for `macs_of_channels`. None where a layer's
+    figure is not known. Exact unless heads of attention go in front of a layer that works on
+    each head by itself.
     """
     left = {name: {k: list(shape) for k, shape in w.items()} for name, w in _shapes(model).items()}
     before = {name: _elements(weights) for name, weights in left.items()}
     for group in groups:
-        count = len(set(removed.get(group.name, ())))
-        for member in group.members if count else ():
+        gone = len(set(removed.get(group.name, ())))
+        for member in group.members if gone else ():
             shape = left.get(member.node, {}).get(member.number)
             if shape is not None:
-                shape[member.axis] -= count * member.positions.shape[1]
+                shape[member.axis] -= gone * member.positions.shape[1]
     found: dict[str, int | None] = {}
-    for name, macs in count_macs(model).items():
+    for name, count in (count_macs(model) if macs is None else macs).items():
         whole = before.get(name, 0)
-        found[name] = macs * _elements(left[name]) // whole if macs and whole else macs
+        found[name] = count * _elements(left[name]) // whole if count and whole else count
     return found
 
 

@@ -15,18 +15,26 @@ MOST_SHIFT = 8
 
 
 def vary(feeds: Mapping[str, NDArray[Any]], generator: np.random.Generator) -> Feeds:
-    """Give other samples like these: pictures [n, 1 or 3, height, width] mirrored and shifted.
+    """Give other samples like these: pictures mirrored and shifted.
+
+    Pictures are float arrays [n, 1 or 3, height, width], or [n, height, width, 1 or 3].
 
     A student that imitates its teacher needs no labels, so that any input on which the teacher
     has an answer will do. Mixing samples (Beyer et al. 2022) was tried and left out: with little
     time to train it made resnet20 worse. Other arrays are the samples as they are.
     """
-    return {
-        name: _move(array, generator)
-        if array.ndim == 4 and array.dtype.kind == "f" and array.shape[1] in (1, 3)
-        else array
-        for name, array in feeds.items()
-    }
+    return {name: _varied(array, generator) for name, array in feeds.items()}
+
+
+def _varied(array: NDArray[Any], generator: np.random.Generator) -> NDArray[Any]:
+    if array.ndim != 4 or array.dtype.kind != "f":
+        return array
+    if array.shape[1] in (1, 3):
+        return _move(array, generator)
+    if array.shape[3] in (1, 3):
+        moved = _move(array.transpose(0, 3, 1, 2), generator)
+        return np.ascontiguousarray(moved.transpose(0, 2, 3, 1))
+    return array
 
 
 def _move(pictures: NDArray[Any], generator: np.random.Generator) -> NDArray[Any]:
