@@ -29,7 +29,7 @@ from packlight.plan.channels import (
 from packlight.progress import SILENT, Progress
 from packlight.recipe import Recipe
 from packlight.runtime import Process
-from packlight.samples import Samples, Split
+from packlight.samples import Samples, Split, hold_out
 from packlight.tensors import TensorSpec
 
 MOST_REMOVED = 0.95
@@ -93,14 +93,17 @@ def thin(
         check_torch()
     with Process() as process:
         ground = prepare_ground(graph, samples, split, tuple(inputs), process, seed, progress)
+        fitted_on = split.calibration
+        if heals:  # by the others healing tells whether it still gains
+            fitted_on = hold_out(split.calibration, seed=seed)[1]
         if share == "auto":
             room = ROOM * (REGAINED if heals else 1.0) * (0.01 if max_drop is None else max_drop)
-            keep, fitted = _largest_within(ground, room, drop_of, progress)
+            keep, fitted = _largest_within(ground, fitted_on, room, drop_of, progress)
         else:
             keep = _checked(channels, ground)
             if share is not None:
                 keep = share_out(ground, share, measure_gains(ground, progress))
-            fitted = _without(ground, keep, progress)
+            fitted = _without(ground, keep, fitted_on, progress)
         steps = 0
         notes: list[str] = []
         loss: tuple[float, float] | None = None
@@ -139,6 +142,7 @@ def parse_share(value: str | float) -> Share:
 
 def _largest_within(
     ground: Ground,
+    fitted_on: Sequence[int],
     room: float,
     drop_of: Callable[[Graph], float] | None,
     progress: Progress,
@@ -155,20 +159,22 @@ def _largest_within(
             keep = share_out(ground, share, gains)
         except WrongUsage:
             continue  # so much cannot go, whatever it costs
-        fitted = _without(ground, keep, progress)
+        fitted = _without(ground, keep, fitted_on, progress)
         if drop_of(fitted) <= room:
             return keep, fitted
     return {}, ground.graph
 
 
-def _without(ground: Ground, keep: Mapping[str, int], progress: Progress) -> Graph:
+def _without(
+    ground: Ground, keep: Mapping[str, int], fitted_on: Sequence[int], progress: Progress
+) -> Graph:
     """The graph with so many channels of each group, its layers fitted to the original."""
     gone = gone_of(ground.orders, keep)
     fitted, _ = repair(
         ground.graph,
         remove_channels(ground.graph, gone),
         ground.samples,
-        ground.split.calibration,
+        fitted_on,
         ground.inputs,
         process=ground.process,
         rows=rows_left(ground.graph, ground.groups, gone),

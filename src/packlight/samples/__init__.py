@@ -6,7 +6,7 @@ from packlight.samples.generate import generate_samples
 from packlight.samples.open import open_samples
 from packlight.samples.preprocess import PREPROCESS_CANDIDATES
 from packlight.samples.protocol import Samples, class_names_of
-from packlight.samples.split import Split, split_samples
+from packlight.samples.split import Split, hold_out, split_samples
 
 __all__ = [
     "PREPROCESS_CANDIDATES",
@@ -18,6 +18,7 @@ __all__ = [
     "class_names_of",
     "feeds_of",
     "generate_samples",
+    "hold_out",
     "open_samples",
     "shapes_of_one",
     "split_samples",

@@ -41,7 +41,7 @@ from packlight.graph.torch.vary import vary
 from packlight.maths.variation import variations_of
 from packlight.progress import SILENT, Progress
 from packlight.runtime import Process, Session, cpu_features
-from packlight.samples import Samples, batches_of
+from packlight.samples import Samples, batches_of, hold_out
 from packlight.tensors import TensorSpec
 
 BATCH = 64
@@ -55,9 +55,6 @@ HINTS = 8
 HINT = 16.0
 """Weight of the hints against the outputs; it falls to 0 along with the rate. 1, 4 and 16 gave
 88.5, 88.9 and 89.2 % after 200 steps where the note above has 88.4."""
-
-HELD_OUT = 512
-"""Samples, a tenth at most, on which nothing is trained: they tell the best state and ruin."""
 
 CHECKS = 12
 """So often the state is looked at; after `PATIENCE` looks without a gain training ends, but not
@@ -158,9 +155,10 @@ def heal(
     """Train `student` towards `original` on unlabelled samples, and give its best state.
 
     original, student: graphs with the same inputs and outputs. indices: samples to train with;
-    a tenth of them is held out. steps: of `batch` samples (BATCH, or FEW where the model takes
-    them one at a time); or minutes: as many steps as fit,
-    by timing a few (then a run on another machine may take others: note `Healed.planned`).
+    those of `hold_out` tell the best state and ruin, and should have had no part in `student`.
+    steps: of `batch` samples (BATCH, or FEW where the model takes them one at a time); or
+    minutes: as many steps as fit, by timing a few (then a run on another machine may take
+    others: note `Healed.planned`).
     rate: the largest of AdamW's, which rises and then falls along a cosine; by itself RATE, and
     less for a student that is near and for steps of few samples. checkpoint: a file
     from which an interrupted run of the same graphs, samples and settings goes on.
@@ -170,11 +168,10 @@ def heal(
     """
     if (steps is None) == (minutes is None):
         raise WrongUsage("Say how long to heal: either a number of steps, or minutes.")
-    order = np.random.default_rng(seed).permutation(np.asarray(indices))
-    aside = min(HELD_OUT, len(order) // 10)
-    if aside < 1:
-        raise WrongUsage(f"{len(order)} samples are too few to heal with: give at least 10.")
-    apart, trained = order[:aside], order[aside:]
+    apart, rest = hold_out(indices, seed=seed)
+    if not apart:
+        raise WrongUsage(f"{len(rest)} samples are too few to heal with: give at least 10.")
+    trained = np.asarray(rest)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = to_torch(student)
     module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -187,7 +184,7 @@ def heal(
         stack.callback(teacher.close)
         held = _read(samples, apart, inputs, batch or BATCH)
         if batch is None:
-            batch = FEW if len(held) == aside > 1 else BATCH
+            batch = FEW if len(held) == len(apart) > 1 else BATCH
         pupil = _Student(module, teacher, hints, device)
         pupil.learn_variances(held[:BATCH])
         before = _held_out_loss(pupil, held)
