@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from packlight.errors import WrongUsage
+from packlight.graph.anatomy import count_macs
 from packlight.graph.coupling.shapes import infer_shapes
 from packlight.graph.layers import find_layers
 from packlight.graph.model import copy_model, save_model
@@ -48,6 +49,11 @@ BATCH = 64
 FEW = 8
 """Samples of a step where the model takes them one at a time: they are run one after the other,
 their gradients added up. More of them would leave too few steps in the time there is."""
+
+STEP_WORK = 4e9
+"""Multiply-accumulates of a step forwards, about: for the same reason a model that multiplies a lot
+takes fewer samples a step, but FEW. Of a small Llama 64 passages a step left 8 steps in 2 minutes.
+"""
 
 HINTS = 8
 """At most so many tensors inside are held to the teacher's, spread over the graph's depth."""
@@ -156,7 +162,7 @@ def heal(
 
     original, student: graphs with the same inputs and outputs. indices: samples to train with;
     those of `hold_out` tell the best state and ruin, and should have had no part in `student`.
-    steps: of `batch` samples (BATCH, or FEW where the model takes them one at a time); or
+    steps: of `batch` samples (by itself FEW to BATCH, by what one costs); or
     minutes: as many steps as fit, by timing a few (then a run on another machine may take
     others: note `Healed.planned`).
     rate: the largest of AdamW's, which rises and then falls along a cosine; by itself RATE, and
@@ -184,7 +190,7 @@ def heal(
         stack.callback(teacher.close)
         held = _read(samples, apart, inputs, batch or BATCH)
         if batch is None:
-            batch = FEW if len(held) == len(apart) > 1 else BATCH
+            batch = FEW if len(held) == len(apart) > 1 else _affordable(student, held[0], inputs)
         pupil = _Student(module, teacher, hints, device)
         pupil.learn_variances(held[:BATCH])
         before = _held_out_loss(pupil, held)
@@ -380,6 +386,13 @@ def _held_out_loss(pupil: _Student, held: Sequence[Feeds]) -> float:
     # The last run may be a shorter one.
     sizes = [sum(array.size for array in feeds.values()) for feeds in held]
     return float(np.average(losses, weights=sizes))
+
+
+def _affordable(student: ir.Model, feeds: Feeds, inputs: Sequence[TensorSpec]) -> int:
+    """Samples of a step of a model that takes many at a time."""
+    one = {spec.name: (1, *feeds[spec.name].shape[1:]) for spec in inputs}
+    macs = sum(count or 0 for count in count_macs(student, one).values())
+    return int(np.clip(STEP_WORK / max(macs, 1), FEW, BATCH))
 
 
 def _steps_within(state: _Training, seconds: float) -> int:
