@@ -232,3 +232,23 @@ def test_steps_of_fewer_samples_are_smaller(
     assert rates[16] == pytest.approx(2 * rates[4], rel=0.05)
     assert rates[64] == pytest.approx(2 * rates[16], rel=0.05)
     assert rates[128] == pytest.approx(rates[64], rel=0.05)
+
+
+def test_a_model_that_multiplies_a_lot_takes_fewer_samples_a_step(
+    bench: Bench, net: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    feeds = healing._Training.feeds
+
+    def noted(self: Any, number: int) -> Any:
+        runs = feeds(self, number)
+        sizes.append([len(run["x"]) for run in runs])
+        return runs
+
+    monkeypatch.setattr(healing._Training, "feeds", noted)
+    macs = 64 * 9 * (3 * 12 + 12 * 7 + 7 * 12) + 12 * 5  # 5 of the first layer's channels are gone
+    for work, batch in ((1e12, 64), (20.5 * macs, 20), (1.0, 8)):
+        monkeypatch.setattr(healing, "STEP_WORK", work)
+        sizes.clear()
+        run(bench, net, steps=1, batch=None)
+        assert sizes == [[batch]]

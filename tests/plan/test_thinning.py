@@ -15,9 +15,11 @@ from onnx import numpy_helper
 from packlight.errors import UnusableRecipe, WrongUsage
 from packlight.graph.layers import find_layers
 from packlight.graph.model import Model, load_model
+from packlight.plan import channels
 from packlight.plan.thinning import Thinned, parse_share, thin
+from packlight.plan.training import Training
 from packlight.recipe import Recipe
-from packlight.samples import Split, open_samples
+from packlight.samples import Split, hold_out, open_samples
 
 NET = """<ir_version: 8, opset_import: ["" : 17]>
 g (float[n,16] x) => (float[n,6] y) {
@@ -154,3 +156,23 @@ def test_a_model_with_an_open_length_is_pruned_by_what_its_samples_cost(tmp_path
     found = thin(net.ir, samples, split, net.inputs, share=0.25)
     assert found.evidence.macs_original == 10 * (16 * 32 + 32 * 6)
     assert found.evidence.macs_left == 10 * 24 * (16 + 6)
+
+
+def test_what_healing_is_judged_by_took_no_part_in_fitting(
+    net: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    fitted: set[int] = set()
+    fit = channels.repair
+
+    def noted(original: Any, thinned: Any, samples: Any, indices: Any, *rest: Any, **how: Any):
+        fitted.update(indices)
+        return fit(original, thinned, samples, indices, *rest, **how)
+
+    monkeypatch.setattr(channels, "repair", noted)
+    run(net, share=0.35, training=Training(heal_steps=2))
+    apart, rest = hold_out(range(300))
+    assert sorted(fitted) == sorted(rest) and len(apart) == 30
+    fitted.clear()
+    run(net, share=0.35)
+    assert sorted(fitted) == list(range(300))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packlight.samples import generate_samples, open_samples, split_samples
+from packlight.samples import generate_samples, hold_out, open_samples, split_samples
 from packlight.tensors import TensorSpec
 
 SPEC = TensorSpec("x", "float32", ("batch", 1))
@@ -86,3 +86,16 @@ def test_samples_without_fingerprints_are_compared_by_content():
     split = split_samples(Plain())
     contents = [{i % 4 for i in part} for part in (split.calibration, split.search, split.proof)]
     assert sum(map(len, contents)) == 4 and all(contents)
+
+
+@given(st.lists(st.integers(0, 10_000), max_size=60, unique=True), st.integers(0, 99))
+def test_what_is_held_out_is_a_tenth_and_the_same_for_a_seed(indices: list[int], seed: int) -> None:
+    apart, rest = hold_out(indices, seed=seed)
+    assert sorted((*apart, *rest)) == sorted(indices)
+    assert len(apart) == len(indices) // 10
+    assert hold_out(indices, seed=seed) == (apart, rest)
+
+
+def test_no_more_is_held_out_than_tells_enough() -> None:
+    apart, rest = hold_out(range(20_000))
+    assert len(apart) == 512 and len(rest) == 19_488

@@ -82,7 +82,10 @@ Outputs: TypeAlias = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Ground:
-    """What thinning starts from. macs: multiply-accumulates for one sample, by layer."""
+    """What thinning starts from.
+
+    macs: multiply-accumulates for one sample, by layer. fitted_on: samples to fit layers with.
+    """
 
     graph: Graph
     samples: Samples
@@ -93,6 +96,7 @@ class Ground:
     moments: Mapping[str, Moments]
     orders: Mapping[str, ChannelOrder]
     macs: Mapping[str, int | None]
+    fitted_on: tuple[int, ...]
     process: Process
     seed: int
 
@@ -136,7 +140,7 @@ class Ground:
             with_stand_ins(self.graph, cuts.removed),
             self.without(cuts),
             self.samples,
-            self.split.calibration,
+            self.fitted_on,
             self.inputs,
             process=self.process,
             rows=rows_left(self.graph, self.groups, gone_of(self.orders, dict(cuts.keep))),
@@ -177,7 +181,18 @@ def prepare_ground(
     orders = order_groups(graph, groups, seen.moments)
     macs = count_macs(graph, shapes_of_one(samples, split.calibration, inputs))
     return Ground(
-        graph, samples, split, inputs, groups, branches, seen.moments, orders, macs, process, seed
+        graph,
+        samples,
+        split,
+        inputs,
+        groups,
+        branches,
+        seen.moments,
+        orders,
+        macs,
+        split.calibration,
+        process,
+        seed,
     )
 
 

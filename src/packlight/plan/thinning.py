@@ -23,7 +23,7 @@ from packlight.plan.training import NO_TRAINING, Training
 from packlight.progress import SILENT, Progress
 from packlight.recipe import Recipe
 from packlight.runtime import Process
-from packlight.samples import Samples, Split
+from packlight.samples import Samples, Split, hold_out
 from packlight.tensors import TensorSpec
 
 MOST_REMOVED = 0.95
@@ -97,6 +97,8 @@ def thin(
     heals = training.heals
     with Process() as process:
         ground = prepare_ground(graph, samples, split, tuple(inputs), process, seed, progress)
+        if heals:  # by the others healing tells whether it still gains
+            ground = replace(ground, fitted_on=hold_out(split.calibration, seed=seed)[1])
         if share == "auto":
             room = ROOM * (REGAINED if heals else 1.0) * (0.01 if max_drop is None else max_drop)
             cuts, fitted = _largest_within(ground, room, drop_of, progress)

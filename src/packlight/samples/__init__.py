@@ -6,7 +6,7 @@ from packlight.samples.generate import generate_samples
 from packlight.samples.open import open_samples
 from packlight.samples.preprocess import PREPROCESS_CANDIDATES
 from packlight.samples.protocol import Samples, class_names_of
-from packlight.samples.split import Split, fingerprints_of, split_samples
+from packlight.samples.split import Split, fingerprints_of, hold_out, split_samples
 
 __all__ = [
     "PREPROCESS_CANDIDATES",
@@ -19,6 +19,7 @@ __all__ = [
     "feeds_of",
     "fingerprints_of",
     "generate_samples",
+    "hold_out",
     "open_samples",
     "shapes_of_one",
     "split_samples",

@@ -13,6 +13,7 @@ from packlight.samples.protocol import Array, Fingerprinted, Samples
 
 MOST_CALIBRATION = 512
 MOST_SEARCH = 1024
+MOST_HELD_OUT = 512
 _READ_AT_ONCE = 64
 
 
@@ -49,6 +50,18 @@ def split_samples(samples: Samples, *, seed: int = 0, training: bool = False) ->
     search, order = _take(groups, order, wanted_search, leave=1)
     proof = [index for group in order for index in groups[group]]
     return Split(tuple(sorted(calibration)), tuple(sorted(search)), tuple(sorted(proof)))
+
+
+def hold_out(indices: Sequence[int], *, seed: int = 0) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Two parts of samples to train with: those that only tell when it no longer gains, the rest.
+
+    The first is a tenth, up to 512. Nothing may be fitted on it: what is at its best there before
+    training has nothing to gain.
+    """
+    order = np.random.default_rng(seed).permutation(np.asarray(indices))
+    count = min(MOST_HELD_OUT, len(order) // 10)
+    apart, rest = ([int(index) for index in part] for part in (order[:count], order[count:]))
+    return tuple(apart), tuple(rest)
 
 
 def _groups_of_equal(samples: Samples) -> list[list[int]]:

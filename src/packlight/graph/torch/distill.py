@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from packlight.errors import WrongUsage
+from packlight.graph.anatomy import count_macs
 from packlight.graph.fingerprint import fingerprint
 from packlight.graph.model import save_model
 from packlight.graph.torch.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
@@ -39,7 +40,7 @@ from packlight.graph.torch.vary import vary
 from packlight.maths.variation import variations_of
 from packlight.progress import SILENT, Progress
 from packlight.runtime import Process, Session, cpu_features
-from packlight.samples import Samples, batches_of
+from packlight.samples import Samples, batches_of, hold_out
 from packlight.tensors import TensorSpec
 
 BATCH = 64
@@ -47,12 +48,14 @@ FEW = 8
 """Samples of a step where the model takes them one at a time: they are run one after the other,
 their gradients added up. More of them would leave too few steps in the time there is."""
 
+STEP_WORK = 4e9
+"""Multiply-accumulates of a step forwards, about: for the same reason a model that multiplies a lot
+takes fewer samples a step, but FEW. Of a small Llama 64 passages a step left 8 steps in 2 minutes.
+"""
+
 HINT = 16.0
 """Weight of the hints against the outputs; it falls to 0 along with the rate. 1, 4 and 16 gave
 88.5, 88.9 and 89.2 % after 200 steps where the note above has 88.4."""
-
-HELD_OUT = 512
-"""Samples, a tenth at most, on which nothing is trained: they tell the best state and ruin."""
 
 CHECKS = 12
 PATIENCE = 4
@@ -159,8 +162,9 @@ class _Student:
 class Lessons:
     """What is trained with, and for how long.
 
-    indices: samples to train with; a tenth of them is held out. steps: of `batch` samples (by
-    itself BATCH, or FEW where the model takes them one at a time); or minutes: as many steps as
+    indices: samples to train with; those of `hold_out` tell the best state and ruin, and should
+    have had no part in the student. steps: of `batch` samples (by itself FEW to BATCH, by what
+    one costs); or minutes: as many steps as
     fit, by timing a few (then a run on another machine may take others: note
     `Distilled.planned`). rate: the largest of AdamW's, which rises and then falls along a cosine;
     by itself RATE, and less for a student that is near and for steps of few samples.
@@ -202,11 +206,10 @@ def distill(
     """
     if (lessons.steps is None) == (lessons.minutes is None):
         raise WrongUsage("Say how long to heal: either a number of steps, or minutes.")
-    order = np.random.default_rng(lessons.seed).permutation(np.asarray(lessons.indices))
-    aside = min(HELD_OUT, len(order) // 10)
-    if aside < 1:
-        raise WrongUsage(f"{len(order)} samples are too few to heal with: give at least 10.")
-    apart, trained = order[:aside], order[aside:]
+    apart, rest = hold_out(lessons.indices, seed=lessons.seed)
+    if not apart:
+        raise WrongUsage(f"{len(rest)} samples are too few to heal with: give at least 10.")
+    trained = np.asarray(rest)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trainee.to(device, memory_format=torch.channels_last)
     with tempfile.TemporaryDirectory(prefix="packlight-") as folder, ExitStack() as stack:
@@ -216,7 +219,8 @@ def distill(
         teacher = lessons.process.load(path, threads=cpu_features().cores, spinning=False)
         stack.callback(teacher.close)
         held = _read(lessons.samples, apart, lessons.inputs, lessons.batch or BATCH)
-        batch = lessons.batch or (FEW if len(held) == aside > 1 else BATCH)
+        alone = len(held) == len(apart) > 1
+        batch = lessons.batch or (FEW if alone else _affordable(student, held[0], lessons.inputs))
         pupil = _Student(trainee, teacher, inside, device)
         pupil.learn_variances(held[:BATCH])
         before = _held_out_loss(pupil, held)
@@ -371,6 +375,13 @@ def _held_out_loss(pupil: _Student, held: Sequence[Feeds]) -> float:
     # The last run may be a shorter one.
     sizes = [sum(array.size for array in feeds.values()) for feeds in held]
     return float(np.average(losses, weights=sizes))
+
+
+def _affordable(student: ir.Model, feeds: Feeds, inputs: Sequence[TensorSpec]) -> int:
+    """Samples of a step of a model that takes many at a time."""
+    one = {spec.name: (1, *feeds[spec.name].shape[1:]) for spec in inputs}
+    macs = sum(count or 0 for count in count_macs(student, one).values())
+    return int(np.clip(STEP_WORK / max(macs, 1), FEW, BATCH))
 
 
 def _steps_within(state: _Training, seconds: float) -> int:
