@@ -34,6 +34,7 @@ import argparse
 import datetime
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -313,7 +314,7 @@ def compare(case: Case, options: argparse.Namespace) -> Iterator[Row]:
                     row = attempt(row, theirs / str(number) / "model.onnx", folder, data, options)
                 yield row
             for number, method in enumerate(METHODS, start=len(names)):
-                if not any(part in method.name for part in options.methods):
+                if not any(re.search(part, method.name) for part in options.methods):
                     continue
                 print(f"  {width} {method.name} ...", file=sys.stderr, flush=True)
                 out = theirs / str(number) / "model.onnx"
@@ -387,7 +388,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Compares ways to few bits on CIFAR-10.")
     parser.add_argument("--models", nargs="+", choices=NETWORKS, default=NETWORKS, metavar="MODEL")
     parser.add_argument("--widths", nargs="+", choices=WIDTHS, default=list(WIDTHS))
-    parser.add_argument("--methods", nargs="+", default=[""], help="rows whose name has this")
+    parser.add_argument("--methods", nargs="+", default=[""], help="rows whose name matches")
     parser.add_argument("--images", type=int, default=10_000, help="test pictures")
     parser.add_argument(
         "--tune", type=float, default=0.0, metavar="MINUTES", help="rows with trained codes, too"
