@@ -49,9 +49,9 @@ LEAST_KEPT = 8
 PROBED = 256
 """Samples on which losses are measured, and as many to fit layers with before."""
 
-EFFORT = 2e11
+EFFORT = 5e11
 """Multiply-accumulates that the fitting of one whole proposal may take, about: what is too much
-for that is fitted on fewer samples, 32 at least."""
+for that is fitted on fewer samples, 64 at least."""
 
 REACH = 4
 """Layers that are fitted behind those which notice first that a part alone is gone."""
@@ -275,7 +275,7 @@ def noise_of(ground: Ground, *, reach: int | None = None) -> Callable[[Cuts], fl
     reach: how far fitting goes, as for `Ground.fitted`.
     """
     macs = max(total_macs(ground.graph), 1) * max(len(find_layers(ground.graph)), 1)
-    samples = int(np.clip(EFFORT / macs, 32, PROBED))
+    samples = int(np.clip(EFFORT / macs, 64, PROBED))
     wanted = _run(ground, ground.graph)
 
     def measure(cuts: Cuts) -> float:

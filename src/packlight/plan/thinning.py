@@ -17,9 +17,10 @@ from packlight.graph.rewrite.branches import with_stand_ins
 from packlight.graph.torch.enter import check_torch
 from packlight.measure.evidence import ChannelEvidence, Thinning
 from packlight.nearest import did_you_mean
+from packlight.plan.allocation import Part
 from packlight.plan.channels import Ground, measure_parts, prepare_ground
 from packlight.plan.cuts import Cuts, groups_inside, total_macs
-from packlight.plan.proposals import choose_cuts
+from packlight.plan.proposals import choose_cuts, know_time
 from packlight.progress import SILENT, Progress
 from packlight.recipe import Recipe
 from packlight.runtime import Process
@@ -94,26 +95,27 @@ def thin(
     heals = heal_minutes > 0 or heal_steps > 0
     if heals:
         check_torch()
+    notes: list[str] = []
     with Process() as process:
         ground = prepare_ground(graph, samples, split, tuple(inputs), process, seed, progress)
         if share == "auto":
             room = ROOM * (REGAINED if heals else 1.0) * (0.01 if max_drop is None else max_drop)
-            cuts, fitted = _largest_within(ground, room, drop_of, progress)
+            cuts, fitted = _largest_within(ground, room, drop_of, notes, progress)
         else:
             cuts = _checked(channels, removed, ground)
             if share is not None:
-                cuts = choose_cuts(ground, measure_parts(ground, progress), share, progress)
+                cuts = choose_cuts(ground, _measured(ground, notes, progress), share, progress)
             fitted = ground.fitted(cuts, progress=progress)
         steps = 0
-        notes: list[str] = []
         loss: tuple[float, float] | None = None
         if heals and cuts != Cuts():
             try:
-                fitted, steps, loss, notes = _heal(
+                fitted, steps, loss, more = _heal(
                     ground, fitted, cuts, heal_minutes, heal_steps, progress
                 )
+                notes += more
             except UnsupportedOperator as error:
-                notes = [f"not healed: {error}"]
+                notes.append(f"not healed: {error}")
         if cuts == Cuts():
             notes.append("no channels could go within the loss that is allowed")
         evidence = _evidence(ground, cuts, steps, loss, notes)
@@ -144,13 +146,14 @@ def _largest_within(
     ground: Ground,
     room: float,
     drop_of: Callable[[Graph], float] | None,
+    notes: list[str],
     progress: Progress,
 ) -> tuple[Cuts, Graph]:
     """The largest of `SHARES` that loses no more than `room`; nothing where none does."""
     if drop_of is None:
         raise WrongUsage("--prune auto needs samples, which tell how much may go: give --data.")
     try:
-        parts = measure_parts(ground, progress)
+        parts = _measured(ground, notes, progress)
     except WrongUsage:
         return Cuts(), ground.graph  # there is nothing to remove
     for share in SHARES:
@@ -162,6 +165,16 @@ def _largest_within(
         if drop_of(fitted) <= room:
             return cuts, fitted
     return Cuts(), ground.graph
+
+
+def _measured(ground: Ground, notes: list[str], progress: Progress) -> tuple[Part, ...]:
+    parts = measure_parts(ground, progress)
+    if not know_time(parts):
+        notes.append(
+            "what goes was chosen without regard to time, since a run takes too long, or too "
+            "little, to time the model without each part"
+        )
+    return parts
 
 
 def _checked(channels: Sequence[tuple[str, int]], removed: Sequence[str], ground: Ground) -> Cuts:
