@@ -50,9 +50,9 @@ LEAST_KEPT = 8
 PROBED = 256
 """Samples on which losses are measured, and as many to fit layers with before."""
 
-EFFORT = 2e11
+EFFORT = 5e11
 """Multiply-accumulates that the fitting of one whole proposal may take, about: what is too much
-for that is fitted on fewer samples, 32 at least."""
+for that is fitted on fewer samples, 64 at least."""
 
 REACH = 4
 """Layers that are fitted behind those which notice first that a part alone is gone."""
@@ -301,7 +301,7 @@ def noise_of(ground: Ground, *, reach: int | None = None) -> Callable[[Cuts], fl
     reach: how far fitting goes, as for `Ground.fitted`.
     """
     macs = max(ground.total, 1) * max(len(find_layers(ground.graph)), 1)
-    samples = int(np.clip(EFFORT / macs, 32, PROBED))
+    samples = int(np.clip(EFFORT / macs, 64, PROBED))
     wanted = list(_run(ground, ground.graph))
     variations = variations_of(wanted)
 

@@ -60,6 +60,11 @@ def choose_cuts(
     return chosen.allocation.cuts
 
 
+def know_time(parts: Sequence[Part]) -> bool:
+    """Whether any part is known to save time: else loss and multiplications alone decide."""
+    return any(option.time for options in parts for option in options)
+
+
 def propose(
     ground: Ground,
     parts: Sequence[Part],
@@ -81,7 +86,7 @@ def propose(
             f"--prune {share:.0%}: at most {most:.0%} of this model's multiply-accumulates can be "
             f"removed ({reasons_pinned(ground.groups)}); ask for less."
         )
-    timed = any(option.time for options in parts for option in options)
+    timed = know_time(parts)
     progress.stage("measuring proposals", rounds)
     measure = noise_of(ground)
     found: list[Proposal] = []

@@ -16,9 +16,10 @@ from packlight.graph.model import Graph
 from packlight.graph.rewrite.branches import with_stand_ins
 from packlight.measure.evidence import ChannelEvidence, Thinning
 from packlight.nearest import did_you_mean
+from packlight.plan.allocation import Part
 from packlight.plan.channels import Ground, measure_parts, prepare_ground
 from packlight.plan.cuts import Cuts, groups_inside
-from packlight.plan.proposals import choose_cuts
+from packlight.plan.proposals import choose_cuts, know_time
 from packlight.plan.training import NO_TRAINING, Training
 from packlight.progress import SILENT, Progress
 from packlight.recipe import Recipe
@@ -95,26 +96,27 @@ def thin(
     not there or a number that it cannot keep.
     """
     heals = training.heals
+    notes: list[str] = []
     with Process() as process:
         ground = prepare_ground(graph, samples, split, tuple(inputs), process, seed, progress)
         if heals:  # by the others healing tells whether it still gains
             ground = replace(ground, fitted_on=hold_out(split.calibration, seed=seed)[1])
         if share == "auto":
             room = ROOM * (REGAINED if heals else 1.0) * (0.01 if max_drop is None else max_drop)
-            cuts, fitted = _largest_within(ground, room, drop_of, progress)
+            cuts, fitted = _largest_within(ground, room, drop_of, notes, progress)
         else:
             cuts = _checked(channels, removed, ground)
             if share is not None:
-                cuts = choose_cuts(ground, measure_parts(ground, progress), share, progress)
+                cuts = choose_cuts(ground, _measured(ground, notes, progress), share, progress)
             fitted = ground.fitted(cuts, progress=progress)
         steps = 0
-        notes: list[str] = []
         loss: tuple[float, float] | None = None
         if heals and cuts != Cuts():
             try:
-                fitted, steps, loss, notes = _heal(ground, fitted, cuts, training, progress)
+                fitted, steps, loss, more = _heal(ground, fitted, cuts, training, progress)
+                notes += more
             except UnsupportedOperator as error:
-                notes = [f"not healed: {error}"]
+                notes.append(f"not healed: {error}")
         if cuts == Cuts():
             notes.append("no channels could go within the loss that is allowed")
         evidence = _evidence(ground, cuts, steps, loss, notes)
@@ -145,13 +147,14 @@ def _largest_within(
     ground: Ground,
     room: float,
     drop_of: Callable[[Graph], float] | None,
+    notes: list[str],
     progress: Progress,
 ) -> tuple[Cuts, Graph]:
     """The largest of `SHARES` that loses no more than `room`; nothing where none does."""
     if drop_of is None:
         raise WrongUsage("--prune auto needs samples, which tell how much may go: give --data.")
     try:
-        parts = measure_parts(ground, progress)
+        parts = _measured(ground, notes, progress)
     except WrongUsage:
         return Cuts(), ground.graph  # there is nothing to remove
     for share in SHARES:
@@ -163,6 +166,16 @@ def _largest_within(
         if drop_of(fitted) <= room:
             return cuts, fitted
     return Cuts(), ground.graph
+
+
+def _measured(ground: Ground, notes: list[str], progress: Progress) -> tuple[Part, ...]:
+    parts = measure_parts(ground, progress)
+    if not know_time(parts):
+        notes.append(
+            "what goes was chosen without regard to time, since a run takes too long, or too "
+            "little, to time the model without each part"
+        )
+    return parts
 
 
 def _checked(channels: Sequence[tuple[str, int]], removed: Sequence[str], ground: Ground) -> Cuts:
