@@ -43,6 +43,7 @@ from packlight.choices import parse_choice as parse_choice
 from packlight.choices import size_only as size_only
 from packlight.errors import UnusableRecipe
 from packlight.nearest import did_you_mean
+from packlight.ranks import Rank, parse_rank
 
 SEARCHED = "searched"
 Smooth: TypeAlias = float | Literal["searched"]
@@ -69,7 +70,8 @@ class Recipe:
     sequential: rounding sees the inputs that the quantized layers before it give.
     pair_limit: keep codes of neighbouring weights from saturating x86 kernels.
     channels: (group of channels, how many it keeps) of those that lose some, by its first layer;
-        they go before anything is rounded. heal_steps: of training what is left.
+        they go before anything is rounded. ranks: (layer, how it is taken apart in two), after
+        the channels and before anything is rounded. heal_steps: of training what is left.
     pins, forbid: (layer, choice) and choices that a search must keep to; with either the recipe
         asks for a search.
     places: (layer, "file, line 3") for messages, where the recipe was read from a file.
@@ -87,6 +89,7 @@ class Recipe:
     pair_limit: bool = True
     seed: int = 0
     channels: tuple[tuple[str, int], ...] = ()
+    ranks: tuple[tuple[str, Rank], ...] = ()
     heal_steps: int = 0
     pins: tuple[tuple[str, str], ...] = ()
     forbid: tuple[str, ...] = ()
@@ -131,6 +134,9 @@ def write_recipe(recipe: Recipe) -> str:
     }
     if recipe.channels:
         content["channels"] = dict(recipe.channels)
+    if recipe.ranks:
+        content["ranks"] = {name: rank.word for name, rank in recipe.ranks}
+    if recipe.channels or recipe.ranks:
         content["heal_steps"] = recipe.heal_steps
     if recipe.pins:
         content["pins"] = dict(recipe.pins)
@@ -228,6 +234,7 @@ _SETTINGS: dict[str, tuple[type, str]] = {
     "pair_limit": (bool, "true or false"),
     "layers": (dict, "a list of `layer: choice`"),
     "channels": (dict, "a list of `group: channels kept`"),
+    "ranks": (dict, "a list of `layer: kind rank`"),
     "heal_steps": (int, "a whole number"),
     "pins": (dict, "a list of `layer: choice`"),
     "forbid": (list, "a list of choices in brackets"),
@@ -273,11 +280,14 @@ def _checked(
             f"{at['heal_steps']}: 'heal_steps' must be 0 or more, not {content['heal_steps']}."
         )
     channels: tuple[tuple[str, int], ...] = ()
+    ranks: tuple[tuple[str, Rank], ...] = ()
     chosen: dict[str, tuple[tuple[str, str], ...]] = {}
     places: list[tuple[str, str]] = []
     for key, (_, inner) in zip(content, numbers, strict=False):
         if key == "channels":
             channels = _channels_of(content[key], inner, path)
+        if key == "ranks":
+            ranks = _ranks_of(content[key], inner, path)
         if key in ("layers", "pins"):
             chosen[key] = _choices_of(content[key], inner, path)
             places += [
@@ -293,11 +303,12 @@ def _checked(
     settings = {
         key: value
         for key, value in content.items()
-        if key not in ("schema", "layers", "channels", "pins", "forbid")
+        if key not in ("schema", "layers", "channels", "ranks", "pins", "forbid")
     }
     return Recipe(
         layers=chosen.get("layers", ()),
         channels=channels,
+        ranks=ranks,
         pins=chosen.get("pins", ()),
         forbid=tuple(content.get("forbid", ())),
         places=tuple(places),
@@ -334,6 +345,22 @@ def _channels_of(
                 "the number of channels that it keeps, 1 or more."
             )
     return tuple(entries.items())
+
+
+def _ranks_of(
+    entries: Mapping[Any, Any], lines: list[int], path: Path
+) -> tuple[tuple[str, Rank], ...]:
+    found = []
+    for (name, text), line in zip(entries.items(), lines, strict=False):
+        rank = parse_rank(text)
+        if not isinstance(name, str) or rank is None:
+            raise UnusableRecipe(
+                f"{path}, line {line}: ranks {_short(name)}: {_short(text)} is no layer with the "
+                "way it is taken apart and a rank of 1 or more, such as `matrix 64`, `channel 16` "
+                "or `spatial 12`."
+            )
+        found.append((name, rank))
+    return tuple(found)
 
 
 def check_layers(recipe: Recipe, names: Iterable[str]) -> None:

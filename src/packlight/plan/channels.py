@@ -174,25 +174,24 @@ def measure_gains(ground: Ground, progress: Progress) -> dict[str, float]:
     progress.stage("measuring each group of channels alone", len(names))
     with tempfile.TemporaryDirectory(prefix="packlight-") as folder:
         path = Path(folder) / "probe.onnx"
-        wanted = _run(ground, _saved(ground.graph, path), indices)
+        wanted = run_graph(ground, ground.graph, path, indices)
         for name in names:
             order = ground.orders[name]
             count = min(max(1, round(order.channels * (1 - PROBE))), order.channels - 1)
             gone = gone_of(ground.orders, {name: count})
             pruned = remove_channels(ground.graph, gone)
             refit_readers(ground.graph, pruned, ground.groups, gone, ground.moments)
-            noise = _noise(wanted, _run(ground, _saved(pruned, path), indices))
+            noise = noise_between(wanted, run_graph(ground, pruned, path, indices))
             gains[name] = noise / max(order.loss(count), 1e-12)
             progress.step(name)
     return gains
 
 
-def _saved(graph: Graph, path: Path) -> Path:
+def run_graph(
+    ground: Ground, graph: Graph, path: Path, indices: Sequence[int]
+) -> list[Mapping[str, NDArray[Any]]]:
+    """The outputs of a graph on these samples, batch by batch. path: where it is written."""
     save_model(graph, path, durable=False)
-    return path
-
-
-def _run(ground: Ground, path: Path, indices: Sequence[int]) -> list[Mapping[str, NDArray[Any]]]:
     session: Session = ground.process.load(path, threads=cpu_features().cores, spinning=False)
     try:
         return [
@@ -203,7 +202,7 @@ def _run(ground: Ground, path: Path, indices: Sequence[int]) -> list[Mapping[str
         session.close()
 
 
-def _noise(
+def noise_between(
     wanted: Sequence[Mapping[str, NDArray[Any]]], found: Sequence[Mapping[str, NDArray[Any]]]
 ) -> float:
     """Noise power as a share of the variance, of the worst output in floats."""

@@ -1,0 +1,217 @@
+"""Which layers may be two thinner ones: what each rank costs, and whether it is faster.
+
+Fewer multiplications are not less time: two small kernels read and write more, and have widths
+that the runtime may not like. So every rank that is offered was timed in onnxruntime, beside the
+layer, at the shapes that reach it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from packlight.errors import RuntimeFailure, UnusableRecipe
+from packlight.graph.alone import layer_alone
+from packlight.graph.anatomy import count_macs
+from packlight.graph.layers import Layer, find_layers
+from packlight.graph.model import Graph, save_model
+from packlight.graph.observe import observe, wants_moments, with_outputs
+from packlight.graph.repair import Rows, repair
+from packlight.graph.rewrite.factorize import (
+    factorize,
+    largest_rank,
+    losses_of_ranks,
+    share_of_rank,
+    why_not_factorized,
+)
+from packlight.measure.latency import rank_latencies
+from packlight.plan.channels import Ground, noise_between, run_graph, total_macs
+from packlight.progress import Progress
+from packlight.ranks import FactorKind, Rank
+from packlight.samples import batches_of
+
+LEAST_SHARE = 0.01
+"""Layers with a smaller share of the multiplications are not worth the time to time them."""
+
+MOST_LAYERS = 40
+"""Those with the most multiplications are looked at."""
+
+SHARES = (0.25, 0.4, 0.55, 0.75)
+"""Of the layer's multiplications, that both parts together may take."""
+
+SECONDS = 1.0
+"""To time a layer and its ranks, interleaved."""
+
+PROBE = 0.5
+"""Share of the multiplications at which a layer's gain is measured."""
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class RankOption:
+    """One way to take a layer apart.
+
+    loss: noise at the model's output, as a share of its power. macs: of both parts, as a share of
+    the layer's. speed: how many times less time both parts take.
+    """
+
+    rank: Rank
+    loss: float
+    macs: float
+    speed: float
+
+
+RankOptions = Mapping[str, tuple[RankOption, ...]]
+
+
+def offer_ranks(ground: Ground, progress: Progress) -> dict[str, tuple[RankOption, ...]]:
+    """By layer, the ranks that are smaller and were measured faster, the smallest first."""
+    macs = count_macs(ground.graph)
+    total = max(total_macs(macs), 1)
+    able = [
+        layer
+        for layer in find_layers(ground.graph)
+        if (macs[layer.name] or 0) >= LEAST_SHARE * total
+        and wants_moments(layer)
+        and layer.name in ground.moments
+    ]
+    able = sorted(able, key=lambda layer: -(macs[layer.name] or 0))[:MOST_LAYERS]
+    wanted = {layer.name: ranks for layer in able if (ranks := _ranks_of(layer))}
+    faster = speeds_of(ground, ground.graph, wanted, progress)
+    offered = {}
+    progress.stage("measuring what ranks cost", len(faster))
+    with tempfile.TemporaryDirectory(prefix="packlight-") as folder:
+        path = Path(folder) / "probe.onnx"
+        indices = (ground.split.search or ground.split.calibration)[:128]
+        original = run_graph(ground, ground.graph, path, indices) if faster else []
+        for layer in able:
+            speeds = faster.get(layer.name)
+            if not speeds:
+                continue
+            ranks = tuple(speeds)
+            losses = losses_of_ranks(layer, ranks, ground.moments[layer.name])
+            near = min(
+                range(len(ranks)), key=lambda i: abs(share_of_rank(layer, ranks[i]) - PROBE)
+            )
+            probe = factorize(ground.graph, {layer.name: ranks[near]}, ground.moments)
+            noise = noise_between(original, run_graph(ground, probe, path, indices))
+            gain = noise / max(losses[near], 1e-12)
+            offered[layer.name] = tuple(
+                RankOption(rank, gain * loss, share_of_rank(layer, rank), speeds[rank])
+                for rank, loss in zip(ranks, losses, strict=True)
+            )
+            progress.step(layer.name)
+    return offered
+
+
+def speeds_of(
+    ground: Ground, graph: Graph, wanted: Mapping[str, Sequence[Rank]], progress: Progress
+) -> dict[str, dict[Rank, float]]:
+    """By layer, how many times faster each rank is, of those that are faster for certain (95 %)."""
+    layers = {layer.name: layer for layer in find_layers(graph) if layer.name in wanted}
+    inputs = _inputs_of(ground, graph, list(layers.values()))
+    found: dict[str, dict[Rank, float]] = {}
+    progress.stage("timing layers taken apart", len(layers))
+    with tempfile.TemporaryDirectory(prefix="packlight-") as folder:
+        for name, layer in layers.items():
+            ranks = [one for one in wanted[name] if one.rank <= largest_rank(layer, one.kind)]
+            whole = layer_alone(graph, layer, inputs[name].shape)
+            if whole is None or not ranks:
+                continue
+            models = [whole, *(factorize(whole, {name: rank}, {}) for rank in ranks)]
+            paths = [Path(folder) / f"{number}.onnx" for number in range(len(models))]
+            for model, path in zip(models, paths, strict=True):
+                save_model(model, path, durable=False)
+            try:
+                times = rank_latencies(paths, {"x": inputs[name]}, seconds=SECONDS)
+            except RuntimeFailure:
+                continue
+            quick = {
+                rank: 1 / time.ratio
+                for rank, time in zip(ranks, times[1:], strict=True)
+                if time.ratio_interval_95[1] < 1
+            }
+            if quick:
+                found[name] = quick
+            progress.step(name)
+    return found
+
+
+def take_apart(
+    ground: Ground,
+    thinned: Graph,
+    ranks: Mapping[str, Rank],
+    rows: Rows,
+    progress: Progress,
+) -> Graph:
+    """The thinned graph with some layers taken apart, and fitted to the original again.
+
+    rows: by layer, which of the original's outputs it still has (see `repair`).
+    Raises UnusableRecipe for a layer that is not there, or a rank it cannot have.
+    """
+    layers = [layer for layer in find_layers(thinned) if layer.name in ranks]
+    seen = observe(
+        thinned,
+        ground.samples,
+        ground.split.calibration,
+        ground.inputs,
+        tensors=(),
+        layers=[layer for layer in layers if wants_moments(layer)],
+        process=ground.process,
+        seed=ground.seed,
+        progress=progress,
+    )
+    apart = factorize(thinned, ranks, seen.moments)
+    second = {f"{name}_b": rows[name] for name in ranks if name in rows}
+    fitted, _ = repair(
+        ground.graph,
+        apart,
+        ground.samples,
+        ground.split.calibration,
+        ground.inputs,
+        process=ground.process,
+        rows={**rows, **second},
+        seed=ground.seed,
+        progress=progress,
+    )
+    return fitted
+
+
+def _ranks_of(layer: Layer) -> tuple[Rank, ...]:
+    """The ranks worth timing: both parts in blocks of what kernels compute at a time."""
+    kinds: tuple[FactorKind, ...] = ("channel", "spatial") if layer.kind == "Conv" else ("matrix",)
+    found = []
+    for kind in kinds:
+        if why_not_factorized(layer, kind):
+            continue
+        most = largest_rank(layer, kind)
+        step = next(step for least, step in ((64, 16), (16, 8), (8, 4), (0, 1)) if most >= least)
+        one = share_of_rank(layer, Rank(kind, 1))
+        counts = {round(share / one / step) * step for share in SHARES}
+        found += [Rank(kind, count) for count in sorted(counts) if 0 < count <= most]
+    return tuple(found)
+
+
+def _inputs_of(ground: Ground, graph: Graph, layers: Sequence[Layer]) -> dict[str, NDArray[Any]]:
+    """What reaches each layer on the first calibration sample."""
+    names = {layer.name: str(layer.node.inputs[0].name) for layer in layers}  # type: ignore[union-attr]
+    run = next(iter(batches_of(ground.samples, ground.split.calibration[:1], ground.inputs, batch=1)))
+    arrays: dict[str, NDArray[Any]] = dict(run.feeds)
+    inner = [name for name in dict.fromkeys(names.values()) if name not in arrays]
+    if inner:
+        with tempfile.TemporaryDirectory(prefix="packlight-") as folder:
+            path = Path(folder) / "inner.onnx"
+            save_model(with_outputs(graph, inner), path, durable=False)
+            session = ground.process.load(path)
+            try:
+                arrays |= session.run(run.feeds, inner)
+            finally:
+                session.close()
+    return {layer: arrays[name] for layer, name in names.items()}
