@@ -203,7 +203,9 @@ def compress(
         return forecast(source, goal, has_data=data is not None, max_size_bytes=size)
     # A recipe that asks for a search may say which channels stay, too.
     channels = given.channels if given is not None and share is None else ()
-    heal_steps = given.heal_steps if given is not None and channels else 0
+    ranks = given.ranks if given is not None and share is None else ()
+    heal_steps = given.heal_steps if given is not None and (channels or ranks) else 0
+    named = () if given is None else (*dict(given.layers), *dict(given.pins))
     trains = heal_minutes > 0 or heal_steps > 0
     prepared = prepare_samples(source, data, preprocess=preprocess, seed=seed, training=trains)
     progress.stage("simplifying the graph")
@@ -230,7 +232,7 @@ def compress(
             return bench.evaluate(Recipe(target=goal.name, seed=seed), "without channels").drop
 
     thinned = None
-    if share is not None or channels:
+    if share is not None or channels or ranks:
         thinned = thin(
             simplified,
             prepared.samples,
@@ -238,6 +240,8 @@ def compress(
             source.inputs,
             share=share,
             channels=channels,
+            ranks=ranks,
+            whole=(*(pin or {}), *named),
             heal_minutes=heal_minutes,
             heal_steps=heal_steps,
             max_drop=drop,

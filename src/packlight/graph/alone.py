@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from packlight.graph.layers import Layer
-from packlight.graph.walk import constant_of
+from packlight.graph.walk import constant_of, shape_of
 
 
 def layer_alone(model: ir.Model, layer: Layer, shape: Sequence[int]) -> ir.Model | None:
@@ -30,7 +30,7 @@ def layer_alone(model: ir.Model, layer: Layer, shape: Sequence[int]) -> ir.Model
         value = ir.Value(
             name=f"constant{number}",
             type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(tensor.shape),
+            shape=ir.Shape(shape_of(tensor)),
             const_value=tensor,
         )
         values.append(value)

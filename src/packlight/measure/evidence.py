@@ -136,8 +136,17 @@ class ChannelEvidence:
 
 
 @dataclass(frozen=True)
+class RankEvidence:
+    """A layer taken apart into two. kind: matrix, channel or spatial. rank: what passes between."""
+
+    name: str
+    kind: str
+    rank: int
+
+
+@dataclass(frozen=True)
 class Thinning:
-    """Channels that were removed before anything was rounded.
+    """Channels that were removed, and layers taken apart, before anything was rounded.
 
     macs_original, macs_left: multiply-accumulates for one sample. heal_steps: of training, with
     the loss on held-out calibration samples before and after (None: not trained).
@@ -150,6 +159,7 @@ class Thinning:
     loss_before: float | None = None
     loss_after: float | None = None
     notes: tuple[str, ...] = ()
+    ranks: tuple[RankEvidence, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,16 @@
 
 For each group of channels a curve says what is lost when so many are kept (`order_groups`); what
 a loss there does to the model's output is measured once a group (its gain). Losses of groups add
-up, so that a knapsack shares the removal out; what it saves is then counted on the graph, since
-a layer between two groups saves less than both promise, and the next budget is corrected.
+up, so that a knapsack shares the removal out, among the groups and the layers that may be two
+thinner ones; what it saves is then counted on the graph, since a layer between two groups saves
+less than both promise, and the next budget is corrected.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,17 @@ from packlight.errors import WrongUsage
 from packlight.graph.anatomy import count_macs
 from packlight.graph.coupling.cost import macs_of_channels, macs_without
 from packlight.graph.coupling.groups import CoupledGroup, find_groups
-from packlight.graph.layers import find_layers
+from packlight.graph.layers import Layer, find_layers
 from packlight.graph.model import Graph, save_model
 from packlight.graph.observe import observe, wants_moments
+from packlight.graph.rewrite.factorize import largest_rank, share_of_rank
 from packlight.graph.rewrite.prune import remove_channels
 from packlight.graph.thin import gone_of, order_groups, refit_readers
 from packlight.maths.channels import ChannelOrder
 from packlight.maths.moments import Moments
 from packlight.plan.knapsack import Cost, solve_knapsack
 from packlight.progress import Progress
+from packlight.ranks import Rank
 from packlight.runtime import Process, Session, cpu_features
 from packlight.samples import Samples, Split, batches_of
 from packlight.tensors import TensorSpec
@@ -96,13 +99,42 @@ def prepare_ground(
     return Ground(graph, samples, split, inputs, groups, seen.moments, orders, process, seed)
 
 
-def share_out(ground: Ground, share: float, gains: Mapping[str, float]) -> dict[str, int]:
-    """Channels to keep of each group so that `share` of the multiply-accumulates is saved.
+@dataclass(frozen=True)
+class RankOption:
+    """One way to take a layer apart.
 
-    gains: by group, from `measure_gains`. Groups that keep all are left out. Raises WrongUsage
+    loss: noise at the model's output, as a share of its power. macs: of both parts, as a share of
+    the layer's. speed: how many times less time both parts take.
+    """
+
+    rank: Rank
+    loss: float
+    macs: float
+    speed: float
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What goes: channels kept, by group that loses some, and ranks, by layer taken apart."""
+
+    keep: Mapping[str, int] = field(default_factory=dict)
+    ranks: Mapping[str, Rank] = field(default_factory=dict)
+
+
+def share_out(
+    ground: Ground,
+    share: float,
+    gains: Mapping[str, float],
+    offers: Mapping[str, Sequence[RankOption]] | None = None,
+) -> Removal:
+    """What is to go so that `share` of the multiply-accumulates is saved at the least loss.
+
+    gains: by group, from `measure_gains`. offers: by layer, from `offer_ranks`. Raises WrongUsage
     where so much cannot be removed.
     """
-    total = total_macs(count_macs(ground.graph))
+    macs = count_macs(ground.graph)
+    total = total_macs(macs)
+    offers = offers or {}
     each = macs_of_channels(ground.graph, ground.groups)
     names = list(gains)
     counts = [_counts(ground.orders[name].channels) for name in names]
@@ -119,30 +151,62 @@ def share_out(ground: Ground, share: float, gains: Mapping[str, float]) -> dict[
         for name, options in zip(names, counts, strict=True)
     ]
     everything = sum(each[name] * ground.orders[name].channels for name in names) / total
+    for name, found_ranks in offers.items():
+        part = (macs[name] or 0) / total
+        whole = Cost(0.0, 0.0, part)
+        costs.append(
+            [whole]
+            + [
+                Cost(max(one.loss, 0.0) + _UNASKED * (1 - one.macs), 0.0, part * one.macs)
+                for one in found_ranks
+            ]
+        )
+        everything += part
     aim = share
-    best: tuple[float, dict[str, int]] | None = None
+    best: tuple[float, Removal] | None = None
     for _ in range(_CORRECTIONS):
         found = solve_knapsack(costs, minimise="loss", max_ms=max(everything - aim, 0.0))
         if found is None:
             break
         keep = {
             name: options[choice]
-            for name, options, choice in zip(names, counts, found.choices, strict=True)
+            for name, options, choice in zip(names, counts, found.choices, strict=False)
+            if options[choice] < ground.orders[name].channels
         }
-        saved = 1 - macs_left(ground, keep) / total
+        apart = {
+            name: options[choice - 1].rank
+            for (name, options), choice in zip(
+                offers.items(), found.choices[len(names) :], strict=True
+            )
+            if choice
+        }
+        removal = possible(ground, Removal(keep, apart))
+        saved = 1 - macs_left(ground, removal) / total
         if saved >= share - _CLOSE and (best is None or saved < best[0]):
-            best = (saved, keep)
+            best = (saved, removal)
         if abs(saved - share) < _CLOSE:
             break
         aim += share - saved
     if best is None:
         least = {name: options[0] for name, options in zip(names, counts, strict=True)}
-        left = macs_left(ground, least)
+        smallest = {name: options[0].rank for name, options in offers.items()}
+        left = macs_left(ground, possible(ground, Removal(least, smallest)))
         raise WrongUsage(
             f"--prune {share:.0%}: at most {1 - left / total:.0%} of this model's "
             f"multiply-accumulates can be removed ({reasons_pinned(ground.groups)}); ask for less."
         )
-    return {name: count for name, count in best[1].items() if count < ground.orders[name].channels}
+    return best[1]
+
+
+def possible(ground: Ground, removal: Removal) -> Removal:
+    """The same without ranks that save nothing in layers that lose channels, too."""
+    layers = _layers_left(ground, removal)
+    ranks = {
+        name: rank
+        for name, rank in removal.ranks.items()
+        if rank.rank <= largest_rank(layers[name], rank.kind)
+    }
+    return Removal(removal.keep, ranks)
 
 
 def _counts(size: int) -> tuple[int, ...]:
@@ -220,10 +284,23 @@ def noise_between(
     return worst
 
 
-def macs_left(ground: Ground, keep: Mapping[str, int]) -> int:
-    """Multiply-accumulates for one sample where each group keeps so many channels."""
-    gone = gone_of(ground.orders, keep)
-    return total_macs(macs_without(ground.graph, ground.groups, gone))
+def macs_left(ground: Ground, removal: Removal) -> int:
+    """Multiply-accumulates for one sample once all of this is gone."""
+    gone = gone_of(ground.orders, removal.keep)
+    macs = macs_without(ground.graph, ground.groups, gone)
+    layers = _layers_left(ground, removal)
+    for name, rank in removal.ranks.items():
+        macs[name] = round((macs[name] or 0) * share_of_rank(layers[name], rank))
+    return total_macs(macs)
+
+
+def _layers_left(ground: Ground, removal: Removal) -> dict[str, Layer]:
+    """The layers that are to be taken apart, as they are without the channels that go."""
+    if not removal.ranks:
+        return {}
+    gone = gone_of(ground.orders, removal.keep)
+    graph = remove_channels(ground.graph, gone) if gone else ground.graph
+    return {layer.name: layer for layer in find_layers(graph) if layer.name in removal.ranks}
 
 
 def total_macs(macs: Mapping[str, int | None]) -> int:

@@ -1,12 +1,14 @@
 """The graph without the channels that are missed least, fitted or trained towards the original.
 
+Layers may also become two of low rank each, once channels have gone.
+
 How many channels go is asked for as a share of the multiply-accumulates, said group by group in a
 recipe, or found: the largest share whose loss leaves room for what comes after.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -17,17 +19,20 @@ from packlight.graph.repair import repair
 from packlight.graph.rewrite.prune import remove_channels
 from packlight.graph.thin import gone_of, rows_left
 from packlight.graph.torch.enter import check_torch
-from packlight.measure.evidence import ChannelEvidence, Thinning
+from packlight.measure.evidence import ChannelEvidence, RankEvidence, Thinning
 from packlight.nearest import did_you_mean
 from packlight.plan.channels import (
     Ground,
+    RankOption,
+    Removal,
     macs_left,
     measure_gains,
     prepare_ground,
-    share_out,
     total_macs,
 )
+from packlight.plan.ranks import offer_ranks, share_out_measured, take_apart
 from packlight.progress import SILENT, Progress
+from packlight.ranks import Rank
 from packlight.recipe import Recipe
 from packlight.runtime import Process
 from packlight.samples import Samples, Split
@@ -53,17 +58,19 @@ Share: TypeAlias = float | Literal["auto"]
 class Thinned:
     """A graph without some channels, its layers fitted to what the original gives.
 
-    channels: (group, channels kept) of the groups that lost some. heal_steps: of training.
+    channels: (group, channels kept) of the groups that lost some. ranks: (layer, rank) of those
+    taken apart. heal_steps: of training.
     """
 
     graph: Graph
     channels: tuple[tuple[str, int], ...]
+    ranks: tuple[tuple[str, Rank], ...]
     heal_steps: int
     evidence: Thinning
 
     def note_in(self, recipe: Recipe) -> Recipe:
         """The recipe that says this too, so that it can be done again."""
-        return replace(recipe, channels=self.channels, heal_steps=self.heal_steps)
+        return replace(recipe, channels=self.channels, ranks=self.ranks, heal_steps=self.heal_steps)
 
 
 def thin(
@@ -74,6 +81,8 @@ def thin(
     *,
     share: Share | None = None,
     channels: Sequence[tuple[str, int]] = (),
+    ranks: Sequence[tuple[str, Rank]] = (),
+    whole: Collection[str] = (),
     heal_minutes: float = 0.0,
     heal_steps: int = 0,
     max_drop: float | None = None,
@@ -84,10 +93,11 @@ def thin(
     """Remove channels from a simplified graph, and fit or train what is left to its outputs.
 
     share: of the multiply-accumulates to remove (0 to 0.95), or "auto"; or channels: (group,
-    kept) as a recipe says. heal_minutes: train for so long, or for exactly heal_steps.
+    kept) and ranks: (layer, rank) as a recipe says. whole: layers that are not to be taken apart.
+    heal_minutes: train for so long, or for exactly heal_steps.
     max_drop, drop_of: for "auto", the drop that is allowed, and what it is on search samples.
-    Raises WrongUsage where so much cannot be removed, UnusableRecipe for a group that is not
-    there or a number that it cannot keep, MissingExtra where healing needs PyTorch.
+    Raises WrongUsage where so much cannot be removed, UnusableRecipe for a group or layer that is
+    not there or a number that it cannot keep, MissingExtra where healing needs PyTorch.
     """
     heals = heal_minutes > 0 or heal_steps > 0
     if heals:
@@ -96,26 +106,29 @@ def thin(
         ground = prepare_ground(graph, samples, split, tuple(inputs), process, seed, progress)
         if share == "auto":
             room = ROOM * (REGAINED if heals else 1.0) * (0.01 if max_drop is None else max_drop)
-            keep, fitted = _largest_within(ground, room, drop_of, progress)
+            removal, fitted = _largest_within(ground, room, drop_of, whole, progress)
         else:
-            keep = _checked(channels, ground)
+            removal = Removal(_checked(channels, ground), dict(ranks))
             if share is not None:
-                keep = share_out(ground, share, measure_gains(ground, progress))
-            fitted = _without(ground, keep, progress)
+                gains, offers = _measured(ground, whole, progress)
+                removal = share_out_measured(ground, share, gains, offers, progress)
+            fitted = _without(ground, removal, progress)
         steps = 0
         notes: list[str] = []
         loss: tuple[float, float] | None = None
-        if heals and keep:
+        removed = bool(removal.keep or removal.ranks)
+        if heals and removed:
             try:
                 fitted, steps, loss, notes = _heal(
                     ground, fitted, heal_minutes, heal_steps, progress
                 )
             except UnsupportedOperator as error:
                 notes = [f"not healed: {error}"]
-        if not keep:
+        if not removed:
             notes.append("no channels could go within the loss that is allowed")
-        evidence = _evidence(ground, keep, steps, loss, notes)
-    return Thinned(fitted, tuple(sorted(keep.items())), steps, evidence)
+        evidence = _evidence(ground, removal, steps, loss, notes)
+    kept = tuple(sorted(removal.keep.items()))
+    return Thinned(fitted, kept, tuple(sorted(removal.ranks.items())), steps, evidence)
 
 
 def parse_share(value: str | float) -> Share:
@@ -142,40 +155,62 @@ def _largest_within(
     ground: Ground,
     room: float,
     drop_of: Callable[[Graph], float] | None,
+    whole: Collection[str],
     progress: Progress,
-) -> tuple[dict[str, int], Graph]:
+) -> tuple[Removal, Graph]:
     """The largest of `SHARES` that loses no more than `room`; nothing where none does."""
     if drop_of is None:
         raise WrongUsage("--prune auto needs samples, which tell how much may go: give --data.")
     try:
-        gains = measure_gains(ground, progress)
+        gains, offers = _measured(ground, whole, progress)
     except WrongUsage:
-        return {}, ground.graph  # there are no channels to remove
+        return Removal(), ground.graph  # there are no channels to remove
     for share in SHARES:
         try:
-            keep = share_out(ground, share, gains)
+            removal = share_out_measured(ground, share, gains, offers, progress)
         except WrongUsage:
             continue  # so much cannot go, whatever it costs
-        fitted = _without(ground, keep, progress)
+        fitted = _without(ground, removal, progress)
         if drop_of(fitted) <= room:
-            return keep, fitted
-    return {}, ground.graph
+            return removal, fitted
+    return Removal(), ground.graph
 
 
-def _without(ground: Ground, keep: Mapping[str, int], progress: Progress) -> Graph:
-    """The graph with so many channels of each group, its layers fitted to the original."""
-    gone = gone_of(ground.orders, keep)
-    fitted, _ = repair(
-        ground.graph,
-        remove_channels(ground.graph, gone),
-        ground.samples,
-        ground.split.calibration,
-        ground.inputs,
-        process=ground.process,
-        rows=rows_left(ground.graph, ground.groups, gone),
-        seed=ground.seed,
-        progress=progress,
-    )
+def _measured(
+    ground: Ground, whole: Collection[str], progress: Progress
+) -> tuple[dict[str, float], dict[str, tuple[RankOption, ...]]]:
+    """The gains of groups of channels, and the ranks that are offered.
+
+    Raises WrongUsage where there are neither.
+    """
+    offers = offer_ranks(ground, progress, whole=whole)
+    try:
+        return measure_gains(ground, progress), offers
+    except WrongUsage:
+        if not offers:
+            raise
+        return {}, offers
+
+
+def _without(ground: Ground, removal: Removal, progress: Progress) -> Graph:
+    """The graph without all this, its layers fitted to the original."""
+    gone = gone_of(ground.orders, removal.keep)
+    rows = rows_left(ground.graph, ground.groups, gone)
+    fitted = ground.graph
+    if gone or not removal.ranks:
+        fitted, _ = repair(
+            ground.graph,
+            remove_channels(ground.graph, gone),
+            ground.samples,
+            ground.split.calibration,
+            ground.inputs,
+            process=ground.process,
+            rows=rows,
+            seed=ground.seed,
+            progress=progress,
+        )
+    if removal.ranks:
+        fitted = take_apart(ground, fitted, removal.ranks, rows, progress)
     return fitted
 
 
@@ -222,19 +257,22 @@ def _heal(
 
 def _evidence(
     ground: Ground,
-    keep: Mapping[str, int],
+    removal: Removal,
     steps: int,
     loss: tuple[float, float] | None,
     notes: Sequence[str],
 ) -> Thinning:
     before = total_macs(count_macs(ground.graph))
-    after = macs_left(ground, keep)
+    after = macs_left(ground, removal)
     listed = []
     for group in ground.groups:
         reason = group.pinned
         if not reason and group.name not in ground.orders:
             reason = "no layer that can be fitted again reads them"
-        kept = keep.get(group.name, group.size)
+        kept = removal.keep.get(group.name, group.size)
         listed.append(ChannelEvidence(group.name, group.size, kept, reason))
+    apart = tuple(
+        RankEvidence(name, rank.kind, rank.rank) for name, rank in sorted(removal.ranks.items())
+    )
     first, last = loss if loss is not None else (None, None)
-    return Thinning(before, after, tuple(listed), steps, first, last, tuple(notes))
+    return Thinning(before, after, tuple(listed), steps, first, last, tuple(notes), apart)

@@ -22,6 +22,7 @@ from packlight.measure.evidence import (
     LayerEvidence,
     MetricEvidence,
     Pair,
+    RankEvidence,
     Skipped,
     Thinning,
     Trial,
@@ -121,7 +122,9 @@ def _thinning(value: Mapping[str, Any] | None) -> Thinning | None:
     if value is None:
         return None
     channels = tuple(ChannelEvidence(**one) for one in value["channels"])
-    return Thinning(**{**value, "channels": channels, "notes": tuple(value["notes"])})
+    ranks = tuple(RankEvidence(**one) for one in value.get("ranks", ()))
+    notes = tuple(value["notes"])
+    return Thinning(**{**value, "channels": channels, "ranks": ranks, "notes": notes})
 
 
 def _metric(value: Mapping[str, Any] | None) -> MetricEvidence | None:

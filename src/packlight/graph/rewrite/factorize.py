@@ -27,6 +27,7 @@ from packlight.maths.moments import Moments, mean_shift
 from packlight.nearest import did_you_mean
 from packlight.ranks import FactorKind, Rank
 
+
 def factorize(
     model: ir.Model, ranks: Mapping[str, Rank], moments: Mapping[str, Moments]
 ) -> ir.Model:
