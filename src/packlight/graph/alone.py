@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from packlight.graph.coupling.shapes import infer_shapes
 from packlight.graph.layers import Layer
 from packlight.graph.walk import constant_of, shape_of
 
@@ -51,4 +52,6 @@ def layer_alone(model: ir.Model, layer: Layer, shape: Sequence[int]) -> ir.Model
         opset_imports=dict(model.graph.opset_imports),
         name="alone",
     )
-    return ir.Model(graph, ir_version=model.ir_version)
+    found = ir.Model(graph, ir_version=model.ir_version)
+    infer_shapes(found)
+    return found

@@ -19,8 +19,7 @@ from packlight.graph.alone import layer_alone
 from packlight.graph.anatomy import count_macs
 from packlight.graph.layers import Layer, find_layers
 from packlight.graph.model import Graph, save_model
-from packlight.graph.observe import observe, wants_moments, with_outputs
-from packlight.graph.repair import Rows, repair
+from packlight.graph.observe import wants_moments, with_outputs
 from packlight.graph.rewrite.factorize import (
     factorize,
     largest_rank,
@@ -178,46 +177,6 @@ def speeds_of(
                 found[name] = quick
             progress.step(name)
     return found
-
-
-def take_apart(
-    ground: Ground,
-    thinned: Graph,
-    ranks: Mapping[str, Rank],
-    rows: Rows,
-    progress: Progress,
-) -> Graph:
-    """The thinned graph with some layers taken apart, and fitted to the original again.
-
-    rows: by layer, which of the original's outputs it still has (see `repair`).
-    Raises UnusableRecipe for a layer that is not there, or a rank it cannot have.
-    """
-    layers = [layer for layer in find_layers(thinned) if layer.name in ranks]
-    seen = observe(
-        thinned,
-        ground.samples,
-        ground.split.calibration,
-        ground.inputs,
-        tensors=(),
-        layers=[layer for layer in layers if wants_moments(layer)],
-        process=ground.process,
-        seed=ground.seed,
-        progress=progress,
-    )
-    apart = factorize(thinned, ranks, seen.moments)
-    second = {f"{name}_b": rows[name] for name in ranks if name in rows}
-    fitted, _ = repair(
-        ground.graph,
-        apart,
-        ground.samples,
-        ground.split.calibration,
-        ground.inputs,
-        process=ground.process,
-        rows={**rows, **second},
-        seed=ground.seed,
-        progress=progress,
-    )
-    return fitted
 
 
 def _ranks_of(layer: Layer) -> tuple[Rank, ...]:

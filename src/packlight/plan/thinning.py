@@ -15,9 +15,6 @@ from typing import Any, Literal, TypeAlias
 from packlight.errors import UnsupportedOperator, UnusableRecipe, WrongUsage
 from packlight.graph.anatomy import count_macs
 from packlight.graph.model import Graph
-from packlight.graph.repair import repair
-from packlight.graph.rewrite.prune import remove_channels
-from packlight.graph.thin import gone_of, rows_left
 from packlight.graph.torch.enter import check_torch
 from packlight.measure.evidence import ChannelEvidence, RankEvidence, Thinning
 from packlight.nearest import did_you_mean
@@ -30,7 +27,8 @@ from packlight.plan.channels import (
     prepare_ground,
     total_macs,
 )
-from packlight.plan.ranks import offer_ranks, share_out_measured, take_apart
+from packlight.plan.ranks import offer_ranks
+from packlight.plan.removal import carry_out, choose_removal
 from packlight.progress import SILENT, Progress
 from packlight.ranks import Rank
 from packlight.recipe import Recipe
@@ -111,8 +109,8 @@ def thin(
             removal = Removal(_checked(channels, ground), dict(ranks))
             if share is not None:
                 gains, offers = _measured(ground, whole, progress)
-                removal = share_out_measured(ground, share, gains, offers, progress)
-            fitted = _without(ground, removal, progress)
+                removal = choose_removal(ground, share, gains, offers, progress)
+            fitted = carry_out(ground, removal, progress)
         steps = 0
         notes: list[str] = []
         loss: tuple[float, float] | None = None
@@ -167,10 +165,10 @@ def _largest_within(
         return Removal(), ground.graph  # there are no channels to remove
     for share in SHARES:
         try:
-            removal = share_out_measured(ground, share, gains, offers, progress)
+            removal = choose_removal(ground, share, gains, offers, progress)
         except WrongUsage:
             continue  # so much cannot go, whatever it costs
-        fitted = _without(ground, removal, progress)
+        fitted = carry_out(ground, removal, progress)
         if drop_of(fitted) <= room:
             return removal, fitted
     return Removal(), ground.graph
@@ -190,28 +188,6 @@ def _measured(
         if not offers:
             raise
         return {}, offers
-
-
-def _without(ground: Ground, removal: Removal, progress: Progress) -> Graph:
-    """The graph without all this, its layers fitted to the original."""
-    gone = gone_of(ground.orders, removal.keep)
-    rows = rows_left(ground.graph, ground.groups, gone)
-    fitted = ground.graph
-    if gone or not removal.ranks:
-        fitted, _ = repair(
-            ground.graph,
-            remove_channels(ground.graph, gone),
-            ground.samples,
-            ground.split.calibration,
-            ground.inputs,
-            process=ground.process,
-            rows=rows,
-            seed=ground.seed,
-            progress=progress,
-        )
-    if removal.ranks:
-        fitted = take_apart(ground, fitted, removal.ranks, rows, progress)
-    return fitted
 
 
 def _checked(channels: Sequence[tuple[str, int]], ground: Ground) -> dict[str, int]:
