@@ -4,8 +4,8 @@ What a layer is held to is not its own old output alone. Where that is added to 
 target t is the original's sum less the thinned model's shortcut, so that the layer also makes up
 for what went wrong before it. With y, what reaches the layer in the thinned model, its weight
 and bias are the least squares solution of E|t - V y - c|^2 (`refit_to_targets`), which needs
-E[t y^T] and E[y y^T] of unlabelled samples and no training. What is left of normalization is
-fitted channel by channel.
+E[t y^T] and E[y y^T] of unlabelled samples and no training. What is left of batch normalization is
+fitted channel by channel (`renormalize`).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from packlight.graph.observe import (
     with_outputs,
 )
 from packlight.graph.patches import kernel_order, rows_leaving, rows_reaching
+from packlight.graph.renormalize import find_normalizations, fit_normalization
 from packlight.graph.rewrite.single import float_of
 from packlight.graph.walk import constant_of
 from packlight.maths.moments import (
@@ -104,7 +105,10 @@ def repair(
     infer_shapes(work)
     rows = rows or {}
     known = {value.name for node in original.graph for value in node.outputs}
+    place = {node: number for number, node in enumerate(work.graph)}
     layers = [layer for layer in find_layers(work) if _can_be_fitted(layer)]
+    layers += find_normalizations(work)
+    layers.sort(key=lambda layer: place[layer.node])
     targets = {layer.name: find_target(layer.node.outputs[0]) for layer in layers}
     layers = [layer for layer in layers if targets[layer.name].value in known]
     chosen = indices[:samples_each]
@@ -245,6 +249,9 @@ def _observe(
 
 def _fit(layer: Layer, seen: _Seen, damping: float) -> None:
     """Give a layer, in place, the weight and bias that come nearest to its target."""
+    if layer.op == "BatchNormalization":
+        fit_normalization(layer, seen.cross, seen.own, damping)
+        return
     order = kernel_order(layer)
     matrix = weight_matrix(layer)[:, order].astype(np.float64)
     mean, target = seen.own.mean, seen.cross.mean
