@@ -12,7 +12,7 @@ torch-pruning does beside it: its MagnitudePruner (L2 norms) on the same weights
 and without biases corrected to the original's mean outputs (what re-estimating batch
 normalization does once it is folded). "every layer" rows take the share out of all layers, those
 that the residual stream runs through too. "--prune" rows let packlight share the removal out
-itself. "healed" ones are trained towards the original for so many minutes; the compressed rows
+itself, among channels alone, and as it does by itself: among channels and layers of low rank. "healed" ones are trained towards the original for so many minutes; the compressed rows
 are packlight's answers for the healed file with its default preset, and with the smallest,
 packed. Healed files are kept in --work, and used again. With --scores the "inner" rows alone are
 made, once for each way of picking the channels (scores.py), all repaired alike.
@@ -216,7 +216,12 @@ def _thinned(case: Case, label: str, seed: int, **how: Any) -> Row:
 def _planned(case: Case, share: float, options: argparse.Namespace) -> list[Row]:
     """Packlight's own choice of channels: repaired, healed, in 8 bits, and packed."""
     name = f"--prune {share:.0%}"
-    rows = [_thinned(case, f"{name}, closed form", options.seed, share=share)]
+    every = [layer.name for layer in find_layers(case.graph)]
+    alone = f"{name}, channels alone, closed form"
+    rows = [
+        _thinned(case, alone, options.seed, share=share, whole=every),
+        _thinned(case, f"{name}, closed form", options.seed, share=share),
+    ]
     if not options.heal_minutes:
         return rows
     healed = case.work / f"healed-{share:g}-{options.heal_minutes:g}-{options.seed}.onnx"

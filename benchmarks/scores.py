@@ -141,8 +141,9 @@ def _gradients(ground: Ground) -> dict[str, tuple[NDArray[np.float32], NDArray[n
     module = packlight.to_torch(ground.graph)
     weights = module.parameters_by_name
     slopes: dict[str, list[NDArray[np.float32]]] = {name: [] for name in weights}
-    for number in range(BATCHES):
-        rows = ground.split.calibration[number * PICTURES : (number + 1) * PICTURES]
+    shown = ground.split.calibration[: BATCHES * PICTURES]
+    for start in range(0, len(shown), PICTURES):
+        rows = shown[start : start + PICTURES]
         (pictures,) = ground.samples.read(rows).values()
         module.zero_grad()
         scores = module(torch.from_numpy(np.ascontiguousarray(pictures)))
