@@ -12,10 +12,11 @@ torch-pruning does beside it: its MagnitudePruner (L2 norms) on the same weights
 and without biases corrected to the original's mean outputs (what re-estimating batch
 normalization does once it is folded). "every layer" rows take the share out of all layers, those
 that the residual stream runs through too. "--prune" rows let packlight share the removal out
-itself, among channels alone, and as it does by itself: among channels and layers of low rank. "healed" ones are trained towards the original for so many minutes; the compressed rows
-are packlight's answers for the healed file with its default preset, and with the smallest,
-packed. Healed files are kept in --work, and used again. With --scores the "inner" rows alone are
-made, once for each way of picking the channels (scores.py), all repaired alike.
+itself: among channels alone, and, as it does by itself, among channels and layers of low rank.
+"healed" ones are trained towards the original for so many minutes; the compressed rows are
+packlight's answers for the healed file with its default preset, and with the smallest, packed.
+Healed files are kept in --work, and used again. With --scores the "inner" rows alone are made, once
+for each way of picking the channels (scores.py), all repaired alike.
 """
 
 from __future__ import annotations
