@@ -19,6 +19,7 @@ from packlight.graph.model import Model, load_model, save_model
 from packlight.graph.rewrite.simplify import simplify
 from packlight.measure.latency import RankedLatency
 from packlight.plan import ranks as planner
+from packlight.plan import removal
 from packlight.plan.channels import Ground, RankOption, macs_left, prepare_ground, share_out
 from packlight.plan.thinning import Thinned, thin
 from packlight.progress import SILENT
@@ -228,3 +229,34 @@ def test_convolutions_are_timed_at_the_shapes_that_reach_them(
         offers = planner.offer_ranks(found, SILENT)
     assert ("next", (1, 16, 12, 12)) in shapes
     assert {one.rank.kind for one in offers["next"]} == {"channel", "spatial"}
+
+
+def test_a_model_of_one_layer_has_ranks_alone(tmp_path: Path, clock: dict[str, float]) -> None:
+    """Its channels are the model's inputs and outputs: none can go."""
+    random = np.random.default_rng(6)
+    weight = random.standard_normal((64, 5)) @ random.standard_normal((5, 64))
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[n,64] x) => (float[n,64] y) '
+        "{ [only] y = MatMul (x, w) }"
+    )
+    proto.graph.initializer.append(numpy_helper.from_array(weight.astype(np.float32), "w"))
+    onnx.save(proto, tmp_path / "one.onnx")
+    model = load_model(tmp_path / "one.onnx")
+    samples = open_samples({"x": random.standard_normal((64, 64)).astype(np.float32)}, model.inputs)
+    split = Split(tuple(range(48)), tuple(range(48, 64)), ())
+    found = thin(model.ir, samples, split, model.inputs, share=0.4)
+    assert [name for name, _ in found.ranks] == ["only"] and not found.channels
+    assert found.evidence.macs_left <= 0.61 * found.evidence.macs_original
+    with pytest.raises(WrongUsage, match="no channels to remove"):
+        thin(model.ir, samples, split, model.inputs, share=0.4, whole=["only"])
+
+
+def test_of_channels_and_ranks_the_better_is_taken(
+    ground: Ground, clock: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the knapsack promises, what is left decides: here channels would lose far more."""
+    offers = planner.offer_ranks(ground, SILENT)
+    gains = dict.fromkeys(ground.orders, 1e-6)  # they seem to cost nothing
+    assert share_out(ground, 0.3, gains, offers).keep
+    found = removal.choose_removal(ground, 0.3, gains, offers, SILENT)
+    assert found.ranks and not found.keep

@@ -49,9 +49,10 @@ def choose_removal(
     """
     ways: list[Removal] = []
     refusal: WrongUsage | None = None
-    for some_gains, some_offers in ((gains, offers), ({}, offers), (gains, {})):
+    both = bool(gains and offers)
+    for some, others in ((gains, offers), *((({}, offers), (gains, {})) if both else ())):
         try:
-            way = share_out_measured(ground, share, some_gains, some_offers, progress)
+            way = share_out_measured(ground, share, some, others, progress)
         except WrongUsage as error:
             refusal = refusal or error
             continue
