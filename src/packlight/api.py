@@ -220,6 +220,8 @@ def compress(
     # A recipe that asks for a search may say which channels stay, too.
     channels = given.channels if given is not None and share is None else ()
     branches = given.removed if given is not None and share is None else ()
+    ranks = given.ranks if given is not None and share is None else ()
+    named = () if given is None else (*dict(given.layers), *dict(given.pins))
     prepared = prepare_samples(
         source, data, preprocess=preprocess, seed=seed, training=training.any
     )
@@ -247,7 +249,7 @@ def compress(
             return bench.evaluate(Recipe(target=goal.name, seed=seed), "without channels").drop
 
     thinned = None
-    if share is not None or channels or branches:
+    if share is not None or channels or branches or ranks:
         thinned = thin(
             simplified,
             prepared.samples,
@@ -256,6 +258,8 @@ def compress(
             share=share,
             channels=channels,
             removed=branches,
+            ranks=ranks,
+            whole=(*(pin or {}), *named),
             training=training,
             max_drop=drop,
             drop_of=None if prepared.samples.generated else drop_of,

@@ -43,19 +43,30 @@ def macs_without(
     removed: as for `remove_channels`. None where a layer's figure is not known. Exact unless
     heads of attention go in front of a layer that works on each head by itself.
     """
-    left = {name: {k: list(shape) for k, shape in w.items()} for name, w in _shapes(model).items()}
-    before = {name: _elements(weights) for name, weights in left.items()}
+    left = shapes_without(model, groups, removed)
+    before = {name: _elements(weights) for name, weights in _shapes(model).items()}
+    found: dict[str, int | None] = {}
+    for name, macs in count_macs(model).items():
+        whole = before.get(name, 0)
+        found[name] = macs * _elements(left[name]) // whole if macs and whole else macs
+    return found
+
+
+def shapes_without(
+    model: ir.Model, groups: Sequence[CoupledGroup], removed: Mapping[str, Sequence[int]]
+) -> dict[str, dict[int, list[int]]]:
+    """By layer the shapes of its weights without these channels, by the number of its input.
+
+    removed: as for `remove_channels`. Layers in subgraphs are not named.
+    """
+    left = _shapes(model)
     for group in groups:
         count = len(set(removed.get(group.name, ())))
         for member in group.members if count else ():
             shape = left.get(member.node, {}).get(member.number)
             if shape is not None:
                 shape[member.axis] -= count * member.positions.shape[1]
-    found: dict[str, int | None] = {}
-    for name, macs in count_macs(model).items():
-        whole = before.get(name, 0)
-        found[name] = macs * _elements(left[name]) // whole if macs and whole else macs
-    return found
+    return left
 
 
 def _shapes(model: ir.Model) -> dict[str, dict[int, list[int]]]:
