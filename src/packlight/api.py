@@ -172,8 +172,8 @@ def compress(
     preset: what is wished for most under the budget: balanced, fastest, smallest, lossless.
     recipe: do this, with its target and seed, instead of searching; with pins it is a wish for
         the search. pin: {layer: choice} and forbid: choices, which the search keeps to.
-    prune: remove channels that hold this share of the multiply-accumulates ("30%" or 0.3), those
-        that are missed least, and fit the rest to the original's outputs; "auto": as much as the
+    prune: save this share of the multiply-accumulates ("30%" or 0.3) by channels, branches and
+        ranks that are missed least, and fit the rest to the original's outputs; "auto": what the
         drop allows. heal_minutes: train towards the original for so long, without labels: the
         chosen file with its rounding in the loop, and before it, for two thirds of the time, what
         is left after pruning; needs PyTorch. checkpoints: a folder in which training keeps where

@@ -28,9 +28,6 @@ FACTORS = (1.1, 1.0)
 ROUNDS = 8
 """Proposals, each with losses corrected by all before."""
 
-MORE = 1.5
-"""So many times more of them where layers may be taken apart too."""
-
 NEARLY = 1.1
 """Noise powers that differ by less than this factor (0.4 dB) are nearly the same: on resnet20 a
 factor of 1.25 was 1.6 points of accuracy."""
@@ -95,7 +92,6 @@ def propose(
         )
     timed = any(option.time for options in parts for option in options)
     ways = _ways(parts)
-    rounds = rounds if len(ways) == 1 else round(MORE * rounds)
     turns = dict.fromkeys(ways, 0)
     progress.stage("measuring proposals", rounds)
     measure = noise_of(ground)

@@ -45,7 +45,7 @@ MOST_LAYERS = 24
 SHARES = (0.25, 0.4, 0.55, 0.75)
 """Of the layer's multiplications, that both parts together may take."""
 
-SECONDS, MOST_SECONDS = 1.0, 10.0
+SECONDS, MOST_SECONDS = 1.0, 5.0
 """To time a layer and its ranks, interleaved; and all of them."""
 
 PROBE = 0.5
