@@ -12,9 +12,11 @@ torch-pruning does beside it: its MagnitudePruner (L2 norms) on the same weights
 and without biases corrected to the original's mean outputs (what re-estimating batch
 normalization does once it is folded). "every layer" rows take the share out of all layers, those
 that the residual stream runs through too. "--prune" rows let packlight share the removal out
-itself. "healed" ones are trained towards the original for so many minutes; the compressed rows
-are packlight's answers for the healed file with its default preset, and with the smallest,
-packed. Healed files are kept in --work, and used again.
+itself: among channels alone, and, as it does by itself, among channels and layers of low rank.
+"healed" ones are trained towards the original for so many minutes; the compressed rows are
+packlight's answers for the healed file with its default preset, and with the smallest, packed.
+Healed files are kept in --work, and used again. With --scores the "inner" rows alone are made, once
+for each way of picking the channels (scores.py), all repaired alike.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from fewbits import NETWORKS
 from int8 import describe_processor
 from measuring import load, open_session, ratio_interval, time_interleaved
 from numpy.typing import NDArray
+from scores import thin_by_scores
 
 import packlight
 from packlight.graph.anatomy import count_macs
@@ -48,6 +51,7 @@ from packlight.graph.rewrite.simplify import simplify
 from packlight.graph.walk import constant_of
 from packlight.maths.intervals import paired_difference_interval
 from packlight.plan.thinning import thin
+from packlight.plan.training import Training
 from packlight.progress import SILENT
 from packlight.samples import Samples, Split, open_samples
 
@@ -111,6 +115,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--prune", nargs="*", type=float, default=(0.5,), help="shares of the MACs")
     parser.add_argument("--heal-minutes", type=float, default=20.0, help="0: nothing is healed")
     parser.add_argument("--no-peers", dest="peers", action="store_false")
+    parser.add_argument("--scores", action="store_true", help="inner layers by score, and no more")
     parser.add_argument("--pictures", type=int, default=10_000, help="unlabelled ones")
     parser.add_argument("--real", type=Path, default=HERE.parent.parent / "shared" / "real")
     parser.add_argument("--work", type=Path, default=HERE.parent / ".bench" / "prune")
@@ -155,6 +160,8 @@ def _read(name: str, options: argparse.Namespace) -> Case:
 def _makers(case: Case, options: argparse.Namespace) -> list[Callable[[], list[Row]]]:
     """What is to be made, each by itself: one that fails leaves the others."""
     makers: list[Callable[[], list[Row]]] = []
+    if options.scores:
+        return [lambda share=share: _scored(case, share, options.seed) for share in options.shares]
     for share in options.shares:
         if options.peers:
             makers.append(lambda share=share: _torch_pruning(case, share))
@@ -167,12 +174,29 @@ def _makers(case: Case, options: argparse.Namespace) -> list[Callable[[], list[R
 
 def _inner(case: Case, share: float, seed: int) -> list[Row]:
     """The same share out of every block's inner layer, repaired in closed form."""
-    keep = [
-        (group.name, group.size - round(share * group.size))
+    keep = tuple(_inner_counts(case, share).items())
+    return [_thinned(case, f"inner {share:.0%}, packlight, closed form", seed, channels=keep)]
+
+
+def _inner_counts(case: Case, share: float) -> dict[str, int]:
+    return {
+        group.name: group.size - round(share * group.size)
         for group in find_groups(case.graph)
         if not group.pinned and len(group.makers) == len(group.readers) == 1
-    ]
-    return [_thinned(case, f"inner {share:.0%}, packlight, closed form", seed, channels=keep)]
+    }
+
+
+def _scored(case: Case, share: float, seed: int) -> list[Row]:
+    """As `_inner`, the channels picked by each of the usual scores, repaired alike."""
+    counts = _inner_counts(case, share)
+    rows = []
+    for score, graph, seconds in thin_by_scores(
+        case.graph, case.samples, case.split, case.model.inputs, counts, seed=seed
+    ):
+        path = case.work / f"score-{score.replace(' ', '-')}-{share:g}.onnx"
+        save_model(graph, path, durable=False)
+        rows.append(Row(f"inner {share:.0%}, by {score}", path, seconds))
+    return rows
 
 
 def _every_layer(case: Case, share: float, seed: int) -> list[Row]:
@@ -195,7 +219,12 @@ def _thinned(case: Case, label: str, seed: int, **how: Any) -> Row:
 def _planned(case: Case, share: float, options: argparse.Namespace) -> list[Row]:
     """Packlight's own choice of channels: repaired, healed, in 8 bits, and packed."""
     name = f"--prune {share:.0%}"
-    rows = [_thinned(case, f"{name}, closed form", options.seed, share=share)]
+    every = [layer.name for layer in find_layers(case.graph)]
+    alone = f"{name}, channels alone, closed form"
+    rows = [
+        _thinned(case, alone, options.seed, share=share, whole=every),
+        _thinned(case, f"{name}, closed form", options.seed, share=share),
+    ]
     if not options.heal_minutes:
         return rows
     healed = case.work / f"healed-{share:g}-{options.heal_minutes:g}-{options.seed}.onnx"
@@ -208,7 +237,7 @@ def _planned(case: Case, share: float, options: argparse.Namespace) -> list[Row]
             case.split,
             case.model.inputs,
             share=share,
-            heal_minutes=options.heal_minutes,
+            training=Training(heal_minutes=options.heal_minutes),
             seed=options.seed,
             progress=SILENT,
         )

@@ -30,7 +30,7 @@ from packlight.errors import (
 from packlight.graph.layers import find_layers
 from packlight.measure.evidence import Budget, LatencyEvidence
 from packlight.measure.latency import RankedLatency
-from packlight.plan import judge, mixed, search, trials
+from packlight.plan import judge, mixed, ranks, search, trials
 from packlight.plan.solve import Limits
 from packlight.recipe import CHOICES, Recipe, read_recipe
 from packlight.transport import packed_size
@@ -83,6 +83,7 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
     monkeypatch.setattr(trials, "rank_latencies", rank)
+    monkeypatch.setattr(ranks, "rank_latencies", rank)
     monkeypatch.setattr(api, "rank_latencies", rank)
     monkeypatch.setattr(judge, "measure_latency", measure)
 
@@ -849,7 +850,7 @@ def test_pruning_is_in_the_recipe_and_the_report_and_done_again(
     thinning = found.evidence.thinning
     assert thinning is not None
     assert 0.28 < 1 - thinning.macs_left / thinning.macs_original < 0.5
-    assert found.recipe.channels and found.recipe.heal_steps == 0
+    assert (found.recipe.channels or found.recipe.ranks) and found.recipe.heal_steps == 0
     folder = found.save(tmp_path / "first")
     total = sum(layer.parameters for layer in find_layers(packlight.load(found.model).ir))
     whole = sum(layer.parameters for layer in find_layers(packlight.load(mlp).ir))
@@ -857,8 +858,32 @@ def test_pruning_is_in_the_recipe_and_the_report_and_done_again(
     again = compress(mlp, data=rows, recipe=folder / "recipe.yaml", max_drop=0.5)
     assert again.model.read_bytes() == found.model.read_bytes()
     assert again.recipe.channels == found.recipe.channels
-    sizes = {layer.name: layer.bytes_original for layer in found.evidence.layers}
-    assert sizes == {layer.name: layer.bytes for layer in find_layers(packlight.load(mlp).ir)}
+    assert again.recipe.ranks == found.recipe.ranks
+    before = sum(layer.bytes_original for layer in found.evidence.layers)
+    assert before == sum(layer.bytes for layer in find_layers(packlight.load(mlp).ir))
+
+
+def test_ranks_of_a_recipe_are_done_again(
+    steady: None, mlp: Path, rows: Array, tmp_path: Path
+) -> None:
+    """Alone, with a choice for a part, and in the report, where the bytes add up."""
+    (name, shape), *_ = [
+        (one.name, one.weight_shape) for one in find_layers(packlight.load(mlp).ir)
+    ]
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"layers: {{{name}_b: int8}}\nranks: {{{name}: matrix 4}}\n")
+    found = compress(mlp, data=rows, recipe=path, max_drop=0.5)
+    names = {layer.name: layer for layer in found.evidence.layers}
+    assert names[f"{name}_b"].choice == "int8" and names[f"{name}_a"].choice == "float32"
+    assert 0 < names[f"{name}_a"].bytes_original < 4 * shape[0] * shape[1]
+    before = sum(layer.bytes_original for layer in found.evidence.layers)
+    assert before == sum(layer.bytes for layer in find_layers(packlight.load(mlp).ir))
+    assert found.evidence.thinning is not None
+    assert [one.name for one in found.evidence.thinning.ranks] == [name]
+    folder = found.save(tmp_path / "first")
+    again = compress(mlp, data=rows, recipe=folder / "recipe.yaml", max_drop=0.5)
+    assert again.model.read_bytes() == found.model.read_bytes()
+    assert again.recipe == found.recipe
 
 
 def test_healing_is_done_again_by_its_steps(
@@ -881,6 +906,7 @@ def test_channels_of_a_recipe_that_is_searched_are_kept_to(
     done = compress(mlp, data=rows, prune="30%", max_drop=0.5).recipe
     wish = replace(done, forbid=("float16",))
     found = compress(mlp, data=rows, recipe=wish, max_drop=0.5)
+    assert found.recipe.ranks == done.ranks
     assert found.recipe.channels == done.channels and found.evidence.thinning is not None
 
 

@@ -26,6 +26,7 @@ FLOORS = {
     "durable": 0,
     "nearest": 0,
     "choices": 0.5,  # what a recipe is made of
+    "ranks": 0.5,
     "recipe": 1,
     "targets": 1,
     "samples": 1,

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packlight.errors import UnusableRecipe
+from packlight.ranks import Rank
 from packlight.recipe import (
     CHOICES,
     MOST_BYTES,
@@ -310,6 +311,34 @@ def test_tuning_goes_there_and_back(tmp_path: Path) -> None:
     ],
 )
 def test_broken_channels_name_the_line(tmp_path: Path, text: str, line: int, word: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(UnusableRecipe, match=word) as caught:
+        read_recipe(path)
+    assert f"line {line}" in str(caught.value)
+
+
+def test_ranks_go_there_and_back(tmp_path: Path) -> None:
+    ranks = (("/conv1/Conv", Rank("spatial", 12)), ("fc", Rank("matrix", 64)))
+    recipe = Recipe(layers=(("a", "int8"),), ranks=ranks, heal_steps=40)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(write_recipe(recipe))
+    assert "  /conv1/Conv: spatial 12" in path.read_text()
+    assert read_recipe(path) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "word"),
+    [
+        ("layers: {a: int8}\nranks:\n  b: matrix 4\n  a: 12\n", 4, "`spatial 12`"),
+        ("layers: {a: int8}\nranks: {a: matrix 0}\n", 2, "rank of 1 or more"),
+        ("layers: {a: int8}\nranks: {a: tucker 8}\n", 2, "the way it is taken apart"),
+        ("layers: {a: int8}\nranks: {1: matrix 8}\n", 2, "is no layer"),
+        ("layers: {a: int8}\nranks: matrix 8\n", 2, "a list of `layer: kind rank`"),
+        ("layers: {a: int8}\nrank: {a: matrix 8}\n", 2, "did you mean 'ranks'"),
+    ],
+)
+def test_broken_ranks_name_the_line(tmp_path: Path, text: str, line: int, word: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
     with pytest.raises(UnusableRecipe, match=word) as caught:

@@ -25,7 +25,7 @@ from packlight.measure.evidence import Budget, Evidence
 from packlight.measure.latency import rank_latencies
 from packlight.measure.quality import Metric, find_metric
 from packlight.plan.account import state_evidence
-from packlight.plan.budget import check_budget, parse_drop, parse_latency, parse_size
+from packlight.plan.budget import check_budget, limits_of, parse_drop, parse_latency, parse_size
 from packlight.plan.candidates import describe_targets
 from packlight.plan.forecast import Forecast, forecast
 from packlight.plan.goal import Goal, find_goal
@@ -36,7 +36,6 @@ from packlight.plan.judge import (
 from packlight.plan.prepare import bring_in, common_inputs, prepare_samples, simplify_checked
 from packlight.plan.rules import read_rules
 from packlight.plan.search import Found, search
-from packlight.plan.solve import Limits
 from packlight.plan.thinning import parse_share, thin
 from packlight.plan.training import NO_TRAINING, Training, plan_training
 from packlight.plan.trials import GIVEN, Tried, Workbench
@@ -172,8 +171,8 @@ def compress(
     preset: what is wished for most under the budget: balanced, fastest, smallest, lossless.
     recipe: do this, with its target and seed, instead of searching; with pins it is a wish for
         the search. pin: {layer: choice} and forbid: choices, which the search keeps to.
-    prune: remove channels that hold this share of the multiply-accumulates ("30%" or 0.3), those
-        that are missed least, and fit the rest to the original's outputs; "auto": as much as the
+    prune: save this share of the multiply-accumulates ("30%" or 0.3) by channels, branches and
+        ranks that are missed least, and fit the rest to the original's outputs; "auto": what the
         drop allows. heal_minutes: train towards the original for so long, without labels: the
         chosen file with its rounding in the loop, and before it, for two thirds of the time, what
         is left after pruning; needs PyTorch. checkpoints: a folder in which training keeps where
@@ -220,6 +219,8 @@ def compress(
     # A recipe that asks for a search may say which channels stay, too.
     channels = given.channels if given is not None and share is None else ()
     branches = given.removed if given is not None and share is None else ()
+    ranks = given.ranks if given is not None and share is None else ()
+    named = () if given is None else (*dict(given.layers), *dict(given.pins))
     prepared = prepare_samples(
         source, data, preprocess=preprocess, seed=seed, training=training.any
     )
@@ -247,7 +248,7 @@ def compress(
             return bench.evaluate(Recipe(target=goal.name, seed=seed), "without channels").drop
 
     thinned = None
-    if share is not None or channels or branches:
+    if share is not None or channels or branches or ranks:
         thinned = thin(
             simplified,
             prepared.samples,
@@ -256,6 +257,8 @@ def compress(
             share=share,
             channels=channels,
             removed=branches,
+            ranks=ranks,
+            whole=(*(pin or {}), *named),
             training=training,
             max_drop=drop,
             drop_of=None if prepared.samples.generated else drop_of,
@@ -290,7 +293,7 @@ def compress(
             found = recalled or search(
                 bench,
                 layers,
-                _limits(bench, budget, original_ms),
+                limits_of(budget, bench.model.size_bytes, original_ms),
                 goal=wish,
                 rules=rules,
                 given=given if asks and given and given.layers else None,
@@ -420,17 +423,6 @@ def _original_ms(bench: Workbench) -> float:
     return rank_latencies(
         [bench.model.source], bench.first_feeds(), seconds=2.0, engine=bench.device.latency
     )[0].ms
-
-
-def _limits(bench: Workbench, budget: Budget, original_ms: float | None) -> Limits:
-    """The budget as the search sees it: never slower, never larger than the original."""
-    latency = 1.0
-    if budget.max_latency_ms is not None and original_ms is not None:
-        latency = min(latency, budget.max_latency_ms / max(original_ms, 1e-9))
-    size = bench.model.size_bytes - 1
-    if budget.max_size_bytes is not None:
-        size = min(size, budget.max_size_bytes)
-    return Limits(drop=budget.max_drop, size=size, latency=latency)
 
 
 class _Scratch:

@@ -43,6 +43,7 @@ from packlight.choices import parse_choice as parse_choice
 from packlight.choices import size_only as size_only
 from packlight.errors import UnusableRecipe
 from packlight.nearest import did_you_mean
+from packlight.ranks import Rank, parse_rank
 
 SEARCHED = "searched"
 Smooth: TypeAlias = float | Literal["searched"]
@@ -70,7 +71,8 @@ class Recipe:
     pair_limit: keep codes of neighbouring weights from saturating x86 kernels.
     channels: (group of channels, how many it keeps) of those that lose some, by its first layer;
         they go before anything is rounded. removed: residual branches, by the name of their Add,
-        that go as well. heal_steps: of training what is left.
+        that go as well. ranks: (layer, how it is taken apart in two), once those are gone.
+        heal_steps: of training what is left.
     tune_steps: of training with rounding in the loop, after all else.
     pins, forbid: (layer, choice) and choices that a search must keep to; with either the recipe
         asks for a search.
@@ -90,6 +92,7 @@ class Recipe:
     seed: int = 0
     channels: tuple[tuple[str, int], ...] = ()
     removed: tuple[str, ...] = ()
+    ranks: tuple[tuple[str, Rank], ...] = ()
     heal_steps: int = 0
     tune_steps: int = 0
     pins: tuple[tuple[str, str], ...] = ()
@@ -136,6 +139,9 @@ def write_recipe(recipe: Recipe) -> str:
     if recipe.channels or recipe.removed:
         content["channels"] = dict(recipe.channels)
         content["removed"] = list(recipe.removed)
+    if recipe.ranks:
+        content["ranks"] = {name: rank.word for name, rank in recipe.ranks}
+    if recipe.channels or recipe.removed or recipe.ranks:
         content["heal_steps"] = recipe.heal_steps
     if recipe.tune_steps:
         content["tune_steps"] = recipe.tune_steps
@@ -241,6 +247,7 @@ _SETTINGS: dict[str, tuple[type, str]] = {
     "layers": (dict, "a list of `layer: choice`"),
     "channels": (dict, "a list of `group: channels kept`"),
     "removed": (list, "a list of residual branches in brackets"),
+    "ranks": (dict, "a list of `layer: kind rank`"),
     "heal_steps": (int, "a whole number"),
     "tune_steps": (int, "a whole number"),
     "pins": (dict, "a list of `layer: choice`"),
@@ -286,11 +293,14 @@ def _checked(
         if content.get(key, 0) < 0:
             raise UnusableRecipe(f"{at[key]}: {key!r} must be 0 or more, not {content[key]}.")
     channels: tuple[tuple[str, int], ...] = ()
+    ranks: tuple[tuple[str, Rank], ...] = ()
     chosen: dict[str, tuple[tuple[str, str], ...]] = {}
     places: list[tuple[str, str]] = []
     for key, (_, inner) in zip(content, numbers, strict=False):
         if key == "channels":
             channels = _channels_of(content[key], inner, path)
+        if key == "ranks":
+            ranks = _ranks_of(content[key], inner, path)
         if key in ("layers", "pins"):
             chosen[key] = _choices_of(content[key], inner, path)
             places += [
@@ -312,12 +322,13 @@ def _checked(
     settings = {
         key: value
         for key, value in content.items()
-        if key not in ("schema", "layers", "channels", "removed", "pins", "forbid")
+        if key not in ("schema", "layers", "channels", "removed", "ranks", "pins", "forbid")
     }
     return Recipe(
         layers=chosen.get("layers", ()),
         channels=channels,
         removed=tuple(content.get("removed", ())),
+        ranks=ranks,
         pins=chosen.get("pins", ()),
         forbid=tuple(content.get("forbid", ())),
         places=tuple(places),
@@ -354,6 +365,22 @@ def _channels_of(
                 "the number of channels that it keeps, 1 or more."
             )
     return tuple(entries.items())
+
+
+def _ranks_of(
+    entries: Mapping[Any, Any], lines: list[int], path: Path
+) -> tuple[tuple[str, Rank], ...]:
+    found = []
+    for (name, text), line in zip(entries.items(), lines, strict=False):
+        rank = parse_rank(text)
+        if not isinstance(name, str) or rank is None:
+            raise UnusableRecipe(
+                f"{path}, line {line}: ranks {_short(name)}: {_short(text)} is no layer with the "
+                "way it is taken apart and a rank of 1 or more, such as `matrix 64`, `channel 16` "
+                "or `spatial 12`."
+            )
+        found.append((name, rank))
+    return tuple(found)
 
 
 def check_layers(recipe: Recipe, names: Iterable[str]) -> None:

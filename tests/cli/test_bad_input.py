@@ -286,6 +286,11 @@ def channels_of_nothing(place: Place) -> list[str]:
     return [*with_data(), "--recipe", "r.yaml"]
 
 
+def ranks_of_nothing(place: Place) -> list[str]:
+    (place.folder / "r.yaml").write_text("layers: {g: int8}\nranks:\n  g1: matrix 4\n")
+    return [*with_data(), "--recipe", "r.yaml"]
+
+
 CASES: list[tuple[Case, tuple[str, ...]]] = [
     (absent, ("nets.onnx", "check the name")),
     (empty, ("net.onnx is empty", "again")),
@@ -323,6 +328,7 @@ CASES: list[tuple[Case, tuple[str, ...]]] = [
     (option("--prune", "120%"), ("--prune 120%", "30%", "auto")),
     (option("--prune", "95%"), ("at most", "multiply-accumulates", "ask for less")),
     (option("--heal-minutes", "-1", "--prune", "30%"), ("--heal-minutes", "0 or more")),
+    (ranks_of_nothing, ("'g1'", "factorized", "'g'")),
     (channels_of_nothing, ("'g1'", "channels", "'g'")),
     (option("--max-size", "big"), ("--max-size", "5MB")),
     (option("--metric", "own.py:score"), ("own.py", "does not exist")),

@@ -159,6 +159,60 @@ def test_a_depthwise_layer_is_fitted_channel_by_channel(bench: Bench) -> None:
     assert errors[1] > errors[0] + 1.5
 
 
+def normalized(bench: Bench) -> Model:
+    """The normalization comes before its layer and an activation: nothing can take it in."""
+    random = np.random.default_rng(11)
+    weights = {
+        "w0": random.standard_normal((8, 8, 3, 3)) / 8, "b0": random.standard_normal(8) / 5,
+        "w1": random.standard_normal((4, 8, 3, 3)) / 8, "b1": random.standard_normal(4) / 5,
+        "scale": 1 + random.random(8), "shift": random.standard_normal(8) / 3,
+        "mean": random.standard_normal(8) / 3, "variance": 0.5 + random.random(8),
+    }  # fmt: skip
+    return bench.model(
+        """g (float[n,8,6,6] x) => (float[n,4,6,6] y) {
+        [one] a = Conv <pads = [1,1,1,1]> (x, w0, b0) p = Relu(a)
+        [norm] m = BatchNormalization (p, scale, shift, mean, variance) r = Relu(m)
+        [two] y = Conv <pads = [1,1,1,1]> (r, w1, b1) }""",
+        **{name: array.astype(np.float32) for name, array in weights.items()},
+    )
+
+
+def test_normalization_that_is_left_is_estimated_again(bench: Bench) -> None:
+    model, data = normalized(bench), pictures()
+    graph, names = thin(bench, model, data, {"one": 5})
+    assert names == ("one", "norm", "two")
+    plain, _ = thin(bench, model, data, {"one": 5}, mend=False)
+    (reaches,) = bench.run(bench.save(with_outputs(_known(graph), ["p"])), {"x": data})
+    scale, shift, mean, variance = _normalization(graph)
+    assert scale.shape == (5,)
+    np.testing.assert_allclose(mean, reaches.mean(axis=(0, 2, 3)), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(variance, reaches.var(axis=(0, 2, 3)), rtol=1e-3)
+    # An independent solution: a line through what reaches and what the original gives.
+    left = _normalization(plain)[0].tolist()  # each channel's scale is one of a kind
+    kept = [_normalization(model.ir)[0].tolist().index(value) for value in left]
+    original = bench.run(bench.save(with_outputs(_known(model.ir), ["m"])), {"x": data})[0]
+    for channel, old in enumerate(kept):
+        x, t = reaches[:, channel].ravel(), original[:, old].ravel()
+        line = np.polyfit(x.astype(np.float64), t.astype(np.float64), 1)
+        fitted = scale[channel] / np.sqrt(variance[channel] + 1e-5)
+        assert fitted == pytest.approx(line[0], rel=0.01)
+        assert shift[channel] == pytest.approx(t.mean(), abs=1e-3)
+    original = bench.run(model, {"x": data})[0]
+    errors = [snr_db(original, bench.run(bench.save(g), {"x": data})[0]) for g in (plain, graph)]
+    assert errors[1] > errors[0] + 3
+
+
+def _known(graph: Any) -> Any:
+    infer_shapes(graph)
+    return graph
+
+
+def _normalization(graph: Any) -> tuple[Array, ...]:
+    """Scale, bias, mean and variance of the only such node."""
+    (node,) = [node for node in graph.graph if node.op_type == "BatchNormalization"]
+    return tuple(constant_of(value).numpy() for value in node.inputs[1:])
+
+
 def test_the_same_samples_give_the_same_bytes(bench: Bench, block: Model) -> None:
     paths = [bench.save(thin(bench, block, pictures(), {"one": 4})[0]) for _ in range(2)]
     assert paths[0].read_bytes() == paths[1].read_bytes()

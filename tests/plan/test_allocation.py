@@ -21,6 +21,7 @@ from packlight.plan.allocation import (
     spread_evenly,
 )
 from packlight.plan.cuts import Cuts
+from packlight.ranks import Rank
 
 NOTHING = Option(Cuts(), 0.0, 0.0, 0.0)
 
@@ -142,3 +143,50 @@ def test_losses_learn_which_part_was_missed_more_than_it_seemed() -> None:
     np.testing.assert_allclose(factors, truth, rtol=0.25)
     assert learn_losses(parts, []) == parts
     assert [one.macs for one in learnt[1]] == [one.macs for one in parts[1]]
+
+
+def apart(number: int, rows: list[tuple[float, float, float]]) -> Part:
+    """The same with ranks of a layer."""
+    ranks = [Cuts(ranks=((f"l{number}", Rank("matrix", 9 - k)),)) for k in range(len(rows))]
+    return (NOTHING, *(Option(cut, *row) for cut, row in zip(ranks, rows, strict=True)))
+
+
+def test_ranks_of_a_part_learn_by_themselves() -> None:
+    """What goes is missed 1000 times more than it seemed, ranks as much as it seemed."""
+    row = [(0.1, 0.1, 0.1), (0.3, 0.2, 0.2)]
+    parts = tuple(combine([part(k, row)], None, [apart(k, row)]) for k in range(3))
+    assert [len(options) for options in parts] == [5, 5, 5]  # nothing, 2 counts, 2 ranks
+    seen = [((1, 2, 1), 500.0), ((3, 4, 3), 0.5), ((2, 1, 1), 500.0), ((4, 3, 3), 0.5)]
+    learnt = learn_losses(parts, seen)
+    for old, new in zip(parts, learnt, strict=True):
+        factors = [b.loss / a.loss for a, b in zip(old[1:], new[1:], strict=True)]
+        assert factors == pytest.approx([1000, 1000, 1, 1], rel=0.05)
+
+
+def test_a_branch_has_ranks_instead_of_channels() -> None:
+    groups = [part(0, [(0.1, 0.2, 0.1)]), part(1, [(0.3, 0.1, 0.2)])]
+    layers = [apart(0, [(0.1, 0.1, 0.1)]), apart(1, [(0.2, 0.1, 0.1)])]
+    options = combine(groups, Option(Cuts(removed=("b",)), 0.5, 0.6, 0.7), layers)
+    assert len(options) == 4 + 3 + 1 and options[0] == NOTHING
+    assert all(not one.cuts.ranks or one.cuts.whole == Cuts() for one in options)
+    assert options[6].loss == pytest.approx(0.3) and len(options[6].cuts.ranks) == 2
+
+
+@given(problems, problems, st.floats(0.02, 0.3))
+@settings(max_examples=40, deadline=None)
+def test_only_what_is_allowed_is_taken(
+    some: tuple[Part, ...], others: tuple[Part, ...], share: float
+) -> None:
+    """As if the other parts were not there; choices still count all options."""
+    both = (*some, *(apart(k, [(o.loss, o.macs, o.time) for o in row[1:]]) for k, row in
+                     enumerate(others)))  # fmt: skip
+    alone = allocate(some, share, saved_of(some))
+    found = allocate(both, share, saved_of(some), allowed=lambda cuts: not cuts.ranks)
+    assert (found is None) == (alone is None)
+    if found is not None and alone is not None:
+        assert found.choices == (*alone.choices, *(0 for _ in others))
+        barred = [found.choices]
+        again = allocate(
+            both, share, saved_of(some), allowed=lambda cuts: not cuts.ranks, forbidden=barred
+        )
+        assert again is None or again.choices != found.choices

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from packlight.errors import UnusableRecipe, WrongUsage
 from packlight.graph.layers import find_layers
 from packlight.graph.model import Model, load_model
-from packlight.plan import channels
+from packlight.plan import channels, thinning
 from packlight.plan.thinning import Thinned, parse_share, thin
 from packlight.plan.training import Training
 from packlight.recipe import Recipe
@@ -42,6 +42,12 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Model:
     path = tmp_path_factory.mktemp("net") / "net.onnx"
     onnx.save(proto, path)
     return load_model(path)
+
+
+@pytest.fixture(autouse=True)
+def no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channels alone, so that no clock decides; `test_ranks` has the other."""
+    monkeypatch.setattr(thinning, "measure_ranks", lambda *_, **__: {})
 
 
 def rows(count: int = 400) -> NDArray[np.float32]:

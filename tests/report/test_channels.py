@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from packlight.measure.evidence import ChannelEvidence, Evidence, Thinning
+from packlight.measure.evidence import ChannelEvidence, Evidence, RankEvidence, Thinning
 from packlight.report import write_html, write_json
 from packlight.report.channels import describe_thinning
 from packlight.report.report_json import json_to_evidence
@@ -53,3 +53,22 @@ def test_there_and_back_again(evidence: Evidence) -> None:
     thinned = replace(evidence, thinning=THINNING)
     assert json_to_evidence(json.loads(write_json(thinned))).thinning == THINNING
     assert json_to_evidence(json.loads(write_json(evidence))).thinning is None
+
+
+def test_layers_that_are_two_now(evidence: Evidence) -> None:
+    ranks = (RankEvidence("fc<b>", "matrix", 64), RankEvidence("conv2", "spatial", 12))
+    thinned = replace(evidence, thinning=replace(THINNING, ranks=ranks))
+    assert json_to_evidence(json.loads(write_json(thinned))).thinning == thinned.thinning
+    page = write_html(thinned, how_to_run="")
+    assert "fc&lt;b&gt;" in page and "a column, then a row" in page
+    (first, *_) = describe_thinning(replace(THINNING, ranks=ranks))
+    assert "50 % of the multiplications are gone. 2 layers became two of low rank each" in first
+    assert "8 channels of 26 went" in first
+    alone = replace(THINNING, channels=(ChannelEvidence("a", 8, 8),), ranks=ranks[:1])
+    assert "went, first" not in describe_thinning(alone)[0]
+
+
+def test_a_report_of_an_older_version_has_no_ranks(evidence: Evidence) -> None:
+    plain = json.loads(write_json(replace(evidence, thinning=THINNING)))
+    del plain["thinning"]["ranks"]
+    assert json_to_evidence(plain).thinning == THINNING

@@ -166,9 +166,9 @@ def compress(
         typer.Option(
             "--prune",
             metavar="30%|auto",
-            help="Remove the channels that are missed least, so that this share of the "
-            "multiplications goes, and fit the rest to the original; auto: as much as the loss "
-            "of quality allows.",
+            help="Remove the channels that are missed least, and make two layers of low rank of "
+            "one, so that this share of the multiplications goes; fit the rest to the original. "
+            "auto: as much as the loss of quality allows.",
             rich_help_panel=_MORE,
             show_default=False,
         ),

@@ -25,6 +25,7 @@ from packlight.graph.layers import Layer, matrix_to_weight, weight_matrix
 from packlight.graph.model import save_model
 from packlight.graph.observe import batch_within, count_inputs, with_outputs
 from packlight.graph.patches import kernel_order, rows_leaving, rows_reaching
+from packlight.graph.renormalize import fit_normalization
 from packlight.graph.rewrite.single import float_of
 from packlight.graph.walk import constant_of
 from packlight.maths.moments import (
@@ -194,6 +195,9 @@ def fit_layer(layer: Layer, pair: Pair, damping: float) -> None:
 
     damping: pull towards the weight that is there, as a share of the mean second moment.
     """
+    if layer.op == "BatchNormalization":
+        fit_normalization(layer, pair.cross, pair.own, damping)
+        return
     order = kernel_order(layer)
     matrix = weight_matrix(layer)[:, order].astype(np.float64)
     mean, target = pair.own.mean, pair.cross.mean

@@ -1,8 +1,8 @@
 """Layers of a thinned graph fitted again, one after the other, to what the original gives.
 
 Each is held to its target (`packlight.graph.fitting`) given what reaches it in the thinned model,
-so that it makes up for what went wrong before it too. What is left of normalization is fitted
-channel by channel.
+so that it makes up for what went wrong before it too. What is left of batch normalization is
+fitted channel by channel (`packlight.graph.renormalize`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from packlight.graph.fitting import Rows, find_target, fit_layer, observe_pairs
 from packlight.graph.layers import Layer, find_layers
 from packlight.graph.model import copy_model
 from packlight.graph.observe import MOMENT_ROWS, split_stages, wants_moments
+from packlight.graph.renormalize import find_normalizations
 from packlight.graph.rewrite.single import float_of
 from packlight.progress import SILENT, Progress
 from packlight.runtime import Process
@@ -69,7 +70,10 @@ def repair(
     work = copy_model(thinned)
     infer_shapes(work)
     known = {value.name for node in original.graph for value in node.outputs}
+    place = {node: number for number, node in enumerate(work.graph)}
     layers = [layer for layer in find_layers(work) if _can_be_fitted(layer)]
+    layers += find_normalizations(work)
+    layers.sort(key=lambda layer: place[layer.node])
     if names is not None:
         layers = [layer for layer in layers if layer.name in names]
     targets = {layer.name: find_target(layer.node.outputs[0]) for layer in layers}

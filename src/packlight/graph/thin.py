@@ -17,6 +17,7 @@ from packlight.graph.coupling.groups import CoupledGroup, Member
 from packlight.graph.edit import store_array
 from packlight.graph.layers import Layer, find_layers, matrix_to_weight, weight_matrix
 from packlight.graph.patches import in_plain_order, kernel_order
+from packlight.graph.renormalize import find_normalizations
 from packlight.graph.rewrite.packing import own_bias
 from packlight.graph.rewrite.single import float_of
 from packlight.graph.walk import constant_of
@@ -68,8 +69,11 @@ def gone_of(orders: Mapping[str, ChannelOrder], keep: Mapping[str, int]) -> dict
 def rows_left(
     model: ir.Model, groups: Sequence[CoupledGroup], gone: Mapping[str, Sequence[int]]
 ) -> dict[str, NDArray[np.intp]]:
-    """By layer that loses outputs, the rows of its `weight_matrix` that stay, ascending."""
-    layers = {layer.name: layer for layer in find_layers(model)}
+    """By layer that loses outputs, the rows of its `weight_matrix` that stay, ascending.
+
+    And by node of batch normalization that is left, the channels that stay.
+    """
+    layers = {layer.name: layer for layer in (*find_layers(model), *find_normalizations(model))}
     lost: dict[str, list[NDArray[np.intp]]] = {}
     for group in groups:
         for member in group.members:
@@ -79,7 +83,7 @@ def rows_left(
             if member.role == "makes" and member.lines is not None:
                 lost.setdefault(member.node, []).append(member.lines[list(gone[group.name])])
             elif member.constant is layer.weight and member.axis == layer.out_axis == 0:
-                # A depthwise kernel is cut along with the channels that pass through it.
+                # Depthwise kernels and normalization are cut along with what passes through them.
                 lost.setdefault(member.node, []).append(member.positions[list(gone[group.name])])
     return {
         name: np.setdiff1d(

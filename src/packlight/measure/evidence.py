@@ -139,8 +139,17 @@ class ChannelEvidence:
 
 
 @dataclass(frozen=True)
+class RankEvidence:
+    """A layer taken apart into two. kind: matrix, channel or spatial. rank: what passes between."""
+
+    name: str
+    kind: str
+    rank: int
+
+
+@dataclass(frozen=True)
 class Thinning:
-    """Channels, and residual branches (`removed`), that went before anything was rounded.
+    """What went before anything was rounded: channels, residual branches, ranks of layers.
 
     macs_original, macs_left: multiply-accumulates for one sample. heal_steps: of training, with
     the loss on held-out calibration samples before and after (None: not trained).
@@ -154,6 +163,7 @@ class Thinning:
     loss_after: float | None = None
     notes: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
+    ranks: tuple[RankEvidence, ...] = ()
 
 
 @dataclass(frozen=True)

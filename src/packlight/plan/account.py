@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from packlight.graph.layers import Layer
-from packlight.graph.rewrite.simplify import SimplifyStep
+from packlight.graph.rewrite.simplify import NEARLY_EQUAL, SimplifyStep
 from packlight.measure.evidence import Budget, Evidence, Thinning, Trial, Tuning
 from packlight.plan.goal import Goal, average_bits
 from packlight.plan.judge import Figures, environment, judge, layer_evidence
@@ -36,6 +36,12 @@ def state_evidence(
         for step in steps
         if not step.kept
     )
+    merged = sum(
+        step.bytes_before - step.bytes_after
+        for step in steps
+        if step.name == NEARLY_EQUAL and step.changed and step.kept
+    )
+    shared = (f"constants that differ by rounding noise only are stored once ({merged:,} bytes)",)
     return Evidence(
         verdict=verdict,
         reason=reason,
@@ -53,7 +59,7 @@ def state_evidence(
             _trial(one, chosen=one.recipe == chosen.recipe, generated=generated, layers=layers)
             for one in found.tried
         ),
-        notes=(*prepared.notes, *figures.notes, *undone),
+        notes=(*prepared.notes, *figures.notes, *(shared if merged else ()), *undone),
         inputs=tuple(str(spec) for spec in model.inputs),
         samples=prepared.samples.source,
         environment=environment(bench.device.engine),

@@ -1,7 +1,7 @@
 """What goes where: a knapsack over parts of a model, and its losses corrected by measurements.
 
-A part is a residual branch with the groups of channels inside it, or a group of channels that
-lies in none. For each part one option is taken, with x[p, o] = 1:
+A part is a residual branch with the groups of channels and the layers inside it, or a group of
+channels or a layer that lies in none. For each part one option is taken, with x[p, o] = 1:
 
     minimise    sum loss[p, o] x[p, o]
     subject to  sum_o x[p, o] = 1                  for every part p
@@ -10,7 +10,9 @@ lies in none. For each part one option is taken, with x[p, o] = 1:
 or the most time saved within a loss.
 
 Losses of parts do not simply add up. Of whole proposals whose loss L_i was measured, a factor
-c[p] for each part is learnt that explains them, near the one s that they have in common:
+c[p] for each part is learnt that explains them, near the one s that they have in common (ranks
+have another s, and of each part a factor of their own: they are missed otherwise than what is
+gone):
 
     minimise    sum_i (sum_p c[p] s loss[p, o_i(p)] / L_i - 1)^2 + ridge sum_p (c[p] - 1)^2
 
@@ -66,12 +68,19 @@ class Allocation:
     time: float
 
 
-def combine(groups: Sequence[Part], branch: Option | None) -> Part:
-    """The options of a branch with groups of channels inside: of each group one, or all of it.
+def combine(groups: Sequence[Part], branch: Option | None, layers: Sequence[Part] = ()) -> Part:
+    """The options of a branch: of each group of channels inside one, or of each layer, or all.
 
-    Where they are too many the groups' options are thinned out, the smallest cuts first.
+    Groups and layers are not combined: a thinner layer has less to gain from a rank. Where they
+    are too many their options are thinned out, the smallest cuts first.
     """
-    rows = [list(options) for options in groups]
+    ranks = _products(layers)[1:] if layers else ()
+    return (*_products(groups), *ranks, *([] if branch is None else [branch]))
+
+
+def _products(parts: Sequence[Part]) -> list[Option]:
+    """One option of each, in every combination; the first is nothing."""
+    rows = [list(options) for options in parts]
     while np.prod([len(row) for row in rows], dtype=float) > MOST_OPTIONS:
         longest = max(rows, key=len)
         del longest[1]
@@ -82,7 +91,7 @@ def combine(groups: Sequence[Part], branch: Option | None) -> Part:
             cuts = cuts | option.cuts
         sums = (sum(getattr(o, name) for o in chosen) for name in ("loss", "macs", "time"))
         found.append(Option(cuts, *sums))
-    return (*found, *([] if branch is None else [branch]))
+    return found
 
 
 def allocate(
@@ -92,16 +101,24 @@ def allocate(
     *,
     within: float | None = None,
     forbidden: Sequence[tuple[int, ...]] = (),
+    allowed: Callable[[Cuts], bool] = lambda _: True,
 ) -> Allocation | None:
     """The options that save this share of the multiply-accumulates at the least loss.
 
     saved: the share that cuts save, as counted on the graph: a layer between two parts saves
     less than both promise, and the next budget is corrected by that. within: the largest loss, of
-    which then the fastest is wanted. forbidden: choices that are not to be proposed. None where
-    there is no such allocation.
+    which then the fastest is wanted. forbidden: choices that are not to be proposed. allowed:
+    whether an option may be taken. None where there is no such allocation.
     """
-    costs = [[Cost(one.loss, -one.macs, -one.time) for one in options] for options in parts]
-    most = sum(max((one.macs for one in options), default=0.0) for options in parts)
+    places = [[k for k, one in enumerate(row) if allowed(one.cuts)] for row in parts]
+    rows = [[row[k] for k in place] for row, place in zip(parts, places, strict=True)]
+    costs = [[Cost(one.loss, -one.macs, -one.time) for one in options] for options in rows]
+    most = sum(max((one.macs for one in options), default=0.0) for options in rows)
+    barred = [
+        tuple(place.index(choice) for place, choice in zip(places, choices, strict=True))
+        for choices in forbidden
+        if all(choice in place for place, choice in zip(places, choices, strict=True))
+    ]
     aim = share
     best: Allocation | None = None
 
@@ -114,15 +131,16 @@ def allocate(
             minimise="loss" if within is None else "ms",
             max_loss=within,
             max_bytes=-min(aim, most * (1 - 1e-9)),
-            forbidden=forbidden,
+            forbidden=barred,
         )
         if found is None:
             break
+        choices = tuple(place[k] for place, k in zip(places, found.choices, strict=True))
         cuts = Cuts()
-        for options, choice in zip(parts, found.choices, strict=True):
+        for options, choice in zip(parts, choices, strict=True):
             cuts = cuts | options[choice].cuts
         macs = saved(cuts)
-        here = Allocation(found.choices, cuts, found.loss, macs, -found.ms)
+        here = Allocation(choices, cuts, found.loss, macs, -found.ms)
         if macs >= share - CLOSE and (best is None or rank(here) < rank(best)):
             best = here
         if abs(macs - share) < CLOSE or aim >= most:
@@ -152,23 +170,34 @@ def learn_losses(
 
     seen: (choices, noise power measured). Without any the parts are as they were.
     """
-    table = np.array(
-        [
-            [options[choice].loss for options, choice in zip(parts, choices, strict=True)]
-            for choices, _ in seen
-        ]
-    ).reshape(len(seen), len(parts))
+    each = np.zeros((len(seen), 2, len(parts)))
+    for row, (choices, _) in zip(each, seen, strict=True):
+        for number, (options, choice) in enumerate(zip(parts, choices, strict=True)):
+            row[_kind(options[choice]), number] = options[choice].loss
     wanted = np.array([loss for _, loss in seen])
-    usable = (table.sum(axis=1) > 0) & (wanted > 0)
+    usable = (each.sum(axis=(1, 2)) > 0) & (wanted > 0)
     if not usable.any():
         return tuple(parts)
-    table, wanted = table[usable], wanted[usable]
-    common = float(np.median(wanted / table.sum(axis=1)))
-    factors = common * _fit(table * common / wanted[:, None])
+    each, wanted = each[usable], wanted[usable]
+    common = _common(each.sum(axis=2), wanted)
+    table = each * common[:, None] / wanted[:, None, None]
+    factors = common[:, None] * _fit(table.reshape(len(wanted), -1)).reshape(2, -1)
     return tuple(
-        tuple(replace(one, loss=one.loss * float(factor)) for one in options)
-        for options, factor in zip(parts, factors, strict=True)
+        tuple(replace(one, loss=one.loss * float(factors[_kind(one), number])) for one in options)
+        for number, options in enumerate(parts)
     )
+
+
+def _common(sums: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What losses of each kind have to be multiplied by, mostly. sums: [allocations, kinds]."""
+    ratios = wanted / sums.sum(axis=1)
+    mostly = [sums[:, kind] >= sums.sum(axis=1) / 2 for kind in range(sums.shape[1])]
+    return np.array([np.median(ratios[rows] if rows.any() else ratios) for rows in mostly])
+
+
+def _kind(one: Option) -> int:
+    """1 for ranks, 0 for what is gone: each has its own factor."""
+    return int(bool(one.cuts.ranks))
 
 
 def _fit(table: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping
 
 from packlight.errors import WrongUsage
+from packlight.measure.evidence import Budget
+from packlight.plan.solve import Limits
 
 _NUMBER_AND_UNIT = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([^\d\s.]*)", re.ASCII)
 
@@ -125,3 +127,17 @@ def _split(value: str | float, *, option: str, expected: str) -> tuple[float, st
 def _refused(option: str, value: object, found: str, expected: str) -> WrongUsage:
     shown = repr(value) if isinstance(value, str) else str(value)
     return WrongUsage(f"--{option} {shown[:60]}: {found}. Give {expected}.")
+
+
+def limits_of(budget: Budget, size_bytes: int, original_ms: float | None) -> Limits:
+    """The budget as the search sees it: never slower, never larger than the original.
+
+    size_bytes, original_ms: of the original; None: its time is not limited.
+    """
+    latency = 1.0
+    if budget.max_latency_ms is not None and original_ms is not None:
+        latency = min(latency, budget.max_latency_ms / max(original_ms, 1e-9))
+    size = size_bytes - 1
+    if budget.max_size_bytes is not None:
+        size = min(size, budget.max_size_bytes)
+    return Limits(drop=budget.max_drop, size=size, latency=latency)

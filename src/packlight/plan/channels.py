@@ -3,15 +3,16 @@
 For each group of channels a curve says what is lost when so many are kept (`order_groups`). What
 a loss there does to the model's output is measured at one or two counts, for each residual
 branch once, always after the layers behind have been fitted again; what each saves of the
-latency is measured on files without it.
+latency is measured on files without it. Layers that may be two come from `packlight.plan.ranks`.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,6 +27,7 @@ from packlight.graph.model import Graph, save_model
 from packlight.graph.observe import observe, wants_moments
 from packlight.graph.repair import repair
 from packlight.graph.rewrite.branches import Branch, with_stand_ins
+from packlight.graph.rewrite.factorize import factorize
 from packlight.graph.thin import gone_of, order_groups, rows_left
 from packlight.maths.channels import ChannelOrder
 from packlight.maths.moments import Moments
@@ -36,6 +38,7 @@ from packlight.plan.cuts import (
     count_left,
     groups_inside,
     layers_behind,
+    possible,
     removable_branches,
     without,
 )
@@ -114,6 +117,10 @@ class Ground:
         """The graph without what goes; nothing is fitted."""
         return without(self.graph, self.orders, cuts)
 
+    def possible(self, cuts: Cuts) -> Cuts:
+        """The same without ranks that save nothing once the rest is gone."""
+        return possible(self.graph, self.groups, self.orders, self.branches, cuts)
+
     def macs_left(self, cuts: Cuts) -> int:
         """Multiply-accumulates for one sample that are left."""
         return count_left(self.graph, self.groups, self.orders, self.branches, self.macs, cuts)
@@ -128,28 +135,50 @@ class Ground:
     ) -> Graph:
         """The graph without what goes, its layers fitted to the original.
 
+        Layers are taken apart by what reaches them once the rest is gone and fitted.
         reach: only those which notice it first, and so many behind each; None: all. One pass for
         each: of layers that are fitted in one pass each would make up for the same mistake.
+        Raises UnusableRecipe for a layer to be taken apart that is not there, or a rank that it
+        cannot have.
         """
-        names = (
-            None
-            if reach is None
-            else layers_behind(self.graph, self.groups, self.branches, cuts, reach)
-        )
-        found, _ = repair(
-            with_stand_ins(self.graph, cuts.removed),
-            self.without(cuts),
-            self.samples,
-            self.fitted_on,
-            self.inputs,
-            process=self.process,
-            rows=rows_left(self.graph, self.groups, gone_of(self.orders, dict(cuts.keep))),
-            names=names,
-            samples_each=samples,
-            seed=self.seed,
-            progress=progress,
-        )
-        return found
+        rows = rows_left(self.graph, self.groups, gone_of(self.orders, dict(cuts.keep)))
+
+        def fit(changed: Graph, cuts: Cuts) -> Graph:
+            behind = layers_behind(self.graph, self.groups, self.branches, cuts, reach or 0)
+            found, _ = repair(
+                with_stand_ins(self.graph, cuts.removed),
+                changed,
+                self.samples,
+                self.fitted_on,
+                self.inputs,
+                process=self.process,
+                rows=rows | {f"{name}_b": rows[name] for name, _ in cuts.ranks if name in rows},
+                names=None if reach is None else behind,
+                samples_each=samples,
+                seed=self.seed,
+                progress=progress,
+            )
+            return found
+
+        whole = cuts.whole
+        if not cuts.ranks:
+            return fit(self.without(whole), whole)
+        graph, moments = self.graph, self.moments
+        if whole != Cuts():
+            graph = fit(self.without(whole), whole)
+            apart = [layer for layer in find_layers(graph) if layer.name in dict(cuts.ranks)]
+            moments = observe(
+                graph,
+                self.samples,
+                self.fitted_on,
+                self.inputs,
+                tensors=(),
+                layers=[layer for layer in apart if wants_moments(layer)],
+                process=self.process,
+                seed=self.seed,
+                progress=progress,
+            ).moments
+        return fit(factorize(graph, dict(cuts.ranks), moments), cuts)
 
 
 def prepare_ground(
@@ -196,14 +225,16 @@ def prepare_ground(
     )
 
 
-def measure_parts(ground: Ground, progress: Progress) -> tuple[Part, ...]:
+def measure_parts(
+    ground: Ground, progress: Progress, ranks: Mapping[str, Part] = MappingProxyType({})
+) -> tuple[Part, ...]:
     """The parts that can go, each with its options: losses, and shares of work and time saved.
 
-    Raises WrongUsage where there are none.
+    ranks: by layer, from `measure_ranks`. Raises WrongUsage where there are none.
     """
     each = macs_of_channels(ground.graph, ground.groups, ground.macs)
     able = [g for g in ground.groups if g.name in ground.orders and each.get(g.name)]
-    if not able and not ground.branches:
+    if not able and not ground.branches and not ranks:
         raise WrongUsage(
             f"--prune: this model has no channels to remove ({reasons_pinned(ground.groups)}); "
             "leave the option out."
@@ -241,28 +272,37 @@ def measure_parts(ground: Ground, progress: Progress) -> tuple[Part, ...]:
                 for count in sorted(row, reverse=True)
             ),
         )
-    return tuple(_parts(ground, rows, losses, saved, total))
+    if times is None:  # then nothing's is compared
+        ranks = {name: tuple(replace(one, time=0.0) for one in row) for name, row in ranks.items()}
+    return tuple(_parts(ground, rows, ranks, losses, saved, total))
 
 
 def _parts(
     ground: Ground,
     rows: dict[str, Part],
+    ranks: Mapping[str, Part],
     losses: Mapping[tuple[str, int], float],
     saved: Mapping[tuple[str, int], float],
     total: int,
 ) -> list[Part]:
-    """Branches with the groups inside them, and the groups that lie in none."""
+    """Branches with the groups and layers inside them, and those that lie in none."""
     inside: set[str] = set()
+    apart: set[str] = set()
     parts = []
     for branch in ground.branches:
         names = [g.name for g in groups_inside(branch, ground.groups) if g.name in rows]
+        layers = [name for name in branch.layers if name in ranks]
         inside.update(names)
+        apart.update(layers)
         cuts = Cuts(removed=(branch.name,))
         macs = 1 - ground.macs_left(cuts) / total
         key = (branch.name, 0)
         whole = Option(cuts, losses[key] + UNASKED, macs, saved[key])
-        parts.append(combine([rows[name] for name in names], whole))
-    return [*parts, *(rows[name] for name in rows if name not in inside)]
+        parts.append(
+            combine([rows[name] for name in names], whole, [ranks[name] for name in layers])
+        )
+    alone = [rows[name] for name in rows if name not in inside]
+    return [*parts, *alone, *(ranks[name] for name in ranks if name not in apart)]
 
 
 def measure_times(

@@ -172,7 +172,7 @@ def layer_evidence(
     named = bench.folder / "original.onnx"
     save_model(bench.model.ir, named)
     originals = find_layers(bench.model.ir)
-    bytes_before = {layer.name: layer.bytes for layer in originals}
+    bytes_before = _bytes_before(originals, layers)
     before = layer_times(named, originals, feeds)
     after = layer_times(chosen.path, layers, feeds)
     evidence, skipped = [], []
@@ -189,7 +189,7 @@ def layer_evidence(
                 choice=choice,
                 error_db=found.noise_db.get(layer.name),
                 reason=reason,
-                bytes_original=bytes_before.get(layer.name, layer.bytes),
+                bytes_original=bytes_before[layer.name],
                 bytes_compressed=stored_bytes(layer, choice),
                 ms_original=before.get(layer.name),
                 ms_compressed=after.get(layer.name),
@@ -200,6 +200,19 @@ def layer_evidence(
         if "no weights" not in other.reason:
             evidence.append(LayerEvidence(other.name, other.op, "float32", reason=other.reason))
     return tuple(evidence), tuple(skipped)
+
+
+def _bytes_before(originals: Sequence[Layer], layers: Sequence[Layer]) -> dict[str, int]:
+    """Bytes of each layer in the original; of one that was taken apart each part has its share."""
+    known = {layer.name: layer.bytes for layer in originals}
+    now = {layer.name: layer.bytes for layer in layers}
+    found = {name: known.get(name, size) for name, size in now.items()}
+    for name, size in known.items():
+        first, second = f"{name}_a", f"{name}_b"
+        if name not in now and {first, second} <= now.keys() - known.keys():
+            found[first] = size * now[first] // max(now[first] + now[second], 1)
+            found[second] = size - found[first]
+    return found
 
 
 def environment(engine: Engine = "onnxruntime") -> dict[str, str]:

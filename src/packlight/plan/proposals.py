@@ -3,12 +3,16 @@
 The knapsack proposes; what it proposed is fitted, in short, and its loss measured, which tells
 the losses of parts better for the next proposal. Of those measured the fastest is taken that is
 nearly as faithful as the best: the multiplications are the same, and only time is left to gain.
+
+Losses of channels and of ranks do not add up either: resnet20 without half of its multiplications
+kept 89.3 % by ranks alone and 88.5 % by the mixture that should have lost less (512 pictures). So
+what goes alone, ranks alone, and both take turns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,11 +38,16 @@ HOPELESS = 2.0
 
 @dataclass(frozen=True)
 class Proposal:
-    """An allocation with what was measured of it. time: the share of the latency saved."""
+    """An allocation with what was measured of it.
+
+    time: the share of the latency saved. gains: whether its ranks, if any, are why: without them
+    it was no faster.
+    """
 
     allocation: Allocation
     loss: float
     time: float | None
+    gains: bool = True
 
 
 def choose_cuts(
@@ -49,11 +58,12 @@ def choose_cuts(
     *,
     rounds: int = ROUNDS,
 ) -> Cuts:
-    """What goes, so that this share of the multiply-accumulates does.
+    """What goes or is taken apart, so that this share of the multiply-accumulates is saved.
 
     parts: from `measure_parts`. Raises WrongUsage where so much cannot go.
     """
     found = propose(ground, parts, share, progress, rounds=rounds)
+    found = [one for one in found if one.gains] or found
     least = min(one.loss for one in found)
     good = [one for one in found if one.loss <= NEARLY * least]
     chosen = min(good, key=lambda one: (-(one.time or 0.0), one.loss))
@@ -77,33 +87,67 @@ def propose(
     total = ground.total
 
     def saved(cuts: Cuts) -> float:
-        return 1 - ground.macs_left(cuts) / total
+        return 1 - ground.macs_left(ground.possible(cuts)) / total
 
-    faithful = allocate(parts, share, saved)
-    if faithful is None:
+    if allocate(parts, share, saved) is None:
         most = saved(_most(parts))
         raise WrongUsage(
             f"--prune {share:.0%}: at most {most:.0%} of this model's multiply-accumulates can be "
             f"removed ({reasons_pinned(ground.groups)}); ask for less."
         )
     timed = know_time(parts)
+    ways = _ways(parts)
+    turns = dict.fromkeys(ways, 0)
     progress.stage("measuring proposals", rounds)
     measure = noise_of(ground)
     found: list[Proposal] = []
-    for number in range(rounds):
+    while ways and len(found) < rounds:
+        way = ways.pop(0)
         seen = [(one.allocation.choices, one.loss) for one in found]
         # Begin with what one would do who knows nothing: no answer should be worse than that.
-        known = learn_losses(parts, seen) if number else spread_evenly(parts)
-        factor = FACTORS[number % len(FACTORS)] if timed and number else 1.0
-        proposed = _propose(known, share, saved, factor, [choices for choices, _ in seen])
+        first = not turns[way] and (way is not _any or not found)
+        known = spread_evenly(parts) if first else learn_losses(parts, seen)
+        factor = FACTORS[turns[way] % len(FACTORS)] if timed and not first else 1.0
+        forbidden = [choices for choices, _ in seen]
+        proposed = _propose(known, share, saved, factor, forbidden, way)
         hope = HOPELESS * min((one.loss for one in found), default=np.inf)
-        if proposed is None or (number and proposed.loss > hope):
-            break
-        times = measure_times(ground, [proposed.cuts]) if timed else None
-        loss = measure(proposed.cuts)
-        found.append(Proposal(proposed, loss, None if times is None else times[0]))
-        progress.step(f"noise {loss:.4f}")
+        if proposed is None or (not first and proposed.loss > hope):
+            continue  # it promises nothing more
+        ways.append(way)
+        turns[way] += 1
+        proposed = replace(proposed, cuts=ground.possible(proposed.cuts))
+        found.append(_measured(ground, proposed, measure, timed))
+        progress.step(f"noise {found[-1].loss:.4f}")
     return found
+
+
+def _measured(
+    ground: Ground, proposed: Allocation, measure: Callable[[Cuts], float], timed: bool
+) -> Proposal:
+    cuts = proposed.cuts
+    both = [cuts, cuts.whole] if cuts.ranks else [cuts]
+    times = measure_times(ground, both) if timed or cuts.ranks else None
+    gains = times is None or not cuts.ranks or times[0] > times[1]
+    return Proposal(proposed, measure(cuts), times[0] if times and timed else None, gains)
+
+
+def _any(cuts: Cuts) -> bool:
+    return True
+
+
+def _gone(cuts: Cuts) -> bool:
+    return not cuts.ranks
+
+
+def _apart(cuts: Cuts) -> bool:
+    return cuts.whole == Cuts()
+
+
+def _ways(parts: Sequence[Part]) -> list[Callable[[Cuts], bool]]:
+    """Which options may be taken together: where there are two kinds, each alone, too."""
+    cuts = [one.cuts for options in parts for one in options]
+    mixed = any(one.ranks for one in cuts) and any(one.whole != Cuts() for one in cuts)
+    return [_gone, _apart, _any] if mixed else [_any]
 
 
 def _propose(
@@ -112,13 +156,15 @@ def _propose(
     saved: Callable[[Cuts], float],
     factor: float,
     forbidden: Sequence[tuple[int, ...]],
+    way: Callable[[Cuts], bool],
 ) -> Allocation | None:
     """The fastest within a factor of the least loss, among those that were not proposed yet."""
-    best = allocate(parts, share, saved, forbidden=forbidden)
+    best = allocate(parts, share, saved, forbidden=forbidden, allowed=way)
     if best is None or factor == 1.0:
         return best
     within = factor * best.loss
-    return allocate(parts, share, saved, within=within, forbidden=forbidden) or best
+    fast = allocate(parts, share, saved, within=within, forbidden=forbidden, allowed=way)
+    return fast or best
 
 
 def _most(parts: Sequence[Part]) -> Cuts:

@@ -1,27 +1,29 @@
 """The graph without what is missed least, fitted or trained towards the original.
 
-Channels go, and whole residual branches. How much is asked for as a share of the
-multiply-accumulates, said one by one in a recipe, or found: the largest share whose loss leaves
-room for what comes after.
+Channels go, and whole residual branches; layers become two of low rank. How much is asked for as
+a share of the multiply-accumulates, said one by one in a recipe, or found: the largest share whose
+loss leaves room for what comes after.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from packlight.errors import UnsupportedOperator, UnusableRecipe, WrongUsage
 from packlight.graph.model import Graph
 from packlight.graph.rewrite.branches import with_stand_ins
-from packlight.measure.evidence import ChannelEvidence, Thinning
+from packlight.measure.evidence import ChannelEvidence, RankEvidence, Thinning
 from packlight.nearest import did_you_mean
 from packlight.plan.allocation import Part
 from packlight.plan.channels import Ground, measure_parts, prepare_ground
 from packlight.plan.cuts import Cuts, groups_inside
 from packlight.plan.proposals import choose_cuts, know_time
+from packlight.plan.ranks import measure_ranks
 from packlight.plan.training import NO_TRAINING, Training
 from packlight.progress import SILENT, Progress
+from packlight.ranks import Rank
 from packlight.recipe import Recipe
 from packlight.runtime import Process
 from packlight.samples import Samples, Split, hold_out
@@ -51,12 +53,13 @@ class Thinned:
     """A graph without some channels and branches, its layers fitted to what the original gives.
 
     channels: (group, channels kept) of the groups that lost some. removed: residual branches that
-    are gone. heal_steps: of training.
+    are gone. ranks: (layer, how it was taken apart). heal_steps: of training.
     """
 
     graph: Graph
     channels: tuple[tuple[str, int], ...]
     removed: tuple[str, ...]
+    ranks: tuple[tuple[str, Rank], ...]
     heal_steps: int
     evidence: Thinning
 
@@ -67,7 +70,11 @@ class Thinned:
     def note_in(self, recipe: Recipe) -> Recipe:
         """The recipe that says this too, so that it can be done again."""
         return replace(
-            recipe, channels=self.channels, removed=self.removed, heal_steps=self.heal_steps
+            recipe,
+            channels=self.channels,
+            removed=self.removed,
+            ranks=self.ranks,
+            heal_steps=self.heal_steps,
         )
 
 
@@ -80,20 +87,22 @@ def thin(
     share: Share | None = None,
     channels: Sequence[tuple[str, int]] = (),
     removed: Sequence[str] = (),
+    ranks: Sequence[tuple[str, Rank]] = (),
+    whole: Collection[str] = (),
     training: Training = NO_TRAINING,
     max_drop: float | None = None,
     drop_of: Callable[[Graph], float] | None = None,
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> Thinned:
-    """Remove channels and branches of a simplified graph, and fit or train what is left.
+    """Remove channels and branches of a simplified graph, take layers apart, and fit the rest.
 
     share: of the multiply-accumulates to remove (0 to 0.95), or "auto"; or as a recipe says
-    channels: (group, kept), and removed: residual branches. training: how long what is left is
-    healed.
+    channels: (group, kept), removed: residual branches, and ranks: (layer, rank). whole: layers
+    that are not to be taken apart for a share. training: how long what is left is healed.
     max_drop, drop_of: for "auto", the drop that is allowed, and what it is on search samples.
-    Raises WrongUsage where so much cannot be removed, UnusableRecipe for a group or branch that is
-    not there or a number that it cannot keep.
+    Raises WrongUsage where so much cannot be removed, UnusableRecipe for a group, branch or
+    layer that is not there or a number that it cannot keep.
     """
     heals = training.heals
     notes: list[str] = []
@@ -103,11 +112,12 @@ def thin(
             ground = replace(ground, fitted_on=hold_out(split.calibration, seed=seed)[1])
         if share == "auto":
             room = ROOM * (REGAINED if heals else 1.0) * (0.01 if max_drop is None else max_drop)
-            cuts, fitted = _largest_within(ground, room, drop_of, notes, progress)
+            cuts, fitted = _largest_within(ground, room, drop_of, whole, notes, progress)
         else:
-            cuts = _checked(channels, removed, ground)
+            cuts = replace(_checked(channels, removed, ground), ranks=tuple(sorted(ranks)))
             if share is not None:
-                cuts = choose_cuts(ground, _measured(ground, notes, progress), share, progress)
+                parts = _measured(ground, whole, notes, progress)
+                cuts = choose_cuts(ground, parts, share, progress)
             fitted = ground.fitted(cuts, progress=progress)
         steps = 0
         loss: tuple[float, float] | None = None
@@ -120,7 +130,7 @@ def thin(
         if cuts == Cuts():
             notes.append("no channels could go within the loss that is allowed")
         evidence = _evidence(ground, cuts, steps, loss, notes)
-    return Thinned(fitted, cuts.keep, cuts.removed, steps, evidence)
+    return Thinned(fitted, cuts.keep, cuts.removed, cuts.ranks, steps, evidence)
 
 
 def parse_share(value: str | float) -> Share:
@@ -147,6 +157,7 @@ def _largest_within(
     ground: Ground,
     room: float,
     drop_of: Callable[[Graph], float] | None,
+    whole: Collection[str],
     notes: list[str],
     progress: Progress,
 ) -> tuple[Cuts, Graph]:
@@ -154,7 +165,7 @@ def _largest_within(
     if drop_of is None:
         raise WrongUsage("--prune auto needs samples, which tell how much may go: give --data.")
     try:
-        parts = _measured(ground, notes, progress)
+        parts = _measured(ground, whole, notes, progress)
     except WrongUsage:
         return Cuts(), ground.graph  # there is nothing to remove
     for share in SHARES:
@@ -168,8 +179,11 @@ def _largest_within(
     return Cuts(), ground.graph
 
 
-def _measured(ground: Ground, notes: list[str], progress: Progress) -> tuple[Part, ...]:
-    parts = measure_parts(ground, progress)
+def _measured(
+    ground: Ground, whole: Collection[str], notes: list[str], progress: Progress
+) -> tuple[Part, ...]:
+    """What may go or be taken apart. Raises WrongUsage where nothing may."""
+    parts = measure_parts(ground, progress, measure_ranks(ground, progress, whole=whole))
     if not know_time(parts):
         notes.append(
             "what goes was chosen without regard to time, since a run takes too long, or too "
@@ -259,4 +273,5 @@ def _evidence(
         last,
         tuple(notes),
         cuts.removed,
+        tuple(RankEvidence(name, rank.kind, rank.rank) for name, rank in cuts.ranks),
     )

@@ -8,6 +8,12 @@ from packlight.report.units import format_number, format_percent
 from packlight.report.visible import escape, escape_prose
 from packlight.report.wording import count
 
+_KINDS = {
+    "matrix": "two products",
+    "channel": "a kernel with fewer outputs, then one of a single tap",
+    "spatial": "a column, then a row",
+}
+
 
 def write_channels(evidence: Evidence) -> str:
     """The groups of channels with how many each keeps; '' where nothing was removed."""
@@ -30,7 +36,20 @@ def write_channels(evidence: Evidence) -> str:
         name="Channels by group",
     )
     text = "".join(f"<p>{escape_prose(line)}</p>" for line in describe_thinning(thinning))
-    return f"{text}{table}"
+    return f"{text}{table}{_write_ranks(thinning)}"
+
+
+def _write_ranks(thinning: Thinning) -> str:
+    """The layers that are two now; '' where there are none."""
+    if not thinning.ranks:
+        return ""
+    rows = [
+        (f"<bdi>{escape(one.name, limit=120)}</bdi>", _KINDS[one.kind], f"{one.rank:,}")
+        for one in thinning.ranks
+    ]
+    return write_table(
+        ("Layer", "Now", "Rank"), rows, numbers={2}, name="Layers that are two of low rank"
+    )
 
 
 def describe_thinning(thinning: Thinning) -> tuple[str, ...]:
@@ -44,6 +63,21 @@ def describe_thinning(thinning: Thinning) -> tuple[str, ...]:
         "read them are fitted again; every layer that is left was then fitted to what the original "
         "gives on calibration samples, without labels."
     ]
+    if thinning.ranks:
+        told = [
+            f"{format_percent(share)} of the multiplications are gone. "
+            f"{count(len(thinning.ranks), 'layer')} became two of low rank each, with the factors "
+            "that lose least of what the layer gave on calibration samples."
+        ]
+        if gone:
+            told[0] += (
+                f" {count(gone, 'channel')} of {before:,} went, first those that are missed least "
+                "once the layers that read them are fitted again."
+            )
+        told[0] += (
+            " Every layer that is left was then fitted to what the original gives on calibration "
+            "samples, without labels."
+        )
     if thinning.removed:
         told.append(
             f"Whole residual branches went with them, {count(len(thinning.removed), 'block')} that "

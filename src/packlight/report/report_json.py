@@ -22,6 +22,7 @@ from packlight.measure.evidence import (
     LayerEvidence,
     MetricEvidence,
     Pair,
+    RankEvidence,
     Skipped,
     Thinning,
     Trial,
@@ -123,8 +124,9 @@ def _thinning(value: Mapping[str, Any] | None) -> Thinning | None:
     if value is None:
         return None
     channels = tuple(ChannelEvidence(**one) for one in value["channels"])
+    ranks = tuple(RankEvidence(**one) for one in value.get("ranks", ()))
     lists = {key: tuple(value.get(key, ())) for key in ("notes", "removed")}
-    return Thinning(**{**value, **lists, "channels": channels})
+    return Thinning(**{**value, **lists, "channels": channels, "ranks": ranks})
 
 
 def _tuning(value: Mapping[str, Any] | None) -> Tuning | None:

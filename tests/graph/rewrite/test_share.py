@@ -9,6 +9,7 @@ from layer_kinds import normal
 
 from packlight.errors import WrongUsage
 from packlight.graph.rewrite.share import share_similar
+from packlight.graph.rewrite.simplify import NEARLY_EQUAL, simplify
 
 TEXT = """g (float[n,24] x) => (float[n,24] y) {
     a = MatMul(x, w1)
@@ -45,3 +46,27 @@ def test_what_is_small_or_of_another_shape_stays(bench: Bench) -> None:
     assert share_similar(model.ir) == {}
     with pytest.raises(WrongUsage, match="differ by at most"):
         share_similar(model.ir, tolerance=0.5)
+
+
+@pytest.mark.parametrize("lowest", [-3e38, -np.inf])
+def test_masks_that_say_other_things_stay_apart(bench: Bench, lowest: float) -> None:
+    """Beside the lowest float any other value is small."""
+    mask = np.where(np.tri(24, dtype=bool), 0, lowest).astype(np.float32)
+    other = mask + np.float32(np.eye(24))
+    text = "g (float[24,24] x) => (float[24,24] y) { a = Max(x, m)\n b = Relu(a)\n y = Max(b, o) }"
+    model = bench.model(text, m=mask, o=other)
+    assert share_similar(model.ir) == {}
+
+
+def test_simplifying_makes_the_file_smaller_and_the_outputs_hold(bench: Bench) -> None:
+    w1 = normal(24, 24)
+    model = bench.model(TEXT, w1=w1, w2=(w1 * np.float32(1 + 4e-7)), w3=w1 * np.float32(1.001))
+    data = {"x": normal(30, 24)}
+    graph, steps = simplify(model.ir, check=None)
+    (step,) = [one for one in steps if one.name == NEARLY_EQUAL and one.changed]
+    assert step.kept and step.bytes_before - step.bytes_after == w1.nbytes
+    path = bench.save(graph)
+    assert path.stat().st_size < model.source.stat().st_size - 0.9 * w1.nbytes
+    assert snr_db(bench.run(model, data)[0], bench.run(path, data)[0]) > 100
+    refused, steps = simplify(model.ir, check=lambda _: False)
+    assert len(refused.graph.initializers) == 3  # what changes the outputs is undone

@@ -52,19 +52,30 @@ def macs_without(
     figure is not known. Exact unless heads of attention go in front of a layer that works on
     each head by itself.
     """
-    left = {name: {k: list(shape) for k, shape in w.items()} for name, w in _shapes(model).items()}
-    before = {name: _elements(weights) for name, weights in left.items()}
+    left = shapes_without(model, groups, removed)
+    before = {name: _elements(weights) for name, weights in _shapes(model).items()}
+    found: dict[str, int | None] = {}
+    for name, count in (count_macs(model) if macs is None else macs).items():
+        whole = before.get(name, 0)
+        found[name] = count * _elements(left[name]) // whole if count and whole else count
+    return found
+
+
+def shapes_without(
+    model: ir.Model, groups: Sequence[CoupledGroup], removed: Mapping[str, Sequence[int]]
+) -> dict[str, dict[int, list[int]]]:
+    """By layer the shapes of its weights without these channels, by the number of its input.
+
+    removed: as for `remove_channels`. Layers in subgraphs are not named.
+    """
+    left = _shapes(model)
     for group in groups:
         gone = len(set(removed.get(group.name, ())))
         for member in group.members if gone else ():
             shape = left.get(member.node, {}).get(member.number)
             if shape is not None:
                 shape[member.axis] -= gone * member.positions.shape[1]
-    found: dict[str, int | None] = {}
-    for name, count in (count_macs(model) if macs is None else macs).items():
-        whole = before.get(name, 0)
-        found[name] = count * _elements(left[name]) // whole if count and whole else count
-    return found
+    return left
 
 
 def _shapes(model: ir.Model) -> dict[str, dict[int, list[int]]]:

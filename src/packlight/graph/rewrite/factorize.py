@@ -7,9 +7,8 @@ A step before quantization: both parts are layers like any other. The parts of l
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -26,21 +25,7 @@ from packlight.graph.walk import constant_of
 from packlight.maths.lowrank import low_rank_of, spatial_factors_of
 from packlight.maths.moments import Moments, mean_shift
 from packlight.nearest import did_you_mean
-
-FactorKind = Literal["matrix", "channel", "spatial"]
-
-
-@dataclass(frozen=True)
-class Rank:
-    """How a layer is taken apart.
-
-    kind: "matrix" for Gemm and MatMul; for Conv "channel" (the kernel with fewer outputs, then
-    1 x 1; Zhang et al. 2015) or "spatial" (k x 1, then 1 x k; Jaderberg et al. 2014).
-    rank: what passes between the parts.
-    """
-
-    kind: FactorKind
-    rank: int
+from packlight.ranks import FactorKind, Rank
 
 
 def factorize(
@@ -114,15 +99,46 @@ def largest_rank(layer: Layer, kind: FactorKind) -> int:
     """The largest rank with which both parts take fewer weights and multiplications; 0: none."""
     outputs = layer.weight_shape[layer.out_axis]
     inputs = math.prod(layer.weight_shape) // outputs
-    whole = outputs * inputs
-    each, most = inputs + outputs, min(outputs, inputs)
+    most = min(outputs, inputs)
     if kind == "spatial":
         channels, high, wide = layer.weight_shape[1:]
-        # The first part is as wide as the input still: it does more where the layer takes strides.
-        stride = ints(layer.node, "strides", [1, 1])[1]
-        each = channels * high * stride + outputs * wide
         most = min(outputs * wide, channels * high)
-    return min((whole - 1) // each, most)
+    return min((outputs * inputs - 1) // _products_each(layer, kind), most)
+
+
+def share_of_rank(layer: Layer, rank: Rank) -> float:
+    """Multiplications of both parts as a share of the layer's."""
+    return rank.rank * _products_each(layer, rank.kind) / math.prod(layer.weight_shape)
+
+
+def _products_each(layer: Layer, kind: FactorKind) -> int:
+    """Multiplications for an output position that a rank of 1 takes."""
+    outputs = layer.weight_shape[layer.out_axis]
+    if kind != "spatial":
+        return math.prod(layer.weight_shape) // outputs + outputs
+    channels, high, wide = layer.weight_shape[1:]
+    # The first part is as wide as the input still: it does more where the layer takes strides.
+    stride = ints(layer.node, "strides", [1, 1])[1]
+    return channels * high * stride + outputs * wide
+
+
+def losses_of_ranks(layer: Layer, ranks: Sequence[Rank], moments: Moments) -> tuple[float, ...]:
+    """The noise that each rank leaves at the layer's output, as a share of its power.
+
+    tr((W - V) H (W - V)^T) / tr(W H W^T), V the product of the factors, H the second moments of
+    what reaches the layer; their covariance where a bias takes over what is constant.
+    """
+    known = in_plain_order(layer, moments)
+    matrix = weight_matrix(layer).astype(np.float64)
+    second = _second_of(layer, known)
+    power = float(np.einsum("oi,ij,oj->", matrix, second, matrix))
+    found = []
+    for rank in ranks:
+        _, _, whole = _product(layer, matrix, rank, second)
+        rest = matrix - whole
+        lost = float(np.einsum("oi,ij,oj->", rest, second, rest))
+        found.append(max(lost, 0.0) / power if power > 0 else 0.0)
+    return tuple(found)
 
 
 def _split_matrix(edit: Editor, layer: Layer, rank: Rank, moments: Moments | None) -> None:
@@ -203,25 +219,31 @@ def _factors(
     layer: Layer, matrix: NDArray[np.float64], rank: Rank, moments: Moments | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64] | None]:
     """The second and the first part as matrices, and what the bias must gain, if it can."""
-    inputs = matrix.shape[1]
-    second = np.eye(inputs)
-    movable = moments is not None and _takes_bias(layer)
-    if moments is not None:
-        second = moments.second
-        if movable:
-            second = second - np.outer(moments.mean, moments.mean)
-    whole: NDArray[np.float64]
-    if rank.kind == "spatial":
-        high, wide = layer.weight_shape[2:]
-        right, left = spatial_factors_of(matrix, second, rank.rank, kernel=(high, wide))
-        apart = right.reshape(rank.rank, -1, high), left.reshape(len(matrix), rank.rank, wide)
-        whole = np.einsum("orb,ria->oiab", apart[1], apart[0]).reshape(matrix.shape)
-    else:
-        left, right = low_rank_of(matrix, second, rank.rank)
-        whole = left @ right
-    if moments is None or not movable:
+    second = np.eye(matrix.shape[1]) if moments is None else _second_of(layer, moments)
+    left, right, whole = _product(layer, matrix, rank, second)
+    if moments is None or not _takes_bias(layer):
         return left, right, None
     return left, right, mean_shift(matrix, moments.mean, whole, moments.mean)
+
+
+def _second_of(layer: Layer, moments: Moments) -> NDArray[np.float64]:
+    """What errors are weighed with: without the means where the bias can make up for them."""
+    second: NDArray[np.float64] = moments.second
+    return second - np.outer(moments.mean, moments.mean) if _takes_bias(layer) else second
+
+
+def _product(
+    layer: Layer, matrix: NDArray[np.float64], rank: Rank, second: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """The second and the first part as matrices, and the weight that both make together."""
+    if rank.kind != "spatial":
+        left, right = low_rank_of(matrix, second, rank.rank)
+        return left, right, left @ right
+    high, wide = layer.weight_shape[2:]
+    right, left = spatial_factors_of(matrix, second, rank.rank, kernel=(high, wide))
+    apart = right.reshape(rank.rank, -1, high), left.reshape(len(matrix), rank.rank, wide)
+    whole = np.einsum("orb,ria->oiab", apart[1], apart[0]).reshape(matrix.shape)
+    return left, right, whole
 
 
 def _takes_bias(layer: Layer) -> bool:

@@ -30,6 +30,7 @@ from packlight.graph.rewrite.noops import (
 from packlight.graph.rewrite.opset import upgrade_opset
 from packlight.graph.rewrite.quiet import quiet
 from packlight.graph.rewrite.shapes import fix_reshapes, merge_slices
+from packlight.graph.rewrite.share import share_similar
 from packlight.graph.save import copy_model
 from packlight.graph.walk import (
     ensure_names,
@@ -97,6 +98,15 @@ def lift_constants(model: ir.Model) -> bool:
     return bool(lift(model).modified)
 
 
+NEARLY_EQUAL = "nearly equal constants merged"
+"""The step that changes what the model computes, if by no more than rounding noise."""
+
+
+def merge_similar(model: ir.Model) -> bool:
+    """Store constants once that differ by no more than a millionth of their largest value."""
+    return bool(share_similar(model))
+
+
 _ONCE: tuple[tuple[str, Callable[[ir.Model], bool]], ...] = (
     ("training leftovers removed", strip_leftovers),
     ("functions inlined", inline_functions),
@@ -118,6 +128,7 @@ _REPEATED: tuple[tuple[str, Callable[[ir.Model], bool]], ...] = (
     ("scales and shifts folded", fold_scale_shift),
     ("unused parts removed", remove_unused),
     ("duplicates merged", merge_duplicates),
+    (NEARLY_EQUAL, merge_similar),
 )
 
 
