@@ -12,7 +12,7 @@ torch-pruning does beside it: its MagnitudePruner (L2 norms) on the same weights
 and without biases corrected to the original's mean outputs (what re-estimating batch
 normalization does once it is folded). "every layer" rows take the share out of all layers, those
 that the residual stream runs through too. "--prune" rows let packlight share the removal out
-itself: among channels alone, and, as it does by itself, among channels and layers of low rank.
+itself, among channels, residual branches and layers of low rank (with --alone once without those).
 "healed" ones are trained towards the original for so many minutes; the compressed rows are
 packlight's answers for the healed file with its default preset, and with the smallest, packed.
 Healed files are kept in --work, and used again. With --scores the "inner" rows alone are made, once
@@ -50,9 +50,9 @@ from packlight.graph.model import Graph, Model, load_model, save_model
 from packlight.graph.rewrite.simplify import simplify
 from packlight.graph.walk import constant_of
 from packlight.maths.intervals import paired_difference_interval
-from packlight.plan.thinning import thin
+from packlight.plan.thinning import Thinned, thin
 from packlight.plan.training import Training
-from packlight.progress import SILENT
+from packlight.recipe import Recipe, write_recipe
 from packlight.samples import Samples, Split, open_samples
 
 HERE = Path(__file__).resolve().parent
@@ -115,6 +115,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--prune", nargs="*", type=float, default=(0.5,), help="shares of the MACs")
     parser.add_argument("--heal-minutes", type=float, default=20.0, help="0: nothing is healed")
     parser.add_argument("--no-peers", dest="peers", action="store_false")
+    parser.add_argument("--alone", action="store_true", help="also without layers of low rank")
     parser.add_argument("--scores", action="store_true", help="inner layers by score, and no more")
     parser.add_argument("--pictures", type=int, default=10_000, help="unlabelled ones")
     parser.add_argument("--real", type=Path, default=HERE.parent.parent / "shared" / "real")
@@ -209,39 +210,44 @@ def _every_layer(case: Case, share: float, seed: int) -> list[Row]:
 
 
 def _thinned(case: Case, label: str, seed: int, **how: Any) -> Row:
+    return _thin(case, label, seed, **how)[0]
+
+
+def _thin(case: Case, label: str, seed: int, **how: Any) -> tuple[Row, Thinned]:
     began = time.perf_counter()
     found = thin(case.graph, case.samples, case.split, case.model.inputs, seed=seed, **how)
     path = case.work / f"{label.replace(' ', '-').replace('%', '').replace(',', '')}.onnx"
     save_model(found.graph, path, durable=False)
-    return Row(label, path, time.perf_counter() - began)
+    return Row(label, path, time.perf_counter() - began), found
 
 
 def _planned(case: Case, share: float, options: argparse.Namespace) -> list[Row]:
-    """Packlight's own choice of channels: repaired, healed, in 8 bits, and packed."""
+    """Packlight's own choice of what goes: repaired, healed, in 8 bits, and packed."""
     name = f"--prune {share:.0%}"
-    every = [layer.name for layer in find_layers(case.graph)]
-    alone = f"{name}, channels alone, closed form"
-    rows = [
-        _thinned(case, alone, options.seed, share=share, whole=every),
-        _thinned(case, f"{name}, closed form", options.seed, share=share),
-    ]
+    rows = []
+    if options.alone:
+        every = [layer.name for layer in find_layers(case.graph)]
+        alone = f"{name}, channels and branches alone, closed form"
+        rows.append(_thinned(case, alone, options.seed, share=share, whole=every))
+    row, chosen = _thin(case, f"{name}, closed form", options.seed, share=share)
+    rows.append(row)
+    print(f"<!-- {name}: {write_recipe(chosen.note_in(Recipe()))} -->", flush=True)
     if not options.heal_minutes:
         return rows
     healed = case.work / f"healed-{share:g}-{options.heal_minutes:g}-{options.seed}.onnx"
     seconds = 0.0
     if not healed.exists():
-        began = time.perf_counter()
-        found = thin(
-            case.graph,
-            case.samples,
-            case.split,
-            case.model.inputs,
-            share=share,
+        label = f"{name}, healed {options.heal_minutes:g} minutes"
+        row, found = _thin(
+            case,
+            label,
+            options.seed,
+            channels=chosen.channels,
+            removed=chosen.removed,
+            ranks=chosen.ranks,
             training=Training(heal_minutes=options.heal_minutes),
-            seed=options.seed,
-            progress=SILENT,
         )
-        seconds = time.perf_counter() - began
+        seconds = row.seconds
         save_model(found.graph, healed)
         print(f"<!-- {name}: {found.evidence} -->", flush=True)
     rows.append(Row(f"{name}, healed", healed, seconds))
