@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,7 @@ from packlight.graph.layers import find_layers
 from packlight.measure.evidence import Budget, LatencyEvidence
 from packlight.measure.latency import RankedLatency
 from packlight.plan import judge, mixed, ranks, search, trials
+from packlight.plan.budget import limits_of
 from packlight.plan.solve import Limits
 from packlight.recipe import CHOICES, Recipe, read_recipe
 from packlight.transport import packed_size
@@ -320,13 +320,12 @@ def test_a_file_that_got_worse_does_not_meet_the_budget(
 
 
 def test_the_search_looks_for_nothing_slower_or_larger_than_the_original() -> None:
-    bench: Any = SimpleNamespace(model=SimpleNamespace(size_bytes=1000))
     for budget, size, latency in (
         (Budget(), 999, 1.0),
         (Budget(0.01, 400, 5.0), 400, 0.25),
         (Budget(0.01, 4000, 50.0), 999, 1.0),
     ):
-        assert api._limits(bench, budget, 20.0) == Limits(budget.max_drop, size, latency)
+        assert limits_of(budget, 1000, 20.0) == Limits(budget.max_drop, size, latency)
 
 
 # Budgets -----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,21 @@ from packlight.plan.thinning import thin
 from packlight.ranks import Rank
 from packlight.samples import Split, open_samples
 
-PRUNABLE = (
-    "ad01_autoencoder",
-    "dscnn_kws",
-    "hand_gesture_point_history_classifier_lstm",
-    "mtcnn_onet",
-    "resnet8_cifar10",
-    "silero_vad_half",
-    "vww_mobilenet_96",
-)
+LONG = ("ad01_autoencoder", "mtcnn_onet", "resnet8_cifar10", "vww_mobilenet_96")
+SHORT = ("dscnn_kws", "hand_gesture_point_history_classifier_lstm", "silero_vad_half")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-@pytest.mark.parametrize("name", PRUNABLE)
+def slow(name: str) -> Any:
+    """A case that is run where PACKLIGHT_ALL=1 says so."""
+    mark = pytest.mark.skipif(
+        os.environ.get("PACKLIGHT_ALL") != "1",
+        reason="takes up to a minute: set PACKLIGHT_ALL=1 to prune the larger models too",
+    )
+    return pytest.param(name, marks=mark)
+
+
+@pytest.mark.parametrize("name", [*SHORT, *(slow(name) for name in LONG)])
 def test_a_fifth_of_the_multiplications_goes_and_the_file_runs(
     real: Path, name: str, tmp_path: Path
 ) -> None:
