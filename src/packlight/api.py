@@ -217,9 +217,7 @@ def compress(
     if dry_run:
         return forecast(source, goal, has_data=data is not None, max_size_bytes=size)
     # A recipe that asks for a search may say which channels stay, too.
-    channels = given.channels if given is not None and share is None else ()
-    branches = given.removed if given is not None and share is None else ()
-    ranks = given.ranks if given is not None and share is None else ()
+    said = Recipe() if given is None or share is not None else given
     named = () if given is None else (*dict(given.layers), *dict(given.pins))
     prepared = prepare_samples(
         source, data, preprocess=preprocess, seed=seed, training=training.any
@@ -248,16 +246,16 @@ def compress(
             return bench.evaluate(Recipe(target=goal.name, seed=seed), "without channels").drop
 
     thinned = None
-    if share is not None or channels or branches or ranks:
+    if share is not None or said.thins:
         thinned = thin(
             simplified,
             prepared.samples,
             prepared.split,
             source.inputs,
             share=share,
-            channels=channels,
-            removed=branches,
-            ranks=ranks,
+            channels=said.channels,
+            removed=said.removed,
+            ranks=said.ranks,
             whole=(*(pin or {}), *named),
             training=training,
             max_drop=drop,

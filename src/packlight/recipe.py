@@ -104,6 +104,11 @@ class Recipe:
         return dict(self.layers).get(layer, "float32")
 
     @property
+    def thins(self) -> bool:
+        """Whether channels, branches or ranks go before anything is rounded."""
+        return bool(self.channels or self.removed or self.ranks)
+
+    @property
     def searches(self) -> bool:
         """Whether it asks for a search, instead of saying all."""
         return bool(self.pins or self.forbid or not self.layers)
@@ -141,7 +146,7 @@ def write_recipe(recipe: Recipe) -> str:
         content["removed"] = list(recipe.removed)
     if recipe.ranks:
         content["ranks"] = {name: rank.word for name, rank in recipe.ranks}
-    if recipe.channels or recipe.removed or recipe.ranks:
+    if recipe.thins:
         content["heal_steps"] = recipe.heal_steps
     if recipe.tune_steps:
         content["tune_steps"] = recipe.tune_steps

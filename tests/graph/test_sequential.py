@@ -307,3 +307,19 @@ def test_what_is_not_observed_stays(bench: Bench) -> None:
     assert found.layers == ("last",)
     layer = next(one for one in find_layers(found.graph) if one.name == "look")
     np.testing.assert_array_equal(weight_matrix(layer), t)
+
+
+def test_a_bias_that_counts_nothing_stays_and_nothing_breaks(bench: Bench) -> None:
+    """With beta 0 there is nothing for the bias to take over."""
+    random = np.random.default_rng(8)
+    text = NET.replace("Gemm <alpha = 0.5> (r", "Gemm <alpha = 0.5, beta = 0.0> (r")
+    plain = stored(net(bench, random).ir)
+    model, x = bench.model(text, **plain), correlated(random, 200)
+    choices = dict.fromkeys(("first", "second", "third"), "weights-int3")
+    found = refit(bench, model, choices, x)
+    after = stored(found.graph)
+    assert all(np.isfinite(array).all() for array in after.values())
+    np.testing.assert_array_equal(after["b2"], plain["b2"])
+    assert np.abs(after["w2"] - plain["w2"]).max() > 1e-3
+    wanted = bench.run(model, {"x": x})[0]
+    assert snr_db(wanted, bench.run(written(bench, found, choices), {"x": x})[0]) > 8

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from packlight.graph.edit import store_array
 from packlight.graph.layers import Layer, matrix_to_weight, weight_matrix
 from packlight.graph.model import save_model
-from packlight.graph.observe import batch_within, count_inputs, with_outputs
+from packlight.graph.observe import batch_within, count_inputs, wants_moments, with_outputs
 from packlight.graph.patches import kernel_order, rows_leaving, rows_reaching
 from packlight.graph.renormalize import fit_normalization
 from packlight.graph.rewrite.single import float_of
@@ -63,6 +63,11 @@ class Pair:
 
     cross: Moments
     own: Moments
+
+
+def can_be_fitted(layer: Layer) -> bool:
+    """Whether second moments are gathered for a layer, and it may have another weight."""
+    return wants_moments(layer) and not layer.shared and layer.weight.is_initializer()
 
 
 def find_target(value: ir.Value) -> Target:
@@ -202,9 +207,10 @@ def fit_layer(layer: Layer, pair: Pair, damping: float) -> None:
     matrix = weight_matrix(layer)[:, order].astype(np.float64)
     mean, target = pair.own.mean, pair.cross.mean
     second, cross = pair.own.second, pair.cross.second
-    bias = constant_of(layer.bias)
+    bias, beta = constant_of(layer.bias), float_of(layer.node, "beta", 1.0)
     movable = (
         bias is not None
+        and beta != 0.0
         and layer.bias is not None
         and layer.bias.is_initializer()
         and len(layer.bias.uses()) == 1
@@ -214,7 +220,7 @@ def fit_layer(layer: Layer, pair: Pair, damping: float) -> None:
         second = second - mean[..., :, None] * mean[..., None, :]
         cross = cross - target[..., :, None] * mean[..., None, :]
     elif bias is not None:
-        held = bias.numpy().astype(np.float64) * float_of(layer.node, "beta", 1.0)
+        held = bias.numpy().astype(np.float64) * beta
         held = np.broadcast_to(held.reshape(-1), (len(matrix),)).reshape(target.shape)
         cross = cross - held[..., :, None] * mean[..., None, :]
     stacked = matrix.reshape(*target.shape, -1)
@@ -224,7 +230,6 @@ def fit_layer(layer: Layer, pair: Pair, damping: float) -> None:
     store_array(layer.weight, matrix_to_weight(layer, plain.astype(np.float32)))
     if movable and layer.bias is not None and bias is not None:
         left = target - np.matmul(fitted, mean[..., :, None])[..., 0]
-        beta = float_of(layer.node, "beta", 1.0)
         store_array(layer.bias, (left.reshape(-1) / beta).reshape(tuple(bias.shape.numpy())))
 
 

@@ -14,12 +14,11 @@ import onnx_ir as ir
 
 from packlight.graph.anatomy import count_macs
 from packlight.graph.coupling.shapes import infer_shapes
-from packlight.graph.fitting import Rows, find_target, fit_layer, observe_pairs
-from packlight.graph.layers import Layer, find_layers
+from packlight.graph.fitting import Rows, can_be_fitted, find_target, fit_layer, observe_pairs
+from packlight.graph.layers import find_layers
 from packlight.graph.model import copy_model
-from packlight.graph.observe import MOMENT_ROWS, split_stages, wants_moments
+from packlight.graph.observe import MOMENT_ROWS, split_stages
 from packlight.graph.renormalize import find_normalizations
-from packlight.graph.rewrite.single import float_of
 from packlight.progress import SILENT, Progress
 from packlight.runtime import Process
 from packlight.samples import Samples, shapes_of_one
@@ -71,7 +70,7 @@ def repair(
     infer_shapes(work)
     known = {value.name for node in original.graph for value in node.outputs}
     place = {node: number for number, node in enumerate(work.graph)}
-    layers = [layer for layer in find_layers(work) if _can_be_fitted(layer)]
+    layers = [layer for layer in find_layers(work) if can_be_fitted(layer)]
     layers += find_normalizations(work)
     layers.sort(key=lambda layer: place[layer.node])
     if names is not None:
@@ -114,12 +113,3 @@ def _affordable(
     # Two models are run, each on average up to the middle.
     each = sum(count or 0 for count in macs.values()) * max(passes, 1)
     return int(np.clip(WORK / max(each, 1), LEAST_SAMPLES, SAMPLES))
-
-
-def _can_be_fitted(layer: Layer) -> bool:
-    return (
-        wants_moments(layer)
-        and not layer.shared
-        and layer.weight.is_initializer()
-        and float_of(layer.node, "beta", 1.0) != 0.0
-    )

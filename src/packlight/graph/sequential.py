@@ -16,14 +16,13 @@ import onnx_ir as ir
 
 from packlight.graph.apply import Weights, apply_recipe
 from packlight.graph.coupling.shapes import infer_shapes
-from packlight.graph.fitting import Target, find_target, fit_layer, observe_pairs
+from packlight.graph.fitting import Target, can_be_fitted, find_target, fit_layer, observe_pairs
 from packlight.graph.layers import Layer, find_layers
 from packlight.graph.model import copy_model
 from packlight.graph.observe import (
     MOMENT_ROWS,
     Observations,
     split_stages,
-    wants_moments,
 )
 from packlight.graph.rewrite.weights import family_of, find_families, round_layer
 from packlight.progress import SILENT, Progress
@@ -103,18 +102,18 @@ def refit_in_sequence(
         )
         _keep_rounded(trial, weights, before)
         nodes = {str(node.name): node for node in compressed.graph}
-        here_now = {one.name: _in_compressed(one, targets[one.name], nodes) for one in stage}
+        there = {one.name: _in_compressed(one, targets[one.name], nodes) for one in stage}
         pairs = observe_pairs(
             model,
             compressed,
             stage,
-            {name: target for name, (_, target) in here_now.items()},
+            {name: target for name, (_, target) in there.items()},
             samples,
             indices[: samples_each or _enough(stage, len(indices))],
             inputs,
             process=process,
             most_rows=MOMENT_ROWS,
-            sources={name: source for name, (source, _) in here_now.items()},
+            sources={name: source for name, (source, _) in there.items()},
             seed=recipe.seed,
         )
         for layer in stage:
@@ -130,13 +129,7 @@ def _enough(layers: Sequence[Layer], count: int) -> int:
 
 def _can_be_refitted(layer: Layer, chosen: Mapping[str, str]) -> bool:
     choice = parse_choice(chosen.get(layer.name, "float32"))
-    return (
-        not choice.weights.startswith("float")
-        and wants_moments(layer)
-        and layer.groups == 1
-        and not layer.shared
-        and layer.weight.is_initializer()
-    )
+    return not choice.weights.startswith("float") and layer.groups == 1 and can_be_fitted(layer)
 
 
 def _with_plain(weights: Weights, recipe: Recipe, layers: Sequence[Layer]) -> Weights:

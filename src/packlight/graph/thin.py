@@ -14,15 +14,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from packlight.graph.coupling.groups import CoupledGroup, Member
-from packlight.graph.edit import store_array
-from packlight.graph.layers import Layer, find_layers, matrix_to_weight, weight_matrix
-from packlight.graph.patches import in_plain_order, kernel_order
+from packlight.graph.layers import Layer, find_layers, weight_matrix
+from packlight.graph.patches import kernel_order
 from packlight.graph.renormalize import find_normalizations
-from packlight.graph.rewrite.packing import own_bias
-from packlight.graph.rewrite.single import float_of
-from packlight.graph.walk import constant_of
 from packlight.maths.channels import ChannelOrder, order_channels
-from packlight.maths.moments import Moments, refit_kept
+from packlight.maths.moments import Moments
 from packlight.maths.readers import ChannelReader
 
 
@@ -92,51 +88,6 @@ def rows_left(
         )
         for name, parts in lost.items()
     }
-
-
-def refit_readers(
-    model: ir.Model,
-    pruned: ir.Model,
-    groups: Sequence[CoupledGroup],
-    gone: Mapping[str, Sequence[int]],
-    moments: Mapping[str, Moments],
-) -> None:
-    """Fit the layers of `pruned` that read removed channels, in place, each by itself.
-
-    What reaches them is taken to be what reached them in `model`, less the channels: quick, since
-    nothing is run, and enough to tell what a group of channels is worth.
-    """
-    before = {layer.name: layer for layer in find_layers(model)}
-    lost: dict[str, list[NDArray[np.intp]]] = {}
-    for group in groups:
-        for member in group.readers if gone.get(group.name) else ():
-            if member.lines is not None:
-                lost.setdefault(member.node, []).append(member.lines[list(gone[group.name])])
-    for layer in find_layers(pruned):
-        seen = moments.get(layer.name)
-        old = before.get(layer.name)
-        if layer.name not in lost or seen is None or old is None or layer.groups > 1:
-            continue
-        if layer.shared or not layer.weight.is_initializer():
-            continue
-        plain = in_plain_order(old, seen)
-        matrix = weight_matrix(old).astype(np.float64)
-        columns = np.concatenate([part.ravel() for part in lost[layer.name]])
-        kept = np.setdiff1d(np.arange(matrix.shape[1]), columns)
-        if weight_matrix(layer).shape != (len(matrix), len(kept)):
-            continue  # it has lost outputs too: another group's affair
-        second = plain.second
-        if own_bias(layer) is not None:
-            second = second - np.outer(plain.mean, plain.mean)
-        fitted = refit_kept(matrix, second, second, kept.tolist(), damping=1e-3)
-        store_array(layer.weight, matrix_to_weight(layer, fitted.astype(np.float32)))
-        if layer.bias is not None and own_bias(layer) is not None:
-            bias = constant_of(layer.bias)
-            assert bias is not None
-            beta = float_of(layer.node, "beta", 1.0) if layer.kind == "Gemm" else 1.0
-            shift = (matrix @ plain.mean - fitted @ plain.mean[kept]) / (beta or 1.0)
-            old_bias = bias.numpy()
-            store_array(layer.bias, old_bias + shift.reshape(old_bias.shape))
 
 
 def _reader(layer: Layer, member: Member, seen: Moments, gain: float | None) -> ChannelReader:

@@ -144,7 +144,11 @@ class Ground:
         rows = rows_left(self.graph, self.groups, gone_of(self.orders, dict(cuts.keep)))
 
         def fit(changed: Graph, cuts: Cuts) -> Graph:
-            behind = layers_behind(self.graph, self.groups, self.branches, cuts, reach or 0)
+            names = (
+                None
+                if reach is None
+                else layers_behind(self.graph, self.groups, self.branches, cuts, reach)
+            )
             found, _ = repair(
                 with_stand_ins(self.graph, cuts.removed),
                 changed,
@@ -153,7 +157,7 @@ class Ground:
                 self.inputs,
                 process=self.process,
                 rows=rows | {f"{name}_b": rows[name] for name, _ in cuts.ranks if name in rows},
-                names=None if reach is None else behind,
+                names=names,
                 samples_each=samples,
                 seed=self.seed,
                 progress=progress,

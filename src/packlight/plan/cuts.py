@@ -17,6 +17,9 @@ from packlight.graph.thin import gone_of
 from packlight.maths.channels import ChannelOrder
 from packlight.ranks import Rank
 
+_BEFORE = 2
+"""Layers before a branch that may stand for its sum."""
+
 
 @dataclass(frozen=True)
 class Cuts:
@@ -165,7 +168,3 @@ def layers_behind(
     apart = {name: f"{name}_b" for name, _ in cuts.ranks}
     found = {name for first, last in spans for name in names[first : last + 1 + reach]}
     return {apart.get(name, name) for name in found}
-
-
-_BEFORE = 2
-"""Layers before a branch that may stand for its sum."""

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from packlight.errors import RuntimeFailure
 from packlight.graph.alone import layer_alone
-from packlight.graph.anatomy import count_macs
 from packlight.graph.layers import Layer, find_layers
 from packlight.graph.model import save_model
 from packlight.graph.observe import wants_moments, with_outputs
@@ -62,7 +61,7 @@ def measure_ranks(
     Losses are those of the model's output: measured at one rank, at the others in proportion to
     the noise that each leaves at the layer's own. whole: layers that are not to be taken apart.
     """
-    macs = count_macs(ground.graph)
+    macs = ground.macs
     total = max(ground.total, 1)
     able = [
         layer

@@ -77,8 +77,7 @@ def plan_training(
     """
     if not 0 <= minutes < float("inf"):
         raise WrongUsage(f"--heal-minutes {minutes}: give minutes, 0 or more.")
-    cuts = given is not None and bool(given.channels or given.removed or given.ranks)
-    heal_steps = given.heal_steps if given is not None and cuts and not prunes else 0
+    heal_steps = given.heal_steps if given is not None and given.thins and not prunes else 0
     tune_steps = given.tune_steps if given is not None else 0
     if minutes and (heal_steps or tune_steps):
         raise WrongUsage(

@@ -94,8 +94,10 @@ def with_stand_ins(model: ir.Model, names: Sequence[str]) -> ir.Model:
     ask for 0 where p is below: it is held to f + p, which is told under the name of the sum.
     All else of the model is as it was, but for the name of the sum.
     """
-    known = {branch.name: branch for branch in find_branches(model)}
     copy = copy_model(model)
+    if not names:
+        return copy
+    known = {branch.name: branch for branch in find_branches(model)}
     ensure_names(copy)
     stand: dict[ir.Value, ir.Value] = {}
     for node in list(copy.graph):

@@ -103,7 +103,7 @@ NEARLY_EQUAL = "nearly equal constants merged"
 
 
 def merge_similar(model: ir.Model) -> bool:
-    """Store constants once that differ by no more than a millionth of their largest value."""
+    """Store constants once that differ by no more than a millionth of each value."""
     return bool(share_similar(model))
 
 

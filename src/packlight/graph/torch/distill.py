@@ -164,12 +164,11 @@ class Lessons:
 
     indices: samples to train with; those of `hold_out` tell the best state and ruin, and should
     have had no part in the student. steps: of `batch` samples (by itself FEW to BATCH, by what
-    one costs); or minutes: as many steps as
-    fit, by timing a few (then a run on another machine may take others: note
-    `Distilled.planned`). rate: the largest of AdamW's, which rises and then falls along a cosine;
-    by itself RATE, and less for a student that is near and for steps of few samples.
-    checkpoint: a file from which an interrupted run of the same graphs, samples and settings
-    goes on; it is left there.
+    one costs); or minutes: as many steps as fit, by timing a few (then a run on another machine
+    may take others: note `Distilled.planned`). rate: the largest of AdamW's, which rises and then
+    falls along a cosine; by itself RATE, and less for a student that is near and for steps of few
+    samples. checkpoint: a file from which an interrupted run of the same graphs, samples and
+    settings goes on; it is left there.
     """
 
     samples: Samples
