@@ -298,6 +298,13 @@ def test_tuning_goes_there_and_back(tmp_path: Path) -> None:
     assert "tune_steps" not in path.read_text()
 
 
+def names_the_line(path: Path, text: str, line: int, word: str) -> None:
+    path.write_text(text)
+    with pytest.raises(UnusableRecipe, match=word) as caught:
+        read_recipe(path)
+    assert f"line {line}" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("text", "line", "word"),
     [
@@ -311,11 +318,7 @@ def test_tuning_goes_there_and_back(tmp_path: Path) -> None:
     ],
 )
 def test_broken_channels_name_the_line(tmp_path: Path, text: str, line: int, word: str) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(text)
-    with pytest.raises(UnusableRecipe, match=word) as caught:
-        read_recipe(path)
-    assert f"line {line}" in str(caught.value)
+    names_the_line(tmp_path / "recipe.yaml", text, line, word)
 
 
 def test_ranks_go_there_and_back(tmp_path: Path) -> None:
@@ -339,8 +342,4 @@ def test_ranks_go_there_and_back(tmp_path: Path) -> None:
     ],
 )
 def test_broken_ranks_name_the_line(tmp_path: Path, text: str, line: int, word: str) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(text)
-    with pytest.raises(UnusableRecipe, match=word) as caught:
-        read_recipe(path)
-    assert f"line {line}" in str(caught.value)
+    names_the_line(tmp_path / "recipe.yaml", text, line, word)

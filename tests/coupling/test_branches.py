@@ -33,6 +33,14 @@ def blocks() -> ir.Model:
     )  # fmt: skip
 
 
+def silenced(model: ir.Model, weights: list[str]) -> ir.Model:
+    """The model with these weights 0."""
+    for name in weights:
+        weight = model.graph.initializers[name]
+        weight.const_value = ir.Tensor(np.zeros_like(weight.const_value.numpy()), name=name)
+    return model
+
+
 def test_branches_are_named_with_what_is_in_them():
     first, second = find_branches(blocks())
     assert (first.name, first.shortcut, first.layers) == ("t", "s", ("a", "b"))
@@ -45,11 +53,8 @@ def test_branches_are_named_with_what_is_in_them():
 def test_a_part_is_gone_as_if_its_last_layer_were_zero(names: list[str]):
     model = blocks()
     pruned = remove_part(model, names)
-    without = blocks()
-    for name in names:
-        weight = without.graph.initializers["w2" if name == "t" else "w4"]
-        weight.const_value = ir.Tensor(np.zeros_like(weight.const_value.numpy()), name=weight.name)
     feeds = feeds_of(model)
+    without = silenced(blocks(), ["w2" if name == "t" else "w4" for name in names])
     expected = session_of(without).run(None, feeds)[0]
     found = session_of(pruned).run(None, feeds)[0]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
@@ -129,6 +134,10 @@ CHAIN = """net (float[n, 8] x) => (float[n, 8] y) {
 }"""
 
 
+def chain(text: str = CHAIN.replace("LAST", "Relu")) -> ir.Model:
+    return build(text, **{f"w{k}": (8, 8) for k in range(4)})
+
+
 @pytest.mark.parametrize(
     ("names", "left"),
     [
@@ -141,33 +150,29 @@ CHAIN = """net (float[n, 8] x) => (float[n, 8] y) {
 )
 def test_what_stands_for_a_sum_has_its_name(names: list[str], left: list[str]):
     """An activation that was there twice is there once, under the later one's name."""
-    model = build(CHAIN.replace("LAST", "Relu"), **{f"w{k}": (8, 8) for k in range(4)})
+    model = chain()
     pruned = remove_part(model, names)
     assert [value.name for node in pruned.graph for value in node.outputs] == left
-    without = build(CHAIN.replace("LAST", "Relu"), **{f"w{k}": (8, 8) for k in range(4)})
-    for name in names:
-        weight = without.graph.initializers[{"t": "w1", "u": "w2", "v": "w3"}[name]]
-        weight.const_value = ir.Tensor(np.zeros_like(weight.const_value.numpy()), name=weight.name)
+    without = silenced(chain(), [{"t": "w1", "u": "w2", "v": "w3"}[name] for name in names])
     feeds = feeds_of(model)
     expected = session_of(without).run(None, feeds)[0]
     np.testing.assert_allclose(session_of(pruned).run(None, feeds)[0], expected, atol=1e-6)
 
 
 def test_another_activation_stays_and_names_too():
-    model = build(CHAIN.replace("LAST", "Tanh"), **{f"w{k}": (8, 8) for k in range(4)})
+    model = chain(CHAIN.replace("LAST", "Tanh"))
     pruned = remove_part(model, ["v"])
     assert [node.op_type for node in pruned.graph][-2:] == ["Relu", "Tanh"]
     # What another branch reads too stands for nothing but itself.
     text = CHAIN.replace("c = MatMul(ur, w3)", "c = MatMul(ur, w3) z = Add(ur, sr)")
     text = text.replace("LAST(v)", "Add(v, z)")
-    model = build(text, **{f"w{k}": (8, 8) for k in range(4)})
+    model = chain(text)
     kept = remove_part(model, ["t"])
     assert "s" in [value.name for node in kept.graph for value in node.outputs]
 
 
 def test_what_stands_for_a_sum_is_held_to_the_branch_and_what_was_before_the_activation():
-    text = CHAIN.replace("LAST", "Relu")
-    model = build(text, **{f"w{k}": (8, 8) for k in range(4)})
+    model = chain()
     seen = with_stand_ins(model, ["t", "u"])
     feeds = feeds_of(model)
     expected = session_of(model).run(None, feeds)[0]

@@ -27,6 +27,23 @@ from packlight.samples import open_samples
 Arrays = Mapping[str, NDArray[Any]]
 
 
+def build_model(path: Path, text: str, weights: Arrays, *, opset: int = 17) -> Model:
+    """A model from its text, written to `path`; its weights are float32 where they are float64."""
+    head = f'<ir_version: 8, opset_import: ["" : {opset}, "com.microsoft" : 1]>\n'
+    proto = onnx.parser.parse_model(head + text)
+    for name, array in weights.items():
+        narrow = array.astype(np.float32) if array.dtype == np.float64 else array
+        proto.graph.initializer.append(numpy_helper.from_array(narrow, name))
+    onnx.save(proto, path)
+    return load_model(path)
+
+
+def gemm_weights(random: np.random.Generator, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """Weights w0, w1, ... [inputs, outputs] and biases b0, b1, ... of a chain of Gemm."""
+    weights = {f"w{i}": random.standard_normal(s) / s[0] ** 0.5 for i, s in enumerate(sizes)}
+    return weights | {f"b{i}": random.standard_normal(s[1]) / 4 for i, s in enumerate(sizes)}
+
+
 @dataclass(frozen=True)
 class Bench:
     """Everything is written into `folder`; `process` serves all tests of a session."""
@@ -35,13 +52,8 @@ class Bench:
     process: Process
 
     def model(self, text: str, *, opset: int = 17, **weights: NDArray[Any]) -> Model:
-        head = f'<ir_version: 8, opset_import: ["" : {opset}, "com.microsoft" : 1]>\n'
-        proto = onnx.parser.parse_model(head + text)
-        for name, array in weights.items():
-            proto.graph.initializer.append(numpy_helper.from_array(array, name))
         path = self.folder / f"model{len(list(self.folder.iterdir()))}.onnx"
-        onnx.save(proto, path)
-        return load_model(path)
+        return build_model(path, text, weights, opset=opset)
 
     def observe(
         self, model: Model, data: Arrays, layers: Sequence[str] | None = None

@@ -22,19 +22,7 @@ from packlight.graph.torch.distill import Distilled, Lessons  # noqa: E402
 from packlight.graph.torch.heal import heal  # noqa: E402
 from packlight.graph.torch.hints import find_hints  # noqa: E402
 from packlight.graph.torch.vary import vary  # noqa: E402
-from packlight.runtime import Process  # noqa: E402
 from packlight.samples import open_samples  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def process() -> Any:
-    with Process() as one:
-        yield one
-
-
-@pytest.fixture
-def bench(tmp_path: Path, process: Process) -> Bench:
-    return Bench(tmp_path, process)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,6 @@ class Net(torch.nn.Module):
 
     def forward(self, x: Any) -> Any:
         return self.head(self.drop(torch.relu(self.norm(self.conv(x))).mean((2, 3))))
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[Process]:
-    with Process() as one:
-        yield one
 
 
 @pytest.fixture(scope="module")

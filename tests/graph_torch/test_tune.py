@@ -35,19 +35,7 @@ from packlight.graph.torch.learned_steps import (  # noqa: E402
 )
 from packlight.graph.torch.tune import Tuned, find_rules, tune  # noqa: E402
 from packlight.recipe import Recipe  # noqa: E402
-from packlight.runtime import Process  # noqa: E402
 from packlight.samples import open_samples  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def process() -> Any:
-    with Process() as one:
-        yield one
-
-
-@pytest.fixture
-def bench(tmp_path: Path, process: Process) -> Bench:
-    return Bench(tmp_path, process)
 
 
 @pytest.fixture

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx.parser
 import onnxruntime
 import pytest
+from graph_bench import build_model, gemm_weights
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from packlight.errors import UnusableRecipe, WrongUsage
 from packlight.graph.anatomy import count_macs
@@ -32,8 +30,7 @@ from packlight.recipe import Recipe, read_recipe, write_recipe
 from packlight.runtime import Process
 from packlight.samples import Samples, Split, open_samples
 
-NET = """<ir_version: 8, opset_import: ["" : 17]>
-g (float[n,96] x) => (float[n,6] y) {
+NET = """g (float[n,96] x) => (float[n,6] y) {
     [first] a = Gemm (x, w0, b0) r = Relu(a)
     [second] b = Gemm (r, w1, b1) s = Relu(b)
     [third] y = Gemm (s, w2, b2) }"""
@@ -44,16 +41,10 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """The second layer's weight is of rank 12, but for a little; no channel is superfluous."""
     random = np.random.default_rng(2)
     sizes = ((96, 96), (96, 96), (96, 6))
-    weights = {f"w{i}": random.standard_normal(s) / s[0] ** 0.5 for i, s in enumerate(sizes)}
-    weights |= {f"b{i}": random.standard_normal(s[1]) / 4 for i, s in enumerate(sizes)}
+    weights = gemm_weights(random, sizes)
     thin = random.standard_normal((96, 12)) @ random.standard_normal((12, 96)) / 30
     weights["w1"] = thin + 0.005 * weights["w1"]
-    proto = onnx.parser.parse_model(NET)
-    for name, array in weights.items():
-        proto.graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
-    path = tmp_path_factory.mktemp("net") / "net.onnx"
-    onnx.save(proto, path)
-    return load_model(path)
+    return build_model(tmp_path_factory.mktemp("net") / "net.onnx", NET, weights)
 
 
 NOTHING = Option(Cuts(), 0.0, 0.0, 0.0)
@@ -131,6 +122,29 @@ def test_what_is_of_low_rank_becomes_two_layers(
     assert snr_db(want, answers(found.graph, tmp_path)) > (
         snr_db(want, answers(slow.graph, tmp_path)) + 6
     )
+
+
+def test_layers_of_a_model_with_open_lengths_are_taken_apart_too(
+    clock: dict[str, float], tmp_path: Path
+) -> None:
+    """Its multiply-accumulates are known for the samples' shape only."""
+    random = np.random.default_rng(5)
+    low = random.standard_normal((96, 12)) @ random.standard_normal((12, 96)) / 30
+    model = build_model(
+        tmp_path / "open.onnx",
+        """g (float[n,length,96] x) => (float[n,length,6] y) {
+            [first] a = MatMul (x, w0) r = Relu(a)
+            [second] y = MatMul (r, w1) }""",
+        {"w0": low + 0.0005 * random.standard_normal((96, 96)), "w1": np.eye(96, 6)},
+    )
+    samples = open_samples({"x": rows(600).reshape(60, 10, 96)}, model.inputs)
+    split = Split(tuple(range(40)), tuple(range(40, 60)), ())
+    with Process() as process:
+        ground = prepare_ground(model.ir, samples, split, model.inputs, process, 0, SILENT)
+        found = planner.measure_ranks(ground, SILENT)
+    assert len(found["first"]) > 1
+    first = found["first"][-1]
+    assert first.macs == pytest.approx(1 - ground.macs_left(first.cuts) / ground.total, abs=1e-6)
 
 
 def test_a_recipe_gives_the_same_bytes(net: Model, clock: dict[str, float], tmp_path: Path) -> None:
@@ -219,16 +233,14 @@ def test_convolutions_are_timed_at_the_shapes_that_reach_them(
         "w1": random.standard_normal((24, 16, 3, 3)) / 12,
         "w2": random.standard_normal((4, 24)) / 5,
     }
-    proto = onnx.parser.parse_model(
-        """<ir_version: 8, opset_import: ["" : 17]> g (float[n,3,12,12] x) => (float[n,4] y) {
+    model = build_model(
+        tmp_path / "conv.onnx",
+        """g (float[n,3,12,12] x) => (float[n,4] y) {
         [stem] a = Conv <pads = [1,1,1,1]> (x, w0) r = Relu(a)
         [next] b = Conv <pads = [1,1,1,1], strides = [2,2]> (r, w1) s = Relu(b)
-        p = GlobalAveragePool(s) f = Flatten(p) [head] y = Gemm <transB = 1> (f, w2) }"""
+        p = GlobalAveragePool(s) f = Flatten(p) [head] y = Gemm <transB = 1> (f, w2) }""",
+        weights,
     )
-    for name, array in weights.items():
-        proto.graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
-    onnx.save(proto, tmp_path / "conv.onnx")
-    model = load_model(tmp_path / "conv.onnx")
     graph, _ = simplify(model.ir, check=None)
     samples = open_samples({"x": random.random((64, 3, 12, 12), np.float32)}, model.inputs)
     split = Split(tuple(range(48)), tuple(range(48, 64)), ())
@@ -252,13 +264,8 @@ def test_a_model_of_one_layer_has_ranks_alone(tmp_path: Path, clock: dict[str, f
     """Its channels are the model's inputs and outputs: none can go."""
     random = np.random.default_rng(6)
     weight = random.standard_normal((64, 5)) @ random.standard_normal((5, 64))
-    proto = onnx.parser.parse_model(
-        '<ir_version: 8, opset_import: ["" : 17]> g (float[n,64] x) => (float[n,64] y) '
-        "{ [only] y = MatMul (x, w) }"
-    )
-    proto.graph.initializer.append(numpy_helper.from_array(weight.astype(np.float32), "w"))
-    onnx.save(proto, tmp_path / "one.onnx")
-    model = load_model(tmp_path / "one.onnx")
+    text = "g (float[n,64] x) => (float[n,64] y) { [only] y = MatMul (x, w) }"
+    model = build_model(tmp_path / "one.onnx", text, {"w": weight})
     samples = open_samples({"x": random.standard_normal((64, 64)).astype(np.float32)}, model.inputs)
     split = Split(tuple(range(48)), tuple(range(48, 64)), ())
     found = thin(model.ir, samples, split, model.inputs, share=0.4)

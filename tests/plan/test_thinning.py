@@ -6,23 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx.parser
 import pytest
+from graph_bench import build_model, gemm_weights
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from packlight.errors import UnusableRecipe, WrongUsage
 from packlight.graph.layers import find_layers
-from packlight.graph.model import Model, load_model
+from packlight.graph.model import Model
 from packlight.plan import channels, thinning
 from packlight.plan.thinning import Thinned, parse_share, thin
 from packlight.plan.training import Training
 from packlight.recipe import Recipe
 from packlight.samples import Split, hold_out, open_samples
 
-NET = """<ir_version: 8, opset_import: ["" : 17]>
-g (float[n,16] x) => (float[n,6] y) {
+NET = """g (float[n,16] x) => (float[n,6] y) {
     [first] a = Gemm (x, w0, b0) r = Relu(a)
     [second] b = Gemm (r, w1, b1) s = Relu(b)
     [third] y = Gemm (s, w2, b2) }"""
@@ -33,15 +30,9 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """The second half of the first layer's channels, and of no other, say nothing."""
     random = np.random.default_rng(2)
     sizes = ((16, 32), (32, 32), (32, 6))
-    weights = {f"w{i}": random.standard_normal(s) / s[0] ** 0.5 for i, s in enumerate(sizes)}
-    weights |= {f"b{i}": random.standard_normal(s[1]) / 4 for i, s in enumerate(sizes)}
+    weights = gemm_weights(random, sizes)
     weights["w1"][16:] *= 0.02
-    proto = onnx.parser.parse_model(NET)
-    for name, array in weights.items():
-        proto.graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
-    path = tmp_path_factory.mktemp("net") / "net.onnx"
-    onnx.save(proto, path)
-    return load_model(path)
+    return build_model(tmp_path_factory.mktemp("net") / "net.onnx", NET, weights)
 
 
 @pytest.fixture(autouse=True)
@@ -116,15 +107,10 @@ def test_what_is_no_share_is_refused(text: str) -> None:
 
 
 def test_a_model_without_such_channels_says_why(tmp_path: Path) -> None:
-    proto = onnx.parser.parse_model(
-        '<ir_version: 8, opset_import: ["" : 17]> g (float[n,16] x) => (float[n,6] y) '
-        "{ [only] y = MatMul (x, w) }"
-    )
-    weight = np.ones((16, 6), np.float32)
-    proto.graph.initializer.append(numpy_helper.from_array(weight, "w"))
-    onnx.save(proto, tmp_path / "one.onnx")
+    text = "g (float[n,16] x) => (float[n,6] y) { [only] y = MatMul (x, w) }"
+    one = build_model(tmp_path / "one.onnx", text, {"w": np.ones((16, 6))})
     with pytest.raises(WrongUsage, match=r"no channels to remove.*keeps its shape"):
-        run(load_model(tmp_path / "one.onnx"), share=0.3)
+        run(one, share=0.3)
 
 
 def test_auto_takes_the_largest_share_that_the_drop_allows(net: Model) -> None:
@@ -147,16 +133,15 @@ def test_auto_takes_the_largest_share_that_the_drop_allows(net: Model) -> None:
 def test_a_model_with_an_open_length_is_pruned_by_what_its_samples_cost(tmp_path: Path) -> None:
     """Its multiplications are not known from the file alone: it had no channels to remove."""
     random = np.random.default_rng(5)
-    proto = onnx.parser.parse_model(
-        """<ir_version: 8, opset_import: ["" : 17]>
-        g (float[n,length,16] x) => (float[n,length,6] y) {
-            [first] a = MatMul (x, w0) r = Relu(a) [second] y = MatMul (r, w1) }"""
+    net = build_model(
+        tmp_path / "open.onnx",
+        """g (float[n,length,16] x) => (float[n,length,6] y) {
+            [first] a = MatMul (x, w0) r = Relu(a) [second] y = MatMul (r, w1) }""",
+        {
+            name: random.standard_normal(shape) / shape[0] ** 0.5
+            for name, shape in (("w0", (16, 32)), ("w1", (32, 6)))
+        },
     )
-    for name, shape in (("w0", (16, 32)), ("w1", (32, 6))):
-        array = (random.standard_normal(shape) / shape[0] ** 0.5).astype(np.float32)
-        proto.graph.initializer.append(numpy_helper.from_array(array, name))
-    onnx.save(proto, tmp_path / "open.onnx")
-    net = load_model(tmp_path / "open.onnx")
     samples = open_samples({"x": rows(400).reshape(40, 10, 16)}, net.inputs)
     split = Split(tuple(range(30)), tuple(range(30, 40)), ())
     found = thin(net.ir, samples, split, net.inputs, share=0.25)
