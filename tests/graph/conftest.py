@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import layer_kinds
 import pytest
-from graph_bench import Bench
+from graph_bench import bench, process
 
-from packlight.runtime import Process
-
-
-@pytest.fixture(scope="session")
-def process() -> Iterator[Process]:
-    with Process() as one:
-        yield one
-
-
-@pytest.fixture
-def bench(tmp_path: Path, process: Process) -> Bench:
-    return Bench(tmp_path, process)
+__all__ = ["bench", "process"]
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnx.parser
 import onnxruntime
+import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
@@ -25,6 +26,19 @@ from packlight.runtime import Process
 from packlight.samples import open_samples
 
 Arrays = Mapping[str, NDArray[Any]]
+
+
+@pytest.fixture(scope="session")
+def process() -> Iterator[Process]:
+    """One runtime for all tests of a session."""
+    with Process() as one:
+        yield one
+
+
+@pytest.fixture
+def bench(tmp_path: Path, process: Process) -> Bench:
+    """A bench in a folder of the test's own."""
+    return Bench(tmp_path, process)
 
 
 def build_model(path: Path, text: str, weights: Arrays, *, opset: int = 17) -> Model:
