@@ -1,0 +1,1 @@
+"""Language models: checkpoints in, files for their runtimes out, block by block."""
