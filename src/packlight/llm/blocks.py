@@ -269,7 +269,8 @@ def _walk_experts(weights: Weights, wiring: Wiring, f: Tensor) -> Walk:
         yield Site(("ffn_down_shexp.weight",), h)
         part = linear(weights, "ffn_down_shexp.weight", h, None)
         if "ffn_gate_inp_shexp.weight" in weights:
-            part = part * torch.sigmoid(F.linear(rows, weights["ffn_gate_inp_shexp.weight"]))
+            gate = weights["ffn_gate_inp_shexp.weight"].view(1, -1)
+            part = part * torch.sigmoid(F.linear(rows, gate))
         outputs = outputs + part
     return outputs.view_as(f)
 

@@ -6,10 +6,22 @@ biases, experts); the numbers below tell the rest. Tensors have GGUF's names and
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from packlight.errors import UnusableModel
+from packlight.llm.architectures import ARCHITECTURES, Architecture
+from packlight.llm.checkpoint.config import ModelConfig, RopeScaling
+
 Activation: TypeAlias = Literal["silu", "gelu", "gelu_tanh", "relu"]
+
+_NEIGHBOURS = ("llama",)
+"""Architectures whose rows of queries and keys llama.cpp wants with pairs side by side."""
+
+_UNNORMALIZED = ("qwen2moe",)
+"""Architectures whose experts' shares are not made to add up to 1."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,98 @@ class Wiring:
         return len(self.rotary)
 
 
-def plain_frequencies(base: float, size: int, factor: float = 1.0) -> tuple[float, ...]:
-    """Give base^(-2i / size) / factor for the size / 2 pairs."""
-    return tuple(float(base ** (-2 * i / size)) / factor for i in range(size // 2))
+def wiring_of(config: ModelConfig, divisors: Sequence[float] | None = None) -> Wiring:
+    """Give the wiring of a known architecture.
+
+    divisors: [rope_width / 2] what each frequency is divided by, where the model has a tensor of
+    them (`rope_freqs.weight`). Raises UnusableModel for an architecture that is not known.
+    """
+    table: Mapping[str, Architecture] = {one.name: one for one in ARCHITECTURES}
+    known = table.get(config.architecture)
+    if known is None or not config.known:
+        raise UnusableModel(
+            f"a model of the type {config.model_type!r} cannot be computed block by block: known "
+            f"are {', '.join(sorted(table))}; compress it without a text"
+        )
+    gemma = known.name.startswith("gemma")
+    sliding = config.sliding_layers or (False,) * config.layers
+    large = bool(known.scaled_query) and config.layers == known.scaled_query
+    size = config.width / config.heads if large else config.head_width
+    whole = _rotary(config, config.rope_theta, config.rope_scaling, divisors)
+    near = whole
+    if config.rope_theta_sliding:
+        near = _rotary(config, config.rope_theta_sliding, None, None)
+    return Wiring(
+        width=config.width,
+        heads=config.heads,
+        key_heads=config.kv_heads,
+        head_size=config.head_width,
+        rotary=tuple(near if one else whole for one in sliding),
+        window=tuple(config.sliding_window if one else None for one in sliding),
+        attention_scale=1 / math.sqrt(size),
+        norm="layer" if known.layer_norm else "rms",
+        norm_epsilon=config.norm_epsilon,
+        activation="gelu_tanh" if gemma or known.name == "gpt2" else "silu",
+        attention_softcap=config.attention_softcap or None,
+        final_softcap=config.output_softcap or None,
+        embedding_scale=math.sqrt(config.width) if gemma else 1.0,
+        experts_used=config.experts_used,
+        normalized_experts=known.name not in _UNNORMALIZED,
+    )
+
+
+def _rotary(
+    config: ModelConfig,
+    base: float,
+    scaling: RopeScaling | None,
+    divisors: Sequence[float] | None,
+) -> Rotary | None:
+    size = config.rope_width
+    if not size:
+        return None
+    frequencies = [base ** (-2 * i / size) for i in range(size // 2)]
+    magnitude = 1.0
+    if scaling is not None and scaling.kind == "linear":
+        frequencies = [one / (scaling.factor or 1.0) for one in frequencies]
+    if scaling is not None and scaling.kind == "yarn":
+        frequencies, magnitude = _stretch(frequencies, base, size, scaling)
+    if scaling is not None and scaling.kind == "longrope":
+        # Windows of calibration are within what the model was first trained for.
+        divisors = scaling.short_factors or divisors
+        ratio = config.context / max(scaling.original_context, 1)
+        magnitude = scaling.attention_factor or (
+            math.sqrt(1 + math.log(ratio) / math.log(scaling.original_context))
+            if ratio > 1
+            else 1.0
+        )
+    if divisors is not None:
+        if len(divisors) != len(frequencies):
+            raise UnusableModel(
+                f"{len(divisors)} factors of rotation were found for {len(frequencies)} "
+                "frequencies: the checkpoint's configuration does not fit its tensors"
+            )
+        frequencies = [one / by for one, by in zip(frequencies, divisors, strict=True)]
+    pairs: Literal["neighbours", "halves"] = (
+        "neighbours" if config.architecture in _NEIGHBOURS else "halves"
+    )
+    return Rotary(pairs, size, tuple(frequencies), magnitude)
+
+
+def _stretch(
+    frequencies: Sequence[float], base: float, size: int, scaling: RopeScaling
+) -> tuple[list[float], float]:
+    """YaRN (Peng et al. 2023): slow turns are stretched by the factor, fast ones left alone."""
+    factor = scaling.factor or 1.0
+
+    def pair_of(turns: float) -> float:
+        around = scaling.original_context / (turns * 2 * math.pi)
+        return size * math.log(around) / (2 * math.log(base))
+
+    low = max(math.floor(pair_of(scaling.beta_fast or 32.0)), 0)
+    high = min(math.ceil(pair_of(scaling.beta_slow or 1.0)), size - 1)
+    found = []
+    for i, one in enumerate(frequencies):
+        share = min(max((i - low) / max(high - low, 1e-3), 0.0), 1.0)
+        found.append(one / factor * share + one * (1 - share))
+    magnitude = scaling.attention_factor or (0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0)
+    return found, magnitude

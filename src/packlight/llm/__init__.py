@@ -1,1 +1,0 @@
-"""Language models: checkpoints in, files for their runtimes out, block by block."""
