@@ -1,0 +1,60 @@
+"""Reads JSON of strangers: bounded, every key once, numbers finite, not nested without end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from packlight.errors import UnusableModel
+
+
+def read_json(path: Path, most_bytes: int) -> dict[str, Any]:
+    """Read the object in the JSON file at `path`, of at most `most_bytes`.
+
+    Raises UnusableModel.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(most_bytes + 1)
+    except OSError as error:
+        raise UnusableModel(f"{path} cannot be read: {error.strerror or error}.") from None
+    if len(content) > most_bytes:
+        raise UnusableModel(
+            f"{path} has more than {most_bytes} bytes, which no such file needs: "
+            "download the model again."
+        )
+    return parse_json(content, str(path))
+
+
+def parse_json(content: bytes, where: str) -> dict[str, Any]:
+    """Parse a JSON object; `where` is what messages call it. Raises UnusableModel."""
+    try:
+        parsed = json.loads(
+            content.decode("utf-8"), object_pairs_hook=_each_once, parse_constant=_refuse_constant
+        )
+    except RecursionError:
+        raise UnusableModel(f"{where} is nested too deep: download the model again.") from None
+    except ValueError as error:
+        reason = str(error).splitlines()[0][:200]
+        raise UnusableModel(
+            f"{where} is not the JSON it should be ({reason}): download the model again."
+        ) from None
+    if not isinstance(parsed, dict):
+        raise UnusableModel(f"{where} holds no JSON object: download the model again.")
+    return parsed
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"the key {name[:100]!r} is there twice")
+            seen.add(name)
+    return made
+
+
+def _refuse_constant(text: str) -> Any:
+    raise ValueError(f"{text} is no number")

@@ -1,0 +1,23 @@
+"""GGUF files: read with nothing taken on trust, written tensor by tensor, resumable.
+
+The format: github.com/ggml-org/ggml, docs/gguf.md, versions 2 and 3, little-endian.
+"""
+
+from packlight.llm.gguf.reader import GgufFile, StoredTensor, read_gguf
+from packlight.llm.gguf.types import TYPES, TensorType
+from packlight.llm.gguf.values import Kind, Value
+from packlight.llm.gguf.writer import begin_gguf, write_gguf
+from packlight.llm.gguf.writing import Writing
+
+__all__ = [
+    "TYPES",
+    "GgufFile",
+    "Kind",
+    "StoredTensor",
+    "TensorType",
+    "Value",
+    "Writing",
+    "begin_gguf",
+    "read_gguf",
+    "write_gguf",
+]

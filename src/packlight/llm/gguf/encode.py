@@ -1,0 +1,71 @@
+"""Brings a tensor into the bytes of its type, or says why that cannot be."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from packlight.errors import UnusableModel
+from packlight.llm.gguf.types import TYPES
+
+
+def encode_rows(
+    name: str, kind: str, content: NDArray[Any], shape: tuple[int, ...]
+) -> NDArray[np.uint8]:
+    """Give uint8 [rows, row_bytes] of a tensor of `shape` [.., out, in] in the type `kind`.
+
+    content: floats of that shape where the type is F32, F16 or BF16; else the bytes
+    themselves, in any shape of that size. Raises UnusableModel.
+    """
+    if kind not in TYPES:
+        raise UnusableModel(
+            f"{name} is to be stored as {kind!r}, which is none of GGUF's types: "
+            f"{', '.join(TYPES)}."
+        )
+    inputs, rows = shape[-1], prod(shape[:-1])
+    if inputs % TYPES[kind].block:
+        raise UnusableModel(
+            f"{name} has rows of {inputs} weights, and {kind} stores blocks of "
+            f"{TYPES[kind].block}: choose a type that fits."
+        )
+    row_bytes = TYPES[kind].row_bytes(inputs)
+    if content.dtype == np.uint8:
+        if content.size != rows * row_bytes:
+            raise UnusableModel(
+                f"{name} of shape {list(shape)} takes {rows * row_bytes} bytes as {kind}, and "
+                f"{content.size} are given."
+            )
+        return np.ascontiguousarray(content).reshape(rows, row_bytes)
+    if tuple(content.shape) != shape:
+        raise UnusableModel(
+            f"{name} has the shape {list(shape)}, and {list(content.shape)} is given."
+        )
+    return _encode_floats(name, kind, content).view(np.uint8).reshape(rows, row_bytes)
+
+
+def _encode_floats(name: str, kind: str, content: NDArray[Any]) -> NDArray[Any]:
+    if kind not in ("F32", "F16", "BF16"):
+        raise UnusableModel(f"{name} is to be stored as {kind}: encode it first.")
+    if not np.isfinite(content).all():
+        raise UnusableModel(f"{name} holds NaN or infinity: the model is damaged.")
+    floats = np.ascontiguousarray(content, np.float32)
+    if kind == "F32":
+        return floats.astype("<f4", copy=False)
+    if kind == "BF16":
+        return to_bfloat16(floats)
+    limit = float(np.finfo(np.float16).max)
+    if floats.size and float(np.abs(floats).max()) > limit:
+        raise UnusableModel(
+            f"{name} holds weights above {limit:.0f}, which F16 cannot: store it as BF16 or F32."
+        )
+    return floats.astype("<f2")
+
+
+def to_bfloat16(floats: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Round finite float32 to bfloat16, halves to even, as the upper 16 bits of a float32."""
+    bits = floats.view(np.uint32)
+    rounded: NDArray[np.uint16] = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+    return rounded

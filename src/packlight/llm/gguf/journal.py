@@ -1,0 +1,74 @@
+"""What is finished of a file that is being written, so that a killed run goes on from there.
+
+One JSON object a line: first what the file is made of, then each finished tensor. The last line
+may be cut short by a kill; tensors are believed by their hash alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+MOST_BYTES = 1 << 28
+_FIELDS = {"name": str, "type": str, "offset": int, "size": int, "sha256": str}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished tensor. offset: of its first byte in the file; size: in bytes, not padded."""
+
+    name: str
+    type: str
+    offset: int
+    size: int
+    sha256: str
+
+
+class Journal:
+    """The journal at `path` of a file made of what `key` stands for."""
+
+    def __init__(self, path: Path, key: str) -> None:
+        self._path, self._key = path, key
+
+    def read(self) -> list[Entry]:
+        """Give what is said to be finished; nothing if it is about another file."""
+        try:
+            if self._path.stat().st_size > MOST_BYTES:
+                return []
+            lines = self._path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError):
+            return []
+        rows = [_parse(line) for line in lines]
+        if not rows or rows[0] != {"key": self._key}:
+            return []
+        found = []
+        for row in rows[1:]:
+            if row is None or {name: type(value) for name, value in row.items()} != _FIELDS:
+                break
+            found.append(Entry(**row))
+        return found
+
+    def begin(self, entries: list[Entry]) -> None:
+        """Write it anew with what is finished."""
+        lines = [json.dumps({"key": self._key}), *(json.dumps(asdict(one)) for one in entries)]
+        self._path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+    def add(self, entry: Entry) -> None:
+        """Note that one more is finished."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(entry)) + "\n")
+
+    def remove(self) -> None:
+        """The file is whole: nothing is to be remembered."""
+        self._path.unlink(missing_ok=True)
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    with contextlib.suppress(ValueError, RecursionError):
+        row = json.loads(line)
+        if isinstance(row, dict):
+            return row
+    return None
