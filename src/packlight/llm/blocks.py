@@ -214,7 +214,7 @@ def _walk_feed_forward(weights: Weights, wiring: Wiring, x: Tensor, see: See | N
     after = "post_ffw_norm.weight" in weights
     stream = None if after else x
     if "ffn_gate_inp.weight" in weights:
-        outputs = yield from _walk_experts(weights, wiring, f)
+        outputs = yield from _walk_experts(weights, wiring, f, see)
     else:
         h = yield from _walk_hidden(weights, wiring, f, see, "")
         yield Site(("ffn_down.weight",), h, stream=stream)
@@ -240,7 +240,7 @@ def _walk_hidden(
     return activate(h, wiring)
 
 
-def _walk_experts(weights: Weights, wiring: Wiring, f: Tensor) -> Walk:
+def _walk_experts(weights: Weights, wiring: Wiring, f: Tensor, see: See | None) -> Walk:
     """Each token goes to the experts of largest weight (Shazeer et al. 2017)."""
     rows = f.flatten(0, -2)
     scores = F.linear(rows, weights["ffn_gate_inp.weight"])
@@ -255,24 +255,30 @@ def _walk_experts(weights: Weights, wiring: Wiring, f: Tensor) -> Walk:
     hidden = []
     for e, place in enumerate(places):
         own = rows[place[:, 0]]
-        hidden.append(
-            activate(F.linear(own, weights[gate][e]), wiring) * F.linear(own, weights[up][e])
-        )
+        gates = _expert(weights, gate, e, own, see)
+        hidden.append(activate(gates, wiring) * _expert(weights, up, e, own, see))
     for e, h in enumerate(hidden):
         yield Site((down,), h, expert=e)
     outputs = torch.zeros_like(rows)
     for e, (h, place) in enumerate(zip(hidden, places, strict=True)):
-        part = F.linear(h, weights[down][e]) * shares[place[:, 0], place[:, 1], None]
+        part = _expert(weights, down, e, h, see) * shares[place[:, 0], place[:, 1], None]
         outputs = outputs.index_add(0, place[:, 0], part)
     if "ffn_up_shexp.weight" in weights:  # an expert that every token goes to
-        h = yield from _walk_hidden(weights, wiring, rows, None, "_shexp")
+        h = yield from _walk_hidden(weights, wiring, rows, see, "_shexp")
         yield Site(("ffn_down_shexp.weight",), h)
-        part = linear(weights, "ffn_down_shexp.weight", h, None)
+        part = linear(weights, "ffn_down_shexp.weight", h, see)
         if "ffn_gate_inp_shexp.weight" in weights:
             gate = weights["ffn_gate_inp_shexp.weight"].view(1, -1)
             part = part * torch.sigmoid(F.linear(rows, gate))
         outputs = outputs + part
     return outputs.view_as(f)
+
+
+def _expert(weights: Weights, name: str, expert: int, x: Tensor, see: See | None) -> Tensor:
+    outputs = F.linear(x, weights[name][expert])
+    if see is not None:
+        see(name, outputs)
+    return outputs
 
 
 def activate(x: Tensor, wiring: Wiring) -> Tensor:

@@ -1,0 +1,259 @@
+"""How much the model's predictions suffer when a tensor changes: a second-order estimate.
+
+For a small change D of a weight, whose inputs are x and the gradients at whose outputs are g,
+
+    KL(original, changed) ~ 1/2 E[(g^T D x)^2] ~ 1/2 tr(G D H D^T),  G = E[g g^T], H = E[x x^T]
+
+a token, where g is the gradient of the log likelihood of tokens drawn from the model's own
+predictions: its Fisher information (Amari 1998), factored as by Martens and Grosse (2015). At the
+output head the curvature is known without drawing: the variance of the changed logits under the
+predictions. Forwards with every block's inputs kept, backwards a block at a time: memory is that of
+one block, with its gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from packlight.llm.blocks import (
+    Tensor,
+    embed_tokens,
+    head_inputs,
+    head_logits,
+    head_name,
+    run_block,
+    walk_block,
+)
+from packlight.llm.blocks_states import States
+from packlight.llm.blocks_wiring import Wiring
+from packlight.llm.text import Tokens
+
+Floats: TypeAlias = NDArray[np.float32]
+Load: TypeAlias = Callable[[int | None], Mapping[str, Tensor]]
+"""Gives the tensors of a block by their names in it, or with None those outside of blocks."""
+
+Change: TypeAlias = Callable[[str, Tensor, Tensor | None], Iterator[tuple[str, Tensor]]]
+"""Gives for a weight (full name) and its second moments each type with the rounded weight."""
+
+WIDEST = 8192
+"""Outputs up to which G is a whole matrix; beyond, its diagonal, or it would be the largest thing."""
+
+BATCH = 1024
+
+
+@dataclass
+class _Sums:
+    """Of one linear layer, sums over tokens. outputs: G, [out, out] or [out]. inputs: H by expert."""
+
+    outputs: Tensor | None = None
+    inputs: dict[int | None, Tensor] = field(default_factory=dict)
+    counts: dict[int | None, int] = field(default_factory=dict)
+
+
+def estimate_losses(
+    load: Load,
+    wiring: Wiring,
+    tokens: Tokens,
+    change: Change,
+    *,
+    wanted: Callable[[str], bool],
+    scratch: Path | None = None,
+    limit_bytes: int = 2 << 30,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda name: None,
+) -> dict[str, dict[str, float]]:
+    """Give for each wanted tensor (full name) and each type the estimated KL in nats a token.
+
+    tokens: [windows, length]. load: see `Load`; block weights are asked for twice. wanted: says
+    of a full name whether its types are asked for.
+    """
+    outer = load(None)
+    windows, length = tokens.shape
+    with ExitStack() as stack, torch.no_grad():
+
+        def keep() -> States:
+            return stack.enter_context(
+                States(windows, length, wiring.width, scratch=scratch, limit_bytes=share)
+            )
+
+        share = limit_bytes // (wiring.layers + 2)
+        states = [keep()]
+        for rows in states[0].batches(BATCH):
+            states[0].write(rows, embed_tokens(outer, wiring, _ids(tokens[rows])))
+        for layer in range(wiring.layers):
+            weights = load(layer)
+            states.append(keep())
+            for rows in states[layer].batches(BATCH):
+                after = run_block(weights, wiring, layer, states[layer].read(rows))
+                states[layer + 1].write(rows, after)
+        slopes = keep()
+        losses = _head(outer, wiring, states[-1], slopes, change, wanted, seed)
+        for layer in reversed(range(wiring.layers)):
+            states.pop().close()
+            weights = load(layer)
+            sums = _backwards(weights, wiring, layer, states[layer], slopes)
+            for short, one in sums.items():
+                name = f"blk.{layer}.{short}"
+                if wanted(name):
+                    found = _linear_losses(name, weights[short], one, windows * length, change)
+                    losses[name] = found
+                    progress(name)
+        embedding = _embedding(outer, wiring, tokens, slopes, change, wanted)
+        for name, found in embedding.items():
+            own = losses.setdefault(name, {})
+            for kind, loss in found.items():
+                own[kind] = own.get(kind, 0.0) + loss
+    return losses
+
+
+def _head(
+    outer: Mapping[str, Tensor],
+    wiring: Wiring,
+    states: States,
+    slopes: States,
+    change: Change,
+    wanted: Callable[[str], bool],
+    seed: int,
+) -> dict[str, dict[str, float]]:
+    """Loss of each type of the head, and the gradients at the last block's outputs."""
+    name = head_name(outer)
+    generator = torch.Generator().manual_seed(seed)
+    changed: dict[str, Tensor] = {}
+    if wanted(name):
+        moments = torch.zeros((wiring.width, wiring.width), dtype=torch.float64)
+        count = 0
+        for rows in states.batches(BATCH):
+            x = head_inputs(outer, wiring, states.read(rows)).flatten(0, -2)
+            moments += (x.mT @ x).double()
+            count += x.shape[0]
+        changed = {
+            kind: outer[name] - near for kind, near in change(name, outer[name], moments / count)
+        }
+    sums = dict.fromkeys(changed, 0.0)
+    total = 0
+    for rows in states.batches(BATCH):
+        x = states.read(rows)
+        with torch.enable_grad():
+            x.requires_grad_()
+            inputs = head_inputs(outer, wiring, x)
+            seen: list[Tensor] = []
+            logits = head_logits(outer, wiring, inputs, lambda _, z, seen=seen: seen.append(z))
+            log_shares = torch.log_softmax(logits, dim=-1)
+            shares = log_shares.detach().exp().flatten(0, -2)
+            drawn = torch.multinomial(shares, 1, generator=generator)
+            score = torch.gather(log_shares.flatten(0, -2), 1, drawn).sum()
+            (slope,) = torch.autograd.grad(score, x)
+        slopes.write(rows, slope)
+        flat = inputs.detach().flatten(0, -2)
+        cap = 1.0
+        if wiring.final_softcap is not None:  # its slope, by which a change of logits shrinks
+            cap = 1 - (logits.detach().flatten(0, -2) / wiring.final_softcap) ** 2
+        for kind, gap in changed.items():
+            moved = (flat @ gap.mT) * cap
+            mean = (shares * moved).sum(-1)
+            sums[kind] += float(((shares * moved**2).sum(-1) - mean**2).double().sum())
+        total += flat.shape[0]
+    return {name: {kind: 0.5 * one / total for kind, one in sums.items()}} if changed else {}
+
+
+def _backwards(
+    weights: Mapping[str, Tensor], wiring: Wiring, layer: int, states: States, slopes: States
+) -> dict[str, _Sums]:
+    """Sums of the block's linear layers; slopes at its outputs become those at its inputs."""
+    found: dict[str, _Sums] = {}
+    for rows in states.batches(BATCH):
+        x = states.read(rows)
+
+        def see(name: str, outputs: Tensor) -> None:
+            if outputs.requires_grad:
+                outputs.register_hook(lambda slope: _add_slope(found[name], slope))
+
+        with torch.enable_grad():
+            x.requires_grad_()
+            walk = walk_block(weights, wiring, layer, x, see)
+            while True:
+                try:
+                    site = next(walk)
+                except StopIteration as end:
+                    outputs = end.value
+                    break
+                inputs = site.inputs.detach().flatten(0, -2)
+                moments = (inputs.mT @ inputs).double()
+                for name in site.names:
+                    own = found.setdefault(name, _Sums())
+                    e = site.expert
+                    own.inputs[e] = own.inputs.get(e, 0) + moments
+                    own.counts[e] = own.counts.get(e, 0) + inputs.shape[0]
+            (slope,) = torch.autograd.grad(outputs, x, slopes.read(rows))
+        slopes.write(rows, slope)
+    return found
+
+
+def _add_slope(sums: _Sums, slope: Tensor) -> None:
+    flat = slope.detach().flatten(0, -2)
+    outer = (flat.mT @ flat) if flat.shape[-1] <= WIDEST else (flat**2).sum(0)
+    sums.outputs = outer.double() if sums.outputs is None else sums.outputs + outer
+
+
+def _linear_losses(
+    name: str, weight: Tensor, sums: _Sums, tokens: int, change: Change
+) -> dict[str, float]:
+    """1/2 tr(G D H D^T) a token; of experts the sum, with one G for all of them."""
+    if sums.outputs is None:
+        return {}
+    routed = sum(sums.counts.values())
+    slopes = sums.outputs / max(routed, 1)
+    losses: dict[str, float] = {}
+    for expert, moments in sums.inputs.items():
+        count = sums.counts[expert]
+        own = weight if expert is None else weight[expert]
+        known = moments / count if count else None
+        for kind, near in change(name, own, known):
+            gap = (own - near).double()
+            seen = gap @ (moments / tokens)
+            pulled = slopes @ gap if slopes.ndim == 2 else slopes[:, None] * gap
+            losses[kind] = losses.get(kind, 0.0) + 0.5 * float((pulled * seen).sum())
+    return losses
+
+
+def _embedding(
+    outer: Mapping[str, Tensor],
+    wiring: Wiring,
+    tokens: Tokens,
+    slopes: States,
+    change: Change,
+    wanted: Callable[[str], bool],
+) -> dict[str, dict[str, float]]:
+    """1/2 E[(g^T d)^2], d the change of the token's own row."""
+    name = "token_embd.weight"
+    if not wanted(name):
+        return {}
+    losses: dict[str, float] = {}
+    weight = outer[name]
+    for kind, near in change(name, weight, None):
+        gap = (weight - near) * wiring.embedding_scale
+        total = 0.0
+        for rows in slopes.batches(BATCH):
+            moved = torch.nn.functional.embedding(_ids(tokens[rows]), gap)
+            total += float(((moved * slopes.read(rows)).sum(-1) ** 2).double().sum())
+        losses[kind] = 0.5 * total / tokens.size
+    return {name: losses}
+
+
+def _ids(tokens: Tokens) -> Any:
+    return torch.from_numpy(np.asarray(tokens, np.int64))
+
+
+def choose_windows(tokens: Tokens, most: int) -> Tokens:
+    """Evenly spread windows with at most so many tokens together, one at least."""
+    count = min(max(most // tokens.shape[1], 1), len(tokens))
+    picked: Sequence[int] = [(i * len(tokens)) // count for i in range(count)]
+    return tokens[list(picked)]

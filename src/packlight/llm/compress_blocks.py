@@ -1,0 +1,208 @@
+"""The part of a compression that sees text: types weighed, and block after block rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from packlight.llm.blocks import Tensor, embed_tokens, head_inputs, head_name, run_block
+from packlight.llm.blocks_states import States
+from packlight.llm.blocks_wiring import Wiring, wiring_of
+from packlight.llm.calibrate import calibrate_block
+from packlight.llm.calibrate_curvature import choose_windows, estimate_losses
+from packlight.llm.checkpoint import Checkpoint
+from packlight.llm.compress import (
+    Floats,
+    Moments,
+    Settings,
+    _Run,
+    finished_tensor,
+    keep_tensor,
+    round_tensor,
+    rounded_names,
+)
+from packlight.llm.costs import TensorCosts, TypeCost, bytes_of
+from packlight.llm.formats import decode, fits, quantize
+from packlight.llm.text import Windows
+from packlight.maths.moments import add_to_moments, empty_moments
+from packlight.progress import Progress
+
+
+def round_blocks(run: _Run, windows: Windows, scratch: Path) -> None:
+    """Round everything, from the embedding to the output head."""
+    checkpoint, settings = run.checkpoint, run.settings
+    wiring = read_wiring(checkpoint)
+    tokens = windows.calibration
+    outer = load_weights(checkpoint, None)
+    run.progress.stage("rounding", len(run.types))
+    with ExitStack() as stack:
+
+        def keep() -> States:
+            size = (len(tokens), windows.length, wiring.width)
+            share = settings.states_bytes // 2
+            return stack.enter_context(States(*size, scratch=scratch, limit_bytes=share))
+
+        head = head_name(outer)
+        tied_moments = None
+        if head == "token_embd.weight" and head in run.types and _is_open(run, head):
+            with keep() as ahead:
+                tied_moments = _original_head_moments(checkpoint, wiring, outer, tokens, ahead)
+        compressed = {**outer}
+        for name in outer:
+            if name in run.types and (name != head or head == "token_embd.weight"):
+                compressed[name] = _round_outer(run, name, outer[name], tied_moments)
+            elif name not in run.types:
+                keep_tensor(run, name)
+        states = keep()
+        _embed(states, compressed, wiring, tokens)
+        original = None
+        if settings.aim != "own":
+            original = keep()
+            _embed(original, outer, wiring, tokens)
+        for layer in range(wiring.layers):
+            _round_block(run, wiring, layer, states, original)
+        if head != "token_embd.weight" and head in run.types:
+            moments = _head_moments(outer, wiring, states) if _is_open(run, head) else None
+            _round_outer(run, head, outer[head], moments)
+
+
+def estimate_costs(
+    checkpoint: Checkpoint,
+    windows: Windows,
+    candidates: Sequence[str],
+    settings: Settings,
+    scratch: Path,
+    progress: Progress,
+) -> tuple[TensorCosts, ...]:
+    """What each candidate costs each tensor: bytes, and the estimated KL divergence."""
+    names = rounded_names(checkpoint)
+    progress.stage("weighing types", len(names))
+
+    def change(
+        name: str, weight: Tensor, moments: Tensor | None
+    ) -> Iterator[tuple[str, Tensor]]:
+        for kind in candidates:
+            if fits(kind, weight.shape[-1]):
+                h = None if moments is None else moments.numpy()
+                data = quantize(kind, weight.detach().numpy(), h, damping=settings.damping)
+                yield kind, torch.from_numpy(decode(kind, data))
+
+    losses = estimate_losses(
+        lambda layer: load_weights(checkpoint, layer),
+        read_wiring(checkpoint),
+        choose_windows(windows.calibration, settings.curvature_tokens),
+        change,
+        wanted=lambda name: name in names,
+        scratch=scratch,
+        limit_bytes=settings.states_bytes,
+        seed=settings.seed,
+        progress=lambda name: progress.step(name),
+    )
+    found = []
+    for name in names:
+        shape = checkpoint.tensors[name].shape
+        options = [
+            TypeCost(kind, bytes_of(kind, shape), loss) for kind, loss in losses[name].items()
+        ]
+        found.append(TensorCosts(name, int(np.prod(shape)), tuple(options)))
+    return tuple(found)
+
+
+def read_wiring(checkpoint: Checkpoint) -> Wiring:
+    """The wiring of a checkpoint, its tensor of rotation factors included."""
+    name = "rope_freqs.weight"
+    divisors = None
+    if name in checkpoint.tensors:
+        divisors = [float(one) for one in checkpoint.read(name).ravel()]
+    return wiring_of(checkpoint.config, divisors)
+
+
+def load_weights(checkpoint: Checkpoint, layer: int | None) -> dict[str, Tensor]:
+    """Tensors of a block by their names in it, or with None those outside of blocks."""
+    prefix = "" if layer is None else f"blk.{layer}."
+    return {
+        name.removeprefix(prefix): torch.from_numpy(checkpoint.read(name))
+        for name in checkpoint.tensors
+        if checkpoint.block_of(name) == layer
+    }
+
+
+def _round_block(
+    run: _Run, wiring: Wiring, layer: int, states: States, original: States | None
+) -> None:
+    prefix = f"blk.{layer}."
+    weights = load_weights(run.checkpoint, layer)
+    wanted = [name for name in weights if prefix + name in run.types]
+    finished: dict[str, Floats] = {}
+    for name in weights:
+        if name not in wanted:
+            keep_tensor(run, prefix + name)
+            continue
+        done = finished_tensor(run, prefix + name)
+        if done is not None:
+            finished[name] = done
+            run.progress.step(prefix + name)
+
+    def solve(name: str, weight: Floats, moments: Moments | None) -> Floats:
+        return round_tensor(run, prefix + name, weight, moments)
+
+    calibrate_block(
+        weights,
+        wiring,
+        layer,
+        states,
+        original,
+        solve,
+        wanted=wanted,
+        finished=finished,
+        aim=run.settings.aim,
+        pull=run.settings.pull,
+    )
+
+
+def _round_outer(run: _Run, name: str, weight: Tensor, moments: Moments | None) -> Tensor:
+    done = finished_tensor(run, name)
+    if done is None:
+        done = round_tensor(run, name, weight.numpy(), moments)
+    return torch.from_numpy(done)
+
+
+def _is_open(run: _Run, name: str) -> bool:
+    return finished_tensor(run, name) is None
+
+
+def _embed(states: States, outer: Mapping[str, Tensor], wiring: Wiring, tokens: object) -> None:
+    with torch.no_grad():
+        for rows in states.batches():
+            ids = torch.from_numpy(np.asarray(tokens, np.int64)[rows])
+            states.write(rows, embed_tokens(outer, wiring, ids))
+
+
+def _head_moments(outer: Mapping[str, Tensor], wiring: Wiring, states: States) -> Moments:
+    found = empty_moments(wiring.width, like=torch.zeros(1))
+    with torch.no_grad():
+        for rows in states.batches():
+            inputs = head_inputs(outer, wiring, states.read(rows))
+            found = add_to_moments(found, inputs.flatten(0, -2))
+    return np.asarray(found.second.numpy())
+
+
+def _original_head_moments(
+    checkpoint: Checkpoint,
+    wiring: Wiring,
+    outer: Mapping[str, Tensor],
+    tokens: object,
+    states: States,
+) -> Moments:
+    """What reaches a head that is the embedding too: it is rounded first, but read last."""
+    _embed(states, outer, wiring, tokens)
+    with torch.no_grad():
+        for layer in range(wiring.layers):
+            weights = load_weights(checkpoint, layer)
+            for rows in states.batches():
+                states.write(rows, run_block(weights, wiring, layer, states.read(rows)))
+    return _head_moments(outer, wiring, states)
