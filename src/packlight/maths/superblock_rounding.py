@@ -1,0 +1,96 @@
+"""One super-block: scales by the price of each input's error, codes with compensation.
+
+Sub-blocks are taken in order. Each is rounded with several scales, every input at the target
+that makes up for the errors before it, and keeps the scales whose error is least.
+"""
+
+from __future__ import annotations
+
+from array_api_compat import array_namespace
+
+from packlight.maths.grids import Array
+from packlight.maths.superblock_moves import Columns, Scales, choose, pick_rows, try_scales
+from packlight.maths.superblock_search import round_to_levels, search_scales
+from packlight.maths.superblocks import SuperBlockGrid
+
+SPREAD = (-0.2, -0.1, -0.04, 0.04, 0.1, 0.2)
+
+
+def round_super_block(
+    target: Array, mixing: Array, columns: Columns, start: int, grid: SuperBlockGrid
+) -> Array:
+    """Minimise |M (T - V)|^2 for a super-block: fills the columns, and gives V [size, n].
+
+    target: T [size, n]. mixing: M [size, size], lower triangular. start: its first input.
+    """
+    xp = array_namespace(target)
+    count = target.shape[1]
+    pivots = xp.linalg.diagonal(mixing)
+    prices = xp.reshape(pivots * pivots, (grid.sub_blocks, grid.sub_size, 1))
+    cube = xp.reshape(target, (grid.sub_blocks, grid.sub_size, count))
+    swap = (1, 0, 2)
+    cube = xp.asarray(xp.permute_dims(cube, swap), copy=True)
+    found = search_scales(cube, xp.permute_dims(prices, swap), grid, rounds=2)
+    block, first = start // grid.size, start // grid.sub_size
+    columns.scale[block, :] = found.scale
+    columns.sub_scale[first : first + grid.sub_blocks, :] = found.sub_scale
+    if columns.offset is not None and columns.sub_offset is not None:
+        columns.offset[block, :] = found.offset
+        columns.sub_offset[first : first + grid.sub_blocks, :] = found.sub_offset
+
+    off = xp.empty_like(target)
+    value = xp.empty_like(target)
+    for number in range(grid.sub_blocks):
+        begin, end = number * grid.sub_size, (number + 1) * grid.sub_size
+        aim = target[begin:end, :]
+        if begin:
+            carried = xp.matmul(mixing[begin:end, :begin], off[:begin, :])
+            aim = aim + xp.linalg.solve(mixing[begin:end, begin:end], carried)
+        tried = try_scales(columns.part(first + number, grid), grid, SPREAD)
+        levels, errors = round_tries(aim, mixing[begin:end, begin:end], tried, grid)
+        best = xp.argmin(errors, axis=0)
+        kept = choose(tried, best)
+        columns.write(first + number, grid, kept)
+        chosen = pick_rows(levels, best)
+        columns.levels[start + begin : start + end, :] = chosen
+        value[begin:end, :] = kept.values(chosen)
+        # against the target that knows nothing of other sub-blocks: M carries all errors on
+        off[begin:end, :] = target[begin:end, :] - value[begin:end, :]
+    return value
+
+
+def round_tries(
+    target: Array, mixing: Array, tried: Scales, grid: SuperBlockGrid
+) -> tuple[Array, Array]:
+    """Round a sub-block with compensation, once for each try.
+
+    target: [sub_size, n]. mixing: [sub_size, sub_size], lower triangular.
+    Returns levels [sub_size, tries, n] and |M (T - V)|^2 [tries, n].
+    """
+    xp = array_namespace(target)
+    step, shift = tried.step, tried.shift
+    tries, count = step.shape
+    usable = step != 0
+    inverse = xp.where(usable, 1 / xp.where(usable, step, xp.ones_like(step)), xp.zeros_like(step))
+    size = target.shape[0]
+    levels = xp.empty((size, tries, count), dtype=target.dtype)
+    off = xp.empty((size, tries * count), dtype=target.dtype)
+    errors = xp.zeros_like(step)
+    unit = mixing / xp.linalg.diagonal(mixing)[:, None]
+    pivots = [float(pivot) for pivot in xp.linalg.diagonal(mixing)]
+    for i in range(size):
+        aim = target[i, :]
+        if i:
+            aim = aim + xp.reshape(xp.matmul(unit[i, :i], off[:i, :]), (tries, count))
+        ratio = (aim + shift if shift is not None else aim) * inverse
+        level = round_to_levels(ratio, grid)
+        levels[i, ...] = level
+        value = level * step
+        if shift is not None:
+            value -= shift
+        off[i, :] = xp.reshape(target[i, :] - value, (-1,))
+        value -= aim
+        value *= pivots[i]
+        value *= value
+        errors += value
+    return levels, errors
