@@ -215,7 +215,7 @@ def test_phi_4_mini():
     assert found["rope.scaling.attn_factor"] == pytest.approx((1 + 5 / 12) ** 0.5)
     factors = rope_tensors(read_config(PHI_4_MINI, "it"), "it")
     assert factors["rope_factors_long.weight"][1] == 2.0
-    with pytest.raises(UnusableModel, match="gives 47 factors of rotation .* and 48 positive"):
+    with pytest.raises(UnusableModel, match=r"gives 47 factors of rotation .* and 48 positive"):
         scaling = {**PHI_4_MINI["rope_scaling"], "short_factor": [1.0] * 47}
         rope_tensors(read_config({**PHI_4_MINI, "rope_scaling": scaling}, "it"), "it")
 
