@@ -1,1 +1,1 @@
-"""The language-model wing: checkpoint folders and GGUF files in, GGUF files out."""
+"""The language-model wing: checkpoints in, files of llama.cpp and vLLM out, block by block."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from packlight.errors import UnusableModel, UnusableOutput
 from packlight.llm.checkpoint import Checkpoint, open_checkpoint
-from packlight.llm.gguf import Kind, begin_gguf, read_gguf, write_gguf
+from packlight.llm.gguf import Kind, begin_gguf, plain_contents, read_gguf, write_gguf
 from packlight.llm.gguf.encode import encode_rows, to_bfloat16
 from packlight.llm.gguf.values import value_of
 
@@ -99,6 +99,30 @@ def test_the_same_gives_the_same_bytes(tmp_path: Path, checkpoint: Checkpoint):
         write_gguf(tmp_path / name, checkpoint, contents(checkpoint))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "model"]
+
+
+def test_a_tensor_may_come_in_blocks_of_rows(tmp_path: Path, checkpoint: Checkpoint):
+    write_gguf(tmp_path / "whole", checkpoint, contents(checkpoint))
+    blocks = (
+        (name, "F32", checkpoint.read_blocks(name, most_bytes=1000)) for name in checkpoint.tensors
+    )
+    write_gguf(tmp_path / "blocks", checkpoint, blocks)
+    assert (tmp_path / "blocks").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+@pytest.mark.parametrize(("count", "given"), [(299, 299), (301, 301)])
+def test_blocks_must_add_up(tmp_path: Path, checkpoint: Checkpoint, count: int, given: int):
+    blocks = iter(np.ones((count, 1, 64), np.float32))
+    with pytest.raises(UnusableModel, match=f"token_embd.weight has 300 rows, and {given}"):
+        write_gguf(tmp_path / "out", checkpoint, [("token_embd.weight", "F32", blocks)])
+    assert finished(tmp_path / "out", checkpoint) == 0
+
+
+def test_the_plain_model(tmp_path: Path, checkpoint: Checkpoint):
+    written = write_gguf(tmp_path / "out", checkpoint, plain_contents(checkpoint, "F16"))
+    kinds = {name: one.type.name for name, one in written.tensors.items()}
+    assert kinds["token_embd.weight"] == kinds["blk.0.attn_q.weight"] == "F16"
+    assert kinds["output_norm.weight"] == "F32"
 
 
 class Killed(BaseException):

@@ -62,9 +62,9 @@ def surrounded(
         return None, None
     steps = described.get("processors") if described.get("type") == "Sequence" else [described]
     for step in steps if isinstance(steps, list) else []:
-        single = step.get("single") if isinstance(step, Mapping) else None
-        if step.get("type") != "TemplateProcessing" if isinstance(step, Mapping) else True:
+        if not isinstance(step, Mapping) or step.get("type") != "TemplateProcessing":
             continue
+        single = step.get("single")
         if isinstance(single, list) and single:
             return (
                 _is_token(single[0], found.get("bos"), tokens),
