@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 EMBEDDING, OUTPUT, LINEAR, ROUTER = "embedding", "output", "linear", "router"
-NORM, BIAS, POSITION, ROPE = "norm", "bias", "position", "rope"
-ROLES = (EMBEDDING, OUTPUT, LINEAR, ROUTER, NORM, BIAS, POSITION, ROPE)
-"""What a tensor is for. router: chooses experts, tiny and touchy; position: a learned table."""
+NORM, BIAS, POSITION, ROPE, OTHER = "norm", "bias", "position", "rope", "other"
+ROLES = (EMBEDDING, OUTPUT, LINEAR, ROUTER, NORM, BIAS, POSITION, ROPE, OTHER)
+"""What a tensor is for. router: chooses experts, tiny and touchy; position: a learned table;
+rope: factors of rotation; other: not known, best left as it is."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Architecture:
     embeddings again; always_tied: it has no place for one. fixed: settings of config.json
     with the values under which llama.cpp computes the same as transformers. window:
     how many layers make a period of which the last one sees everything; 0: no window.
+    rotary: positions turn queries and keys; partly_rotary: perhaps only a part of each head.
     """
 
     name: str
@@ -53,12 +55,14 @@ class Architecture:
     pieces: tuple[Piece, ...]
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     rotary: bool = True
+    partly_rotary: bool = False
     layer_norm: bool = False
     tied_by_default: bool = False
     untied: bool = False
     always_tied: bool = False
     window: int = 0
     scaled_query: int = 0  # at so many layers queries are scaled by width / heads instead
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of what config.json leaves out
 
 
 def _block(
@@ -284,8 +288,21 @@ ARCHITECTURES = (
         tied_by_default=True,
         window=6,
         scaled_query=62,
+        # Those of Gemma3TextConfig: the published models that see pictures rely on them.
+        defaults={
+            "vocab_size": 262_208,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "max_position_embeddings": 131_072,
+            "rms_norm_eps": 1e-6,
+            "query_pre_attn_scalar": 256,
+            "rope_theta": 1_000_000.0,
+            "rope_local_base_freq": 10_000.0,
+            "sliding_window": 4096,
+        },
     ),
-    Architecture("phi3", ("phi3",), _OUTSIDE + _FUSED, _SILU),
+    Architecture("phi3", ("phi3",), _OUTSIDE + _FUSED, _SILU, partly_rotary=True),
     Architecture(
         "gpt2",
         ("gpt2",),

@@ -105,11 +105,14 @@ def read_config(fields: Mapping[str, Any], where: str) -> ModelConfig:
     if not isinstance(model_type, str) or len(model_type) > 100:
         raise UnusableModel(f"{where} names no model_type: download the model again.")
     if isinstance(fields.get("text_config"), dict):
-        fields = {**fields["text_config"], "_outer": None}
+        fields = {**fields, **fields["text_config"]}
     architecture = BY_MODEL_TYPE.get(model_type)
     if architecture is not None:
+        given = {key: value for key, value in fields.items() if value is not None}
+        fields = {**architecture.defaults, **given}
+    if architecture is not None:
         check_fixed(architecture, fields, where)
-    read = _Fields(fields, where)
+    read = _Fields(fields, where, lenient=architecture is None)
     width = read.count("hidden_size", "n_embd")
     heads = read.count("num_attention_heads", "n_head")
     layers = read.count("num_hidden_layers", "n_layer", most=MOST_LAYERS)
@@ -119,7 +122,7 @@ def read_config(fields: Mapping[str, Any], where: str) -> ModelConfig:
         "intermediate_size", "n_inner", default=4 * width if model_type == "gpt2" else None
     )
     kv_heads = read.count("num_key_value_heads", default=heads)
-    if not kv_heads or heads % kv_heads:
+    if architecture is not None and heads % kv_heads:
         raise UnusableModel(
             f"{where} asks for {heads} heads that share {kv_heads} keys and values, which does "
             "not divide: download the model again."
@@ -128,6 +131,14 @@ def read_config(fields: Mapping[str, Any], where: str) -> ModelConfig:
     whole = rope.get("full_attention", rope)
     sliding = rope.get("sliding_attention", {})
     part = _number(whole.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0)))
+    if architecture is not None and architecture.rotary:
+        if part != 1 and not architecture.partly_rotary:
+            raise UnusableModel(
+                f"{where} turns {part:g} of each head by its position, and llama.cpp's "
+                f"{architecture.name} turns all of it."
+            )
+        if head_width % 2 or int(head_width * part) % 2:
+            raise UnusableModel(f"{where} has heads of odd width, which cannot be rotated.")
     context = read.count("max_position_embeddings", "n_positions", "n_ctx")
     window, layers_sliding = _window(read, architecture, layers)
     return ModelConfig(
@@ -191,18 +202,21 @@ def check_fixed(architecture: Architecture, fields: Mapping[str, Any], where: st
 
 
 class _Fields:
-    """Fields under one of several names, each checked against its limits."""
+    """Fields under one of several names, each checked against its limits.
 
-    def __init__(self, fields: Mapping[str, Any], where: str) -> None:
-        self._fields, self._where = fields, where
+    lenient: of an unknown architecture nothing is asked, and what is missing is 0.
+    """
+
+    def __init__(self, fields: Mapping[str, Any], where: str, *, lenient: bool) -> None:
+        self._fields, self._where, self._lenient = fields, where, lenient
 
     def count(self, *names: str, default: int | None = None, most: int = MOST) -> int:
         """A whole number from 1 to `most`; 0 where the default is."""
         value = self._find(names)
         if value is None:
-            if default is None:
+            if default is None and not self._lenient:
                 raise self._missing(names)
-            return default
+            return default or 0
         if type(value) is not int or not (0 if default == 0 else 1) <= value <= most:
             raise UnusableModel(
                 f"{self._where} has {names[0]} = {str(value)[:50]}, which must be a whole number "
@@ -214,9 +228,9 @@ class _Fields:
         """A finite number, not negative."""
         value = self._find(names)
         if value is None:
-            if default is None:
+            if default is None and not self._lenient:
                 raise self._missing(names)
-            return default
+            return default or 0.0
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e30:
             raise UnusableModel(f"{self._where} has {names[0]} = {str(value)[:50]}, no number.")
         return float(value)
@@ -298,7 +312,8 @@ def _window(
     if isinstance(listed, list) and len(listed) == layers:
         sliding = tuple(kind == "sliding_attention" for kind in listed)
     else:
-        period = read.raw("sliding_window_pattern") or (architecture.window if architecture else 0)
+        period = read.raw("sliding_window_pattern") or read.raw("_sliding_window_pattern")
+        period = period or (architecture.window if architecture else 0)
         period = period if type(period) is int and period > 0 else 1
         sliding = tuple(period == 1 or (layer + 1) % period != 0 for layer in range(layers))
     return (window, sliding) if any(sliding) else (0, ())

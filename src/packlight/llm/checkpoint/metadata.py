@@ -53,13 +53,15 @@ def metadata_of(config: ModelConfig) -> dict[str, Value]:
             pairs[f"{name}.{key}"] = value_of(number, Kind.F32)
     if config.experts and name != "llama":
         pairs[f"{name}.expert_feed_forward_length"] = value_of(config.expert_feed_forward)
-    if architecture.window and config.sliding_window:
+    if name == "phi3":
+        pairs[f"{name}.attention.sliding_window"] = value_of(config.sliding_window)
+    elif architecture.window and config.sliding_window:
         pairs[f"{name}.attention.sliding_window"] = value_of(config.sliding_window)
         period = architecture.window
         usual = tuple((layer + 1) % period != 0 for layer in range(config.layers))
         if config.sliding_layers != usual:
             pairs[f"{name}.attention.sliding_window_pattern"] = value_of(config.sliding_layers)
-    elif architecture.window or name == "phi3":
+    elif architecture.window:
         pairs[f"{name}.attention.sliding_window"] = value_of(0)
     if config.rope_scaling is not None:
         pairs |= _scaling_pairs(f"{name}.rope.scaling", config.rope_scaling, config)
@@ -100,7 +102,7 @@ def config_of(metadata: Mapping[str, Value], tensors: Mapping[str, Any], path: P
     """Read a model's numbers from the metadata of a GGUF file. Raises UnusableModel."""
     name = _text(metadata, "general.architecture", path)
     known = [one for one in ARCHITECTURES if one.name == name]
-    read = _Keys(metadata, name, path)
+    read = _Keys(metadata, name, path, lenient=not known)
     heads = read.count("attention.head_count")
     width = read.count("embedding_length")
     head_width = read.count("attention.key_length", default=width // max(heads, 1))
@@ -144,10 +146,12 @@ def config_of(metadata: Mapping[str, Value], tensors: Mapping[str, Any], path: P
 
 
 class _Keys:
-    """Numbers below an architecture's name."""
+    """Numbers below an architecture's name. lenient: what is missing or odd is 0."""
 
-    def __init__(self, metadata: Mapping[str, Value], name: str, path: Path) -> None:
-        self._metadata, self._name, self._path = metadata, name, path
+    def __init__(
+        self, metadata: Mapping[str, Value], name: str, path: Path, *, lenient: bool
+    ) -> None:
+        self._metadata, self._name, self._path, self._lenient = metadata, name, path, lenient
 
     def raw(self, key: str) -> Any:
         """The value under a key, or None."""
@@ -162,6 +166,8 @@ class _Keys:
         if value is None and default is not None:
             return default
         if type(value) is not int or not 0 <= value < 1 << 31:
+            if self._lenient:
+                return 0
             raise UnusableModel(
                 f"{self._path} has {self._name}.{key} = {str(value)[:50]}, which must be a whole "
                 "number: convert it again."

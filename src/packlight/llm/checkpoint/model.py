@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -83,6 +83,13 @@ class Checkpoint:
     def read_rows(self, name: str, begin: int, end: int) -> NDArray[np.float32]:
         """Read rows begin..end, leading axes taken together: float32 [end - begin, in]."""
         return read_part(self._part(name), begin, end)
+
+    def read_blocks(self, name: str, most_bytes: int = 1 << 26) -> Iterator[NDArray[np.float32]]:
+        """Yield the rows of a tensor in blocks of at most so many bytes: float32 [n, in]."""
+        part = self._part(name)
+        step = max(1, most_bytes // (4 * part.shape[-1]))
+        for begin in range(0, part.rows, step):
+            yield read_part(part, begin, min(begin + step, part.rows))
 
     def read_stored(self, name: str) -> NDArray[np.uint8]:
         """Read a tensor's bytes as they are stored: uint8 [rows, row_bytes].

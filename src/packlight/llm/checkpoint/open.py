@@ -168,7 +168,7 @@ def _fingerprint(heads: list[bytes], stored: Iterable[Stored]) -> str:
     digest = hashlib.sha256()
     for head in heads:
         digest.update(hashlib.sha256(head).digest())
-    for one in sorted(stored, key=lambda one: (one.file.name, one.offset)):
+    for one in sorted(stored, key=lambda one: one.name):
         if not one.shape or one.dtype not in TYPES:
             continue
         place = f"{one.name} {one.dtype} {one.shape} {one.offset}"

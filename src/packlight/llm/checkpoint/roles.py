@@ -7,6 +7,7 @@ from packlight.llm.architectures import (
     EMBEDDING,
     LINEAR,
     NORM,
+    OTHER,
     OUTPUT,
     POSITION,
     ROPE,
@@ -16,11 +17,15 @@ from packlight.llm.checkpoint.config import ModelConfig
 
 _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "token_embd", "embed_in", "tok_embeddings")
 _POSITIONS = ("wpe", "embed_positions", "position_embd", "position_embeddings")
+_TOUCHY = ("ssm_", "conv", "time_", "rwkv", "altup", "laurel", "per_layer", "mamba", "rel_b")
 _OUTPUTS = ("lm_head", "embed_out", "output.weight")
 
 
 def infer_role(name: str, shape: tuple[int, ...], config: ModelConfig) -> str:
-    """Guess a role. A matrix that nothing tells to be something else is a linear layer."""
+    """Guess a role. A matrix that nothing tells to be something else is a linear layer.
+
+    What belongs to recurrent layers and the like is best left alone: `OTHER`.
+    """
     if name.startswith("rope_"):
         return ROPE
     if name.endswith(".bias"):
@@ -35,4 +40,6 @@ def infer_role(name: str, shape: tuple[int, ...], config: ModelConfig) -> str:
         return OUTPUT
     if config.experts and shape[0] == config.experts and len(shape) == 2:
         return ROUTER
+    if len(shape) > 3 or min(shape) < 2 or any(part in name for part in _TOUCHY):
+        return OTHER
     return LINEAR

@@ -3,6 +3,7 @@
 The format: github.com/ggml-org/ggml, docs/gguf.md, versions 2 and 3, little-endian.
 """
 
+from packlight.llm.gguf.plain import plain_contents
 from packlight.llm.gguf.reader import GgufFile, StoredTensor, read_gguf
 from packlight.llm.gguf.types import TYPES, TensorType
 from packlight.llm.gguf.values import Kind, Value
@@ -18,6 +19,7 @@ __all__ = [
     "Value",
     "Writing",
     "begin_gguf",
+    "plain_contents",
     "read_gguf",
     "write_gguf",
 ]

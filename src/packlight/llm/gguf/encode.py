@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from math import prod
 from typing import Any
 
@@ -10,6 +11,27 @@ from numpy.typing import NDArray
 
 from packlight.errors import UnusableModel
 from packlight.llm.gguf.types import TYPES
+
+
+def encode_blocks(
+    name: str, kind: str, content: NDArray[Any] | Iterable[NDArray[Any]], shape: tuple[int, ...]
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield uint8 [rows, row_bytes] of a tensor that comes whole, or as blocks of its rows.
+
+    content: as in `encode_rows`, or blocks [n, in] of floats or [n, row_bytes] of bytes,
+    which must add up to all rows. Raises UnusableModel.
+    """
+    if isinstance(content, np.ndarray):
+        yield encode_rows(name, kind, content, shape)
+        return
+    rows, done = prod(shape[:-1]), 0
+    for block in content:
+        done += len(block)
+        if done > rows:
+            break
+        yield encode_rows(name, kind, block, (len(block), shape[-1]))
+    if done != rows:
+        raise UnusableModel(f"{name} has {rows} rows, and {done} are given.")
 
 
 def encode_rows(

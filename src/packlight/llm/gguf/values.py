@@ -106,7 +106,7 @@ def split_strings(raw: bytes, at: int, count: int) -> list[bytes]:
 
 
 def _array_of(content: Sequence[Any] | np.ndarray, kind: Kind | None) -> Value:
-    if len(content) and isinstance(content[0], str | bytes):
+    if kind is Kind.STRING or (len(content) and isinstance(content[0], str | bytes)):
         head = ARRAY_HEAD.pack(Kind.STRING, len(content))
         return Value(Kind.ARRAY, head + b"".join(map(_string, content)))
     if kind is None:

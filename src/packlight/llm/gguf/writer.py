@@ -24,9 +24,11 @@ from packlight.llm.gguf.values import Value, value_of
 from packlight.llm.gguf.writing import Writing
 
 Array: TypeAlias = NDArray[Any]
-Content: TypeAlias = tuple[str, str, Array | Callable[[], Array]]
+Rows: TypeAlias = Array | Iterable[Array]
+Content: TypeAlias = tuple[str, str, Rows | Callable[[], Rows]]
 """Name, type, and the tensor, or what computes it and is called only if it is not yet written:
-uint8 [.., row_bytes] in the type's own layout, or floats [.., out, in] for F32, F16 and BF16."""
+uint8 [.., row_bytes] in the type's own layout, or floats [.., out, in] for F32, F16 and BF16;
+or either as blocks of rows, so that not even one tensor need be in memory."""
 
 
 class Shaped(Protocol):

@@ -6,7 +6,7 @@ import hashlib
 import os
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from packlight.durable import sync_folder
 from packlight.errors import UnusableModel, UnusableOutput
-from packlight.llm.gguf.encode import encode_rows
+from packlight.llm.gguf.encode import encode_blocks
 from packlight.llm.gguf.journal import Entry, Journal
 from packlight.llm.gguf.reader import DEFAULT_ALIGNMENT, MAGIC, GgufFile, read_gguf
 from packlight.llm.gguf.types import PLAIN, TYPES
@@ -76,32 +76,34 @@ class Writing:
         flat = np.frombuffer(self._file.read(entry.size), np.uint8)
         return flat.reshape(-1, TYPES[entry.type].row_bytes(self._shapes[name][-1]))
 
-    def add(self, name: str, kind: str, content: NDArray[Any]) -> None:
+    def add(self, name: str, kind: str, content: NDArray[Any] | Iterable[NDArray[Any]]) -> None:
         """Write one tensor behind those already there; one that is there must be the same.
 
         content: uint8 [.., row_bytes] in the layout of the type `kind`, or floats in the
-        tensor's shape for F32, F16 and BF16. Raises UnusableModel, UnusableOutput.
+        tensor's shape for F32, F16 and BF16; or blocks of its rows, [n, row_bytes] or [n, in],
+        one at a time. Raises UnusableModel, UnusableOutput.
         """
         if name not in self._shapes:
             raise UnusableModel(f"{name} is to be written, which the checkpoint does not have.")
-        rows = encode_rows(name, kind, content, self._shapes[name])
-        data = rows.reshape(-1).data
-        digest = hashlib.sha256(data).hexdigest()
-        known = self._entries.get(name)
-        if known is not None:
-            if (known.type, known.sha256) != (kind, digest):
-                raise UnusableOutput(
-                    f"{self._path} was half written with other contents of {name}: delete "
-                    f"{self._partial} and start again."
-                )
-            return
+        known, digest, size = self._entries.get(name), hashlib.sha256(), 0
         self._file.seek(self._end)
-        self._file.write(data)
-        self._file.write(b"\0" * (-len(data) % self._alignment))
-        self._file.flush()
-        entry = Entry(name, kind, self._end, len(data), digest)
-        self._journal.add(entry)
-        self._take(entry)
+        for rows in encode_blocks(name, kind, content, self._shapes[name]):
+            data = rows.reshape(-1).data
+            digest.update(data)
+            size += len(data)
+            if known is None:
+                self._file.write(data)
+        entry = Entry(name, kind, self._end, size, digest.hexdigest())
+        if known is None:
+            self._file.write(b"\0" * (-size % self._alignment))
+            self._file.flush()
+            self._journal.add(entry)
+            self._take(entry)
+        elif (known.type, known.sha256) != (entry.type, entry.sha256):
+            raise UnusableOutput(
+                f"{self._path} was half written with other contents of {name}: delete "
+                f"{self._partial} and start again."
+            )
 
     def finish(self) -> GgufFile:
         """Fill in the head, have it all on the disk, check it, and give the file its name."""

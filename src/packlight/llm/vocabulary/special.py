@@ -44,7 +44,9 @@ def special_pairs(
         if name in found
     }
     first, last = surrounded(tokenizer, found, tokens)
-    begin = _truth(settings.get("add_bos_token"), first, default=pieces is not None)
+    begin = _truth(
+        settings.get("add_bos_token"), first, default=pieces is not None and not tokenizer
+    )
     end = _truth(settings.get("add_eos_token"), last, default=False)
     pairs[f"{_KEY}.add_bos_token"] = value_of(begin and "bos" in found)
     pairs[f"{_KEY}.add_eos_token"] = value_of(end and "eos" in found)
@@ -56,21 +58,19 @@ def surrounded(
 ) -> tuple[bool | None, bool | None]:
     """Tell whether a tokenizer.json puts BOS in front of a text and EOS behind; None: no word."""
     described = tokenizer.get("post_processor")
-    if not tokenizer:
-        return None, None
     if not isinstance(described, Mapping):
-        return False, False
+        return None, None
     steps = described.get("processors") if described.get("type") == "Sequence" else [described]
     for step in steps if isinstance(steps, list) else []:
-        single = step.get("single") if isinstance(step, Mapping) else None
-        if step.get("type") != "TemplateProcessing" if isinstance(step, Mapping) else True:
+        if not isinstance(step, Mapping) or step.get("type") != "TemplateProcessing":
             continue
+        single = step.get("single")
         if isinstance(single, list) and single:
             return (
                 _is_token(single[0], found.get("bos"), tokens),
                 _is_token(single[-1], found.get("eos"), tokens),
             )
-    return False, False
+    return None, None
 
 
 def _is_token(one: Any, token: int | None, tokens: Tokens) -> bool:
@@ -80,7 +80,7 @@ def _is_token(one: Any, token: int | None, tokens: Tokens) -> bool:
 
 
 def _truth(said: Any, seen: bool | None, *, default: bool) -> bool:
-    # What the tokenizer itself does is what transformers does; a setting without effect is not.
+    # What tokenizer.json does is what transformers does, whatever a setting beside it says.
     if seen is not None:
         return seen
     return said if isinstance(said, bool) else default
