@@ -72,6 +72,11 @@ class Wiring:
         return len(self.rotary)
 
 
+def plain_frequencies(base: float, size: int) -> tuple[float, ...]:
+    """Give base^(-2i / size) for the size / 2 pairs of dimensions."""
+    return tuple(float(base ** (-2 * i / size)) for i in range(size // 2))
+
+
 def wiring_of(config: ModelConfig, divisors: Sequence[float] | None = None) -> Wiring:
     """Give the wiring of a known architecture.
 
@@ -121,7 +126,7 @@ def _rotary(
     size = config.rope_width
     if not size:
         return None
-    frequencies = [base ** (-2 * i / size) for i in range(size // 2)]
+    frequencies = list(plain_frequencies(base, size))
     magnitude = 1.0
     if scaling is not None and scaling.kind == "linear":
         frequencies = [one / (scaling.factor or 1.0) for one in frequencies]
