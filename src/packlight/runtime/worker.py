@@ -26,15 +26,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packlight.runtime import refusal, wire
-from packlight.runtime.loaded import Loaded
 
 Header = dict[str, Any]
 Arrays = dict[str, NDArray[Any]]
 
-Sessions = dict[int, Loaded]
+Sessions = dict[int, Any]
+"""What is loaded, by number: `Loaded`, or what an engine with requests of its own keeps."""
 
 # The file of this room that speaks to each engine.
-_ENGINES = {"onnxruntime": "ort", "openvino": "openvino"}
+_ENGINES = {"onnxruntime": "ort", "openvino": "openvino", "llama.cpp": "llamacpp_engine"}
 _MESSAGE_LENGTH = 4000
 # Address space beyond the memory limit: libraries, mapped weights, thread stacks and
 # the allocator's reserves are mapped without being memory in use.
@@ -73,7 +73,11 @@ def serve(requests: int, answers: int, *, memory_bytes: int) -> None:
 
 def _answer(sessions: Sessions, header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
     try:
-        return _REQUESTS[header["request"]](sessions, header, arrays)
+        name = header["request"]
+        # Text is asked of a language model in other words than arrays are of a graph.
+        answer = _REQUESTS.get(name) or _engine(header["engine"]).REQUESTS[name]
+        found: tuple[Header, Arrays] = answer(sessions, header, arrays)
+        return found
     except Exception as error:  # engines raise many types, none of them ours
         message = str(error)[:_MESSAGE_LENGTH]
         memory = isinstance(error, MemoryError) or refusal.speaks_of_memory(message)
