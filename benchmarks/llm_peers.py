@@ -124,7 +124,7 @@ def observe_importance(
 
     Both by GGUF name, from the float model on the first sequences of a text.
     """
-    import torch
+    import torch  # noqa: TID251
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -191,9 +191,7 @@ def main(arguments: list[str]) -> None:
     if rest:
         with np.load(rest[0], allow_pickle=False) as archive:
             importance = {name: np.ascontiguousarray(archive[name]) for name in archive.files}
-    seconds = quantize(
-        Path(original), Path(out), kind, threads=int(threads), importance=importance
-    )
+    seconds = quantize(Path(original), Path(out), kind, threads=int(threads), importance=importance)
     print(json.dumps({"seconds": seconds}))
 
 

@@ -60,8 +60,9 @@ class LlamaCpp:
     """llama.cpp with one .gguf file loaded; use it in a `with` statement.
 
     threads: of both prompt and generation. context: tokens that a window, or a prompt with its
-    continuation, may have. every_position: False where logits of whole windows are not wanted:
-    then it takes no more memory than it takes with a person who chats.
+    continuation, may have. every_position: False where logits of whole windows are not wanted
+    but time and memory are: those are then what a person who chats would see. (With it, threads
+    leave the cores to others while they wait.)
     Raises MissingExtra where llama-cpp-python is not installed, RuntimeRefused where llama.cpp
     refuses the file, and the other RuntimeFailures.
     """
@@ -95,6 +96,7 @@ class LlamaCpp:
                     "threads": threads,
                     "context": context,
                     "positions": every_position,
+                    "spinning": not every_position,
                 },
                 doing=f"loading {path.name} in llama.cpp",
             )

@@ -40,12 +40,14 @@ _NAMES = ("general.architecture", "general.name", "tokenizer.ggml.model", "token
 os.environ["GGML_NO_BACKTRACE"] = "1"
 
 
-def _import_interface() -> Any:
+def _import_interface(*, spinning: bool) -> Any:
     """llama.cpp's functions, without what llama-cpp-python builds on top of them.
 
     Its package's own `__init__` leads to templates, caches and a server: memory that has
-    nothing to do with running a file.
+    nothing to do with running a file. spinning: see `_load`.
     """
+    if not spinning:
+        os.environ["OMP_WAIT_POLICY"] = "passive"  # read once, as the library is loaded
     found = importlib.util.find_spec("llama_cpp")
     if found is None or found.submodule_search_locations is None:
         raise RuntimeError("llama-cpp-python is not installed.")
@@ -56,19 +58,17 @@ def _import_interface() -> Any:
     return importlib.import_module("llama_cpp.llama_cpp")
 
 
-C = _import_interface()
-_said: deque[str] = deque(maxlen=_KEPT_LINES)
+def _listen_to(interface: Any) -> tuple[Any, deque[str]]:
+    """Keep the last warnings and errors instead of printing them: the callback, and where."""
+    said: deque[str] = deque(maxlen=_KEPT_LINES)
 
+    def listen(level: int, text: bytes, _: Any) -> None:
+        if level in _WORST_LOG_LEVELS:
+            said.append(text.decode("utf-8", "replace").strip())
 
-@C.llama_log_callback  # type: ignore[untyped-decorator, unused-ignore]
-def _listen(level: int, text: bytes, _: Any) -> None:
-    """Keep warnings and errors; level 5 goes on with the line before."""
-    if level in _WORST_LOG_LEVELS:
-        _said.append(text.decode("utf-8", "replace").strip())
-
-
-C.llama_log_set(_listen, ctypes.c_void_p(0))
-C.llama_backend_init()
+    callback = interface.llama_log_callback(listen)
+    interface.llama_log_set(callback, ctypes.c_void_p(0))
+    return callback, said
 
 
 def version() -> str:
@@ -78,8 +78,15 @@ def version() -> str:
 
 @dataclass
 class _Model:
-    """A loaded file. used: tokens that its cache holds of the current window."""
+    """A loaded file. interface: llama.cpp's functions. said: its last warnings and errors.
 
+    callback: what it says them to, which must live as long as it does.
+    used: tokens that the cache holds of the current window.
+    """
+
+    interface: Any
+    callback: Any
+    said: deque[str]
     model: Any
     context: Any
     vocabulary: Any
@@ -89,14 +96,20 @@ class _Model:
 
 
 def _load(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
-    """Open a file; answers with what is known of it."""
-    _said.clear()
+    """Open a file; answers with what is known of it.
+
+    spinning: threads wait busily for each other, as is llama.cpp's default and speed needs;
+    False leaves the cores to others, and is many times faster where they are busy.
+    """
+    C = _import_interface(spinning=header["spinning"])
+    callback, said = _listen_to(C)
+    C.llama_backend_init()
     settings = C.llama_model_default_params()
     settings.n_gpu_layers = 0
     settings.load_mode = C.LLAMA_LOAD_MODE_MMAP
     model = C.llama_model_load_from_file(os.fsencode(header["path"]), settings)
     if not model:
-        raise RuntimeError(_reason("llama.cpp could not load the file"))
+        raise RuntimeError(_reason("llama.cpp could not load the file", said))
     vocabulary = C.llama_model_get_vocab(model)
     words = int(C.llama_vocab_n_tokens(vocabulary))
     if words < 1:
@@ -111,8 +124,8 @@ def _load(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Hea
     wanted.no_perf = True
     context = C.llama_init_from_model(model, wanted)
     if not context:
-        raise RuntimeError(_reason("llama.cpp could not make a context for the file"))
-    sessions[_SESSION] = _Model(model, context, vocabulary, words, length)
+        raise RuntimeError(_reason("llama.cpp could not make a context for the file", said))
+    sessions[_SESSION] = _Model(C, callback, said, model, context, vocabulary, words, length)
     return {
         "vocabulary": words,
         "positions": positions,
@@ -120,7 +133,7 @@ def _load(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Hea
         "parameters": int(C.llama_model_n_params(model)),
         "adds_start": bool(C.llama_vocab_get_add_bos(vocabulary)),
         "start": int(C.llama_vocab_bos(vocabulary)),
-        "texts": {name: _metadata(model, name) for name in _NAMES},
+        "texts": {name: _metadata(C, model, name) for name in _NAMES},
     }, {}
 
 
@@ -130,12 +143,14 @@ def _tokenize(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple
     text = arrays["text"].tobytes()
     room = len(text) + 8
     for _ in range(2):
-        tokens = (C.llama_token * room)()
-        count = C.llama_tokenize(loaded.vocabulary, text, len(text), tokens, room, False, False)
+        tokens = (loaded.interface.llama_token * room)()
+        count = loaded.interface.llama_tokenize(
+            loaded.vocabulary, text, len(text), tokens, room, False, False
+        )
         if count >= 0:
             return {}, {"tokens": np.array(tokens[:count], np.int32)}
         room = -count
-    raise RuntimeError(_reason("llama.cpp could not tokenize the text"))
+    raise RuntimeError(_reason("llama.cpp could not tokenize the text", loaded.said))
 
 
 def _detokenize(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
@@ -145,14 +160,14 @@ def _detokenize(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tup
     room = 16 * len(tokens) + 64
     for _ in range(2):
         text = ctypes.create_string_buffer(room)
-        pointer = tokens.ctypes.data_as(C.llama_token_p)
-        count = C.llama_detokenize(
+        pointer = tokens.ctypes.data_as(loaded.interface.llama_token_p)
+        count = loaded.interface.llama_detokenize(
             loaded.vocabulary, pointer, len(tokens), text, room, False, False
         )
         if count >= 0:
             return {}, {"text": np.frombuffer(text.raw[:count], np.uint8)}
         room = -count
-    raise RuntimeError(_reason("llama.cpp could not turn the tokens into text"))
+    raise RuntimeError(_reason("llama.cpp could not turn the tokens into text", loaded.said))
 
 
 def _logits(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
@@ -162,7 +177,7 @@ def _logits(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[H
     if header["start"]:
         _forget(loaded)
     _decode(loaded, tokens, every=True)
-    pointer = C.llama_get_logits(loaded.context)
+    pointer = loaded.interface.llama_get_logits(loaded.context)
     if not pointer:
         raise RuntimeError("llama.cpp gave no logits for this file.")
     return {}, {"logits": np.ctypeslib.as_array(pointer, (len(tokens), loaded.words)).copy()}
@@ -176,7 +191,7 @@ def _generate(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple
     found: list[int] = []
     for _ in range(int(header["count"])):
         token = int(np.argmax(_last_logits(loaded)))
-        if C.llama_vocab_is_eog(loaded.vocabulary, token):
+        if loaded.interface.llama_vocab_is_eog(loaded.vocabulary, token):
             break
         found.append(token)
         if len(found) < header["count"]:
@@ -222,7 +237,7 @@ def _checked(tokens: NDArray[Any], loaded: _Model) -> Tokens:
 
 
 def _forget(loaded: _Model) -> None:
-    C.llama_memory_clear(C.llama_get_memory(loaded.context), True)
+    loaded.interface.llama_memory_clear(loaded.interface.llama_get_memory(loaded.context), True)
     loaded.used = 0
 
 
@@ -232,7 +247,7 @@ def _decode(loaded: _Model, tokens: Tokens, *, every: bool) -> None:
         raise ValueError("There are no tokens to read.")
     if loaded.used + len(tokens) > loaded.length:
         raise ValueError(f"More tokens than the context of {loaded.length} holds.")
-    batch = C.llama_batch_init(_BATCH, 0, 1)
+    batch = loaded.interface.llama_batch_init(_BATCH, 0, 1)
     try:
         for begin in range(0, len(tokens), _BATCH):
             part = tokens[begin : begin + _BATCH]
@@ -243,24 +258,24 @@ def _decode(loaded: _Model, tokens: Tokens, *, every: bool) -> None:
                 batch.n_seq_id[place] = 1
                 batch.seq_id[place][0] = 0
                 batch.logits[place] = every or begin + place == len(tokens) - 1
-            _said.clear()
-            status = C.llama_decode(loaded.context, batch)
+            loaded.said.clear()
+            status = loaded.interface.llama_decode(loaded.context, batch)
             if status != 0:
-                raise RuntimeError(_reason(f"llama.cpp ended with status {status}"))
+                raise RuntimeError(_reason(f"llama.cpp ended with status {status}", loaded.said))
             loaded.used += len(part)
-        C.llama_synchronize(loaded.context)
+        loaded.interface.llama_synchronize(loaded.context)
     finally:
-        C.llama_batch_free(batch)
+        loaded.interface.llama_batch_free(batch)
 
 
 def _last_logits(loaded: _Model) -> NDArray[np.float32]:
-    pointer = C.llama_get_logits_ith(loaded.context, -1)
+    pointer = loaded.interface.llama_get_logits_ith(loaded.context, -1)
     if not pointer:
         raise RuntimeError("llama.cpp gave no logits for this file.")
     return np.ctypeslib.as_array(pointer, (loaded.words,))
 
 
-def _metadata(model: Any, name: str) -> str:
+def _metadata(C: Any, model: Any, name: str) -> str:
     text = ctypes.create_string_buffer(256)
     with contextlib.suppress(UnicodeError):
         if C.llama_model_meta_val_str(model, name.encode("ascii"), text, len(text)) >= 0:
@@ -268,9 +283,9 @@ def _metadata(model: Any, name: str) -> str:
     return ""
 
 
-def _reason(what: str) -> str:
+def _reason(what: str, said: deque[str]) -> str:
     """What was not possible, with the first thing that llama.cpp said of it."""
-    lines = [line for line in _said if line]
+    lines = [line for line in said if line]
     told = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "")
     # "function_name: the words" is for llama.cpp's makers.
     words = told.split(": ", 1)[1] if ": " in told and " " not in told.split(": ")[0] else told
