@@ -117,43 +117,41 @@ def _interleave(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(rows, inputs))
 
 
-def observe_importance(
-    folder: Path, text: str, *, sequences: int, length: int
-) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.float64]]]:
-    """Returns mean squared inputs [in] and second moments [in, in] of each linear layer.
+def observe_moments(
+    folder: Path, text: str, *, sequences: int, length: int, threads: int
+) -> dict[str, NDArray[np.float64]]:
+    """Returns second moments E[x x^T] [in, in] of what each linear layer reads, by GGUF name.
 
-    Both by GGUF name, from the float model on the first sequences of a text.
+    From the float model on the first sequences of a text. A head tied to the embeddings is
+    found under the embeddings' name. The diagonals are what llama.cpp calls importance.
     """
     import torch  # noqa: TID251
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokens = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[0]
+    torch.set_num_threads(threads)
+    tokens = AutoTokenizer.from_pretrained(folder).encode(text, add_special_tokens=False)
     count = min(sequences, len(tokens) // length)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     second: dict[str, Any] = {}
-    hooks = []
+
+    def add(name: str, values: Any) -> None:
+        rows = values.reshape(-1, values.shape[-1])
+        # A batch's products fit float32; their sums over all batches are held in float64.
+        second[name] = second.get(name, 0) + (rows.T @ rows).double()
 
     def watch(name: str) -> Any:
-        def hook(_: Any, inputs: tuple[Any, ...]) -> None:
-            rows = inputs[0].reshape(-1, inputs[0].shape[-1]).double()
-            second[name] = second.get(name, 0) + rows.T @ rows
+        return lambda _, inputs: add(name, inputs[0])
 
-        return hook
-
-    for name, module in model.named_modules():
+    for name, module in model.model.named_modules():
         if isinstance(module, torch.nn.Linear):
-            hooks.append(module.register_forward_pre_hook(watch(f"{name}.weight")))
+            module.register_forward_pre_hook(watch(name_in_gguf(f"model.{name}.weight")))
+    head = "token_embd.weight" if model.config.tie_word_embeddings else "output.weight"
     with torch.inference_mode():
-        for begin in range(0, count, 8):
-            part = tokens[begin * length : min(begin + 8, count) * length]
-            model.model(part.reshape(-1, length), use_cache=False)
-            # The head's inputs: logits of every position are not needed for them.
-    for hook in hooks:
-        hook.remove()
-    moments = {name_in_gguf(k): (v / (count * length)).numpy() for k, v in second.items()}
-    means = {name: np.diag(value).astype(np.float32) for name, value in moments.items()}
-    return means, moments
+        for begin in range(0, count, 4):
+            part = torch.tensor(tokens[begin * length : min(begin + 4, count) * length])
+            hidden = model.model(part.reshape(-1, length), use_cache=False).last_hidden_state
+            add(head, hidden)
+    return {name: (total / (count * length)).numpy() for name, total in second.items()}
 
 
 def quantize(
