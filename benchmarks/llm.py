@@ -94,12 +94,17 @@ class Row:
     peak_bytes: int | None = None
 
 
-def attempt(row: Row, make: Callable[[], tuple[Path, float]]) -> Row:
-    """Makes a file; what goes wrong is said in its row."""
+LEFT_OUT = "left out"
+
+
+def attempt(row: Row, make: Callable[[], tuple[Path, float]], methods: list[str]) -> Row:
+    """Makes a file, if its name matches; what goes wrong is said in its row."""
+    if not any(re.search(part, row.name) for part in methods):
+        return replace(row, failed=LEFT_OUT)
     print(f"  {row.name} ...", file=sys.stderr, flush=True)
     try:
         path, seconds = make()
-    except (ChildFailed, PacklightError, ImportError, TypeError) as failure:
+    except (ChildFailed, PacklightError, ImportError, OSError, TypeError) as failure:
         return replace(row, failed=f"{type(failure).__name__}: {failure}")
     return weigh(replace(row, path=path, seconds=seconds))
 
@@ -129,7 +134,9 @@ def make_peers(original: Path, work: Path, options: argparse.Namespace) -> Itera
                 said = run_child(arguments, python=sys.executable, limit=options.limit)
                 return out, float(json.loads(said)["seconds"])
 
-            yield attempt(Row(f"llama.cpp {kind}{suffix}", "llama.cpp", size_of=kind), make)
+            yield attempt(
+                Row(f"llama.cpp {kind}{suffix}", "llama.cpp", size_of=kind), make, options.methods
+            )
 
 
 def make_same_types(
@@ -190,11 +197,13 @@ def make_all(options: argparse.Namespace, work: Path) -> Iterator[Row]:
             yield attempt(
                 Row(f"{GIVEN} ({kind})", GIVEN, size_of=kind),
                 lambda kind=kind: make_same_types(float32, work, moments, kind),
+                options.methods,
             )
     for bits in BITS:
         yield attempt(
             Row(f"packlight, bits={bits}", "packlight", asked_bits=bits),
             lambda bits=bits: make_packlight(model / "hf", text, work / f"b{bits}", bits=bits),
+            options.methods,
         )
     for kind in SAME_TYPES:
         sizes = [row.size_bytes for row in peers if row.size_of == kind and not row.failed]
@@ -206,6 +215,7 @@ def make_all(options: argparse.Namespace, work: Path) -> Iterator[Row]:
             lambda kind=kind, most=most: make_packlight(
                 model / "hf", text, work / f"s{kind}", max_size=most
             ),
+            options.methods,
         )
 
 
@@ -341,12 +351,8 @@ def main() -> int:
         parser.error(f"{options.real} is not a folder: name the real models with --real")
     print_head(options)
     with tempfile.TemporaryDirectory(dir=options.work) as temporary:
-        wanted = [
-            row
-            for row in make_all(options, Path(temporary))
-            if row.group == "original" or any(re.search(p, row.name) for p in options.methods)
-        ]
-        rows = measure(wanted, options)
+        rows = [row for row in make_all(options, Path(temporary)) if row.failed != LEFT_OUT]
+        rows = measure(rows, options)
     print("| | " + " | ".join(COLUMNS) + " |\n" + "|---" * (len(COLUMNS) + 1) + "|")
     for row in sorted(rows, key=lambda row: (row.path is None, row.size_bytes)):
         print(show_row(row))

@@ -10,17 +10,18 @@ from tiny_gguf import VOCABULARY, draw_weights, reference_logits, write_gguf
 from packlight.errors import UnusableModel, UnusableSamples, WrongUsage
 from packlight.measure import language_run
 from packlight.measure.language import Piece, compare_logits
+from packlight.measure.language_proof import prove_language
 from packlight.measure.language_run import (
     compare_speed,
+    continue_texts,
     cut_windows,
     measure_divergence,
     measure_divergences,
     measure_speed,
     measure_text_memory,
     time_texts,
-    write_continuations,
 )
-from packlight.runtime.llamacpp import TextSeconds, has_llamacpp
+from packlight.runtime.llamacpp import LlamaCpp, TextSeconds, has_llamacpp
 
 needs_llamacpp = pytest.mark.skipif(
     not has_llamacpp() or importlib.util.find_spec("gguf") is None,
@@ -169,8 +170,44 @@ def test_speed_and_memory_of_real_processes(files: tuple[Path, Path]) -> None:
 
 @needs_llamacpp
 def test_continuations_stand_side_by_side(files: tuple[Path, Path]) -> None:
-    found = write_continuations(*files, ["the", "Größe 🙂"], 6)
-    assert [one.prompt for one in found] == ["the", "Größe 🙂"]
-    assert found == write_continuations(*files, ["the", "Größe 🙂"], 6)
-    same = write_continuations(files[0], files[0], ["the"], 6)
-    assert same[0].original == same[0].compressed != ""
+    prompts = draw_windows(2, 5)
+    found = continue_texts(*files, list(prompts), 6)
+    with LlamaCpp(files[1]) as model:
+        assert [one.prompt for one in found] == [model.detokenize(tokens) for tokens in prompts]
+        assert found[0].compressed == model.detokenize(model.generate(prompts[0], 6))
+    assert found == continue_texts(*files, list(prompts), 6)
+    same = continue_texts(files[0], files[0], list(prompts), 6)
+    assert all(one.original == one.compressed for one in same)
+    with pytest.raises(WrongUsage, match="nothing to continue"):
+        continue_texts(*files, [[]], 6)
+
+
+@needs_llamacpp
+def test_one_call_measures_all(files: tuple[Path, Path]) -> None:
+    text = "the thing that they thought of " * 20
+    steps: list[str] = []
+    found = prove_language(*files, text, window=32, rounds=6, on_step=steps.append)
+    with LlamaCpp(files[0]) as model:
+        tokens = model.tokenize(text)
+    assert found.divergence == measure_divergence(*files, cut_windows(tokens, 32))
+    assert found.speed is not None
+    assert found.peak_memory_bytes is not None
+    assert len(found.continuations) == 3
+    assert all(one.prompt in text for one in found.continuations)
+    assert found.notes == ()
+    assert steps == [
+        "comparing predictions",
+        "measuring speed",
+        "measuring memory",
+        "continuing texts",
+    ]
+
+
+@needs_llamacpp
+def test_a_short_text_is_one_short_window(files: tuple[Path, Path]) -> None:
+    found = prove_language(*files, "the thing", rounds=6)
+    assert found.divergence is not None
+    assert (found.divergence.windows, found.divergence.tokens) == (1, 6)
+    assert "one window of 7 tokens only" in found.notes[0]
+    with pytest.raises(UnusableSamples, match="has 1 tokens: at least two"):
+        prove_language(*files, "t")

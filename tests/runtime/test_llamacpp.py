@@ -215,6 +215,17 @@ def test_too_long_is_a_typed_error(tiny: Path) -> None:
 
 
 @needs_llamacpp
+def test_a_mapped_file_does_not_count_as_memory(tiny: Path) -> None:
+    limits = Limits(memory_bytes=1 << 30)
+    with LlamaCpp(tiny, limits=limits) as one:
+        said = Path(f"/proc/{one.pid}/limits").read_text(encoding="ascii").splitlines()
+        (space,) = (int(line.split()[3]) for line in said if "address space" in line)
+        (data,) = (int(line.split()[3]) for line in said if "data size" in line)
+    assert data == 1 << 30
+    assert space == (1 << 30) + (8 << 30) + tiny.stat().st_size
+
+
+@needs_llamacpp
 def test_nothing_is_left_of_a_child(tiny: Path) -> None:
     with LlamaCpp(tiny) as one:
         pid = one.pid

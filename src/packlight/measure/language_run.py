@@ -267,31 +267,36 @@ def peak_memory(
         return model.peak_memory_bytes()
 
 
-def write_continuations(
+def continue_texts(
     original: Path,
     compressed: Path,
-    prompts: Sequence[str],
+    prompts: Sequence[ArrayLike],
     count: int = 48,
     *,
     threads: int = 1,
     limits: Limits = _DEFAULT,
 ) -> tuple[Continuation, ...]:
-    """What both files write after each prompt, choosing the most probable token each time."""
+    """What both files write after each prompt, choosing the most probable token each time.
+
+    prompts: tokens [n] each, a start token included where the model wants one.
+    """
+    given = [np.asarray(prompt, np.int32) for prompt in prompts]
+    if not given or not all(len(tokens) for tokens in given):
+        raise WrongUsage("There is nothing to continue: a prompt has one token at least.")
+    context = max(len(tokens) for tokens in given) + count
     said: list[list[str]] = []
     for path in (original, compressed):
-        # Every token has a byte at least.
-        context = max(len(text.encode("utf-8", "surrogatepass")) for text in prompts) + count + 2
         with LlamaCpp(
             path, threads=threads, context=context, every_position=False, limits=limits
         ) as model:
-            start = [model.model.start] if model.model.adds_start else []
-            said.append(
-                [
-                    model.detokenize(model.generate([*start, *model.tokenize(text)], count))
-                    for text in prompts
+            said.append([model.detokenize(model.generate(tokens, count)) for tokens in given])
+            if len(said) == 1:
+                start = model.model.start if model.model.adds_start else None
+                asked = [
+                    model.detokenize(tokens[1:] if tokens[0] == start else tokens)
+                    for tokens in given
                 ]
-            )
     return tuple(
         Continuation(prompt, before, after)
-        for prompt, before, after in zip(prompts, *said, strict=True)
+        for prompt, before, after in zip(asked, *said, strict=True)
     )

@@ -87,7 +87,7 @@ class LlamaCpp:
         self.path = path
         self.threads = threads
         self.context = context
-        self._channel = Channel(limits)
+        self._channel = Channel(limits, mapped_bytes=path.stat().st_size)
         try:
             answer, _ = self._ask(
                 "load_text_model",

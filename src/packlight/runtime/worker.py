@@ -45,14 +45,15 @@ _WARMUP_ROUNDS = 5
 _LEAST_ROUNDS = 6
 
 
-def serve(requests: int, answers: int, *, memory_bytes: int) -> None:
+def serve(requests: int, answers: int, *, memory_bytes: int, mapped_bytes: int = 0) -> None:
     """Answer requests until the other end of `requests` is closed.
 
     requests, answers: descriptors of pipes. memory_bytes: limit of private memory.
+    mapped_bytes: of files that will be mapped besides.
     """
     # The parent handles Ctrl-C and closes the pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _limit_resources(memory_bytes)
+    _limit_resources(memory_bytes, mapped_bytes)
     threading.Thread(target=_leave_with_parent, args=(requests, os.getppid()), daemon=True).start()
     sessions: Sessions = {}
     while True:
@@ -223,8 +224,8 @@ def _feeds_of_group(arrays: Arrays, group: int) -> Arrays:
     }
 
 
-def _limit_resources(memory_bytes: int) -> None:
-    space = memory_bytes + _ADDRESS_SPACE_SLACK
+def _limit_resources(memory_bytes: int, mapped_bytes: int) -> None:
+    space = memory_bytes + mapped_bytes + _ADDRESS_SPACE_SLACK
     limits = (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_DATA, memory_bytes),
