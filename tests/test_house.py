@@ -53,6 +53,7 @@ OWNERS = {
     "onnxslim": {"graph"},
     "torch": {"graph/torch", "llm"},
     "openvino": {"runtime"},
+    "llama_cpp": {"runtime"},
     "joblib": {"plan"},
     "ray": {"plan"},
 }

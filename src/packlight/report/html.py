@@ -6,10 +6,10 @@ came from a model, a file name or a runtime is escaped.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.resources import files
 
-from packlight.measure.evidence import Evidence
+from packlight.measure.evidence import Evidence, Verdict
 from packlight.report import sections
 from packlight.report.channels import write_channels
 from packlight.report.tuning import write_tuning
@@ -51,13 +51,34 @@ def write_html(evidence: Evidence, *, how_to_run: str) -> str:
         ("layers", "All layers", sections.write_layers(evidence)),
         ("measured", "How this was measured", sections.write_method(evidence)),
     ]
+    return write_page(
+        verdict=evidence.verdict,
+        model=evidence.model,
+        target=evidence.target,
+        first_screen=_first_screen(evidence),
+        bodies=bodies,
+    )
+
+
+def write_page(
+    *,
+    verdict: Verdict,
+    model: str,
+    target: str,
+    first_screen: str,
+    bodies: Sequence[tuple[str, str, str]],
+) -> str:
+    """The page around its parts.
+
+    first_screen: HTML. bodies: (id, title, HTML), left out where the HTML is empty.
+    """
     parts = [(key, title, body) for key, title, body in bodies if body]
     links = "".join(f'<li><a href="#{key}">{escape(title)}</a></li>' for key, title, _ in parts)
     rooms = "".join(
         f'<section aria-labelledby="{key}"><h2 id="{key}">{escape(title)}</h2>{body}</section>\n'
         for key, title, body in parts
     )
-    verdict = VERDICTS[evidence.verdict]
+    word = VERDICTS[verdict]
     style = (files("packlight.report") / "page.css").read_text(encoding="utf-8")
     return f"""<!doctype html>
 <html lang="en">
@@ -67,17 +88,17 @@ def write_html(evidence: Evidence, *, how_to_run: str) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta name="referrer" content="no-referrer">
-<title>{verdict}: {escape(evidence.model, limit=80)} (packlight report)</title>
+<title>{word}: {escape(model, limit=80)} (packlight report)</title>
 <style>
 {style}</style>
 </head>
 <body>
 <a class="skip" href="#run">Skip to the details</a>
 <header><span class="brand">packlight</span>
-<span class="subject"><bdi>{escape(evidence.model, limit=120)}</bdi> for \
-<bdi>{escape(evidence.target, limit=80)}</bdi></span></header>
+<span class="subject"><bdi>{escape(model, limit=120)}</bdi> for \
+<bdi>{escape(target, limit=80)}</bdi></span></header>
 <main>
-{_first_screen(evidence, verdict)}
+{first_screen}
 <nav aria-label="On this page"><ul>{links}</ul></nav>
 {rooms}</main>
 <footer>Made by packlight. Every figure on this page was measured on the files themselves; \
@@ -87,28 +108,47 @@ the same figures for programs are in report.json.</footer>
 """
 
 
-def _first_screen(evidence: Evidence, verdict: str) -> str:
+def _first_screen(evidence: Evidence) -> str:
+    fine = [] if evidence.metric is None else [explain_proof(evidence.metric)]
+    return write_first_screen(
+        verdict=evidence.verdict,
+        alarm=NOT_MEASURED if evidence.metric is None else "",
+        headline=state_verdict(evidence),
+        reason=evidence.reason,
+        figures=list_figures(evidence),
+        fine=[*fine, explain_gain(evidence), state_request(evidence)],
+    )
+
+
+def write_first_screen(
+    *,
+    verdict: Verdict,
+    alarm: str,
+    headline: str,
+    reason: str,
+    figures: Iterable[Figure],
+    fine: Iterable[str],
+) -> str:
+    """What is seen first: the verdict in words, the figures, and what to know of them.
+
+    All text is plain, and may be hostile; what is empty is left out.
+    """
     parts = ['<div class="verdict">']
-    if evidence.metric is None:
-        parts.append(f'<p class="alarm" role="note">{escape_prose(NOT_MEASURED)}</p>')
+    if alarm:
+        parts.append(f'<p class="alarm" role="note">{escape_prose(alarm)}</p>')
     parts += [
-        f'<p class="badge {evidence.verdict}"><span aria-hidden="true">'
-        f"{_SIGNS[evidence.verdict]}</span> {verdict}</p>",
-        f"<h1>{escape_prose(state_verdict(evidence))}</h1>",
+        f'<p class="badge {verdict}"><span aria-hidden="true">'
+        f"{_SIGNS[verdict]}</span> {VERDICTS[verdict]}</p>",
+        f"<h1>{escape_prose(headline)}</h1>",
     ]
-    if evidence.reason:
-        parts.append(f'<p class="reason">{escape_prose(as_sentence(evidence.reason))}</p>')
-    parts += ["</div>", _write_figures(list_figures(evidence))]
-    if evidence.metric is not None:
-        parts.append(f'<p class="fine">{escape_prose(explain_proof(evidence.metric))}</p>')
-    gain = explain_gain(evidence)
-    if gain:
-        parts.append(f'<p class="fine">{escape_prose(gain)}</p>')
-    parts.append(f'<p class="fine">{escape_prose(state_request(evidence))}</p>')
+    if reason:
+        parts.append(f'<p class="reason">{escape_prose(as_sentence(reason))}</p>')
+    parts += ["</div>", _write_figures(figures)]
+    parts += [f'<p class="fine">{escape_prose(text)}</p>' for text in fine if text]
     return "\n".join(parts)
 
 
-def _write_figures(figures: tuple[Figure, ...]) -> str:
+def _write_figures(figures: Iterable[Figure]) -> str:
     write: Callable[[str], str] = escape_prose
     rows = []
     for figure in figures:

@@ -73,13 +73,15 @@ def write_trials(evidence: Evidence) -> str:
     shown = len(rows) if len(rows) <= _TRIALS_SHOWN else max(min(best, _TRIALS_SHOWN), 1)
     summary = f"All {count(len(rows), 'version')} in figures"
     if shown == len(rows):
-        parts.append(_fold(summary, _trial_table(rows, "Everything that was tried"), opened=True))
+        parts.append(
+            write_fold(summary, _trial_table(rows, "Everything that was tried"), opened=True)
+        )
     else:
         head = "Chosen, and what no other beats"
         if shown < best:
             head += f" (the first {shown} of {best})"
         parts.append(f"<h3>{escape(head)}</h3>{_trial_table(rows[:shown], head)}")
-        parts.append(_fold(summary, _trial_table(rows, "Everything that was tried")))
+        parts.append(write_fold(summary, _trial_table(rows, "Everything that was tried")))
     parts.append(
         '<p class="fine">Loss and output SNR (signal-to-noise ratio) here come from the samples '
         "that were used for choosing; the figures at the top come from other samples.</p>"
@@ -213,7 +215,7 @@ def write_kept(evidence: Evidence) -> str:
     for reason, names in sorted(groups.items(), key=lambda group: -len(group[1])):
         first = _name_list(names[:_NAMES_SHOWN])
         rest = names[_NAMES_SHOWN:]
-        more = _fold(f"and {len(rest):,} more", f"<p>{_name_list(rest)}</p>") if rest else ""
+        more = write_fold(f"and {len(rest):,} more", f"<p>{_name_list(rest)}</p>") if rest else ""
         items.append(
             f'<dt>{escape_prose(reason)} <span class="count">{len(names):,}</span></dt>'
             f"<dd>{first}{more}</dd>"
@@ -238,7 +240,7 @@ def write_layers(evidence: Evidence) -> str:
         "Why",
     )
     table = write_table(heads, rows, numbers={3, 4, 5, 6, 7}, name="All layers")
-    table = _fold(f"Show all {count(len(rows), 'layer')} in the order of the model", table)
+    table = write_fold(f"Show all {count(len(rows), 'layer')} in the order of the model", table)
     return f"{_write_choices(evidence)}{table}"
 
 
@@ -353,7 +355,8 @@ def write_table(
     )
 
 
-def _fold(summary: str, body: str, *, opened: bool = False) -> str:
+def write_fold(summary: str, body: str, *, opened: bool = False) -> str:
+    """A part that opens when its summary is chosen; `body` is HTML already."""
     state = " open" if opened else ""
     return f"<details{state}><summary>{escape(summary)}</summary>{body}</details>"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -15,6 +16,7 @@ from packlight.report.visible import visible
 from packlight.report.wording import (
     NOT_MEASURED,
     VERDICTS,
+    Figure,
     as_sentence,
     explain_gain,
     list_figures,
@@ -22,7 +24,7 @@ from packlight.report.wording import (
     state_verdict,
 )
 
-_STYLES = {"met": "bold green", "best-effort": "bold yellow", "not-worth-it": "bold red"}
+STYLES = {"met": "bold green", "best-effort": "bold yellow", "not-worth-it": "bold red"}
 _TONES = {"better": "green", "worse": "red", "same": "", "unknown": "dim"}
 _NOTES_SHOWN = 6
 
@@ -35,11 +37,11 @@ def show_evidence(evidence: Evidence) -> RenderableType:
     parts: list[RenderableType] = []
     if evidence.metric is None:
         parts += [Text(NOT_MEASURED, style="yellow"), Text()]
-    verdict = Text(f"{VERDICTS[evidence.verdict]}. ", style=_STYLES[evidence.verdict])
+    verdict = Text(f"{VERDICTS[evidence.verdict]}. ", style=STYLES[evidence.verdict])
     parts.append(
         verdict.append(Text(visible(state_verdict(evidence), limit=1000), style="default"))
     )
-    parts += [Text(), _figures_table(evidence)]
+    parts += [Text(), figures_table(list_figures(evidence))]
     said = [as_sentence(evidence.reason), explain_gain(evidence), state_request(evidence)]
     parts += [Text(), *(Text(visible(text, limit=1000)) for text in said if text)]
     told = (*describe_tuning(evidence.tuning), *evidence.notes[:_NOTES_SHOWN])
@@ -64,14 +66,15 @@ def render_plain(renderable: RenderableType, *, width: int = 100) -> str:
     return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().split("\n"))
 
 
-def _figures_table(evidence: Evidence) -> Table:
+def figures_table(figures: Iterable[Figure]) -> Table:
+    """The before/after table."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
     table.add_column("change")
     table.add_column("95 % interval", style="dim")
-    for figure in list_figures(evidence):
+    for figure in figures:
         table.add_row(
             Text(visible(figure.name, limit=60)),
             Text(figure.before),

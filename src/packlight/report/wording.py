@@ -62,9 +62,9 @@ class Figure:
 def list_figures(evidence: Evidence) -> tuple[Figure, ...]:
     """The rows of the before/after table: size, download, latencies, memory, metric."""
     size = evidence.size_bytes
-    rows = [_amount("Size", size.original, size.compressed)]
+    rows = [compare_amounts("Size", size.original, size.compressed)]
     if evidence.packed_bytes is not None:
-        rows.append(_amount("Download, once packed", size.original, evidence.packed_bytes))
+        rows.append(compare_amounts("Download, once packed", size.original, evidence.packed_bytes))
     latencies = (evidence.latency_ms, evidence.latency_all_threads_ms)
     rows += [_latency(latency) for latency in latencies if latency is not None]
     thinning = evidence.thinning
@@ -81,7 +81,7 @@ def list_figures(evidence: Evidence) -> tuple[Figure, ...]:
         )
     memory = evidence.peak_memory_bytes
     if memory is not None:
-        rows.append(_amount("Peak memory", memory.original, memory.compressed))
+        rows.append(compare_amounts("Peak memory", memory.original, memory.compressed))
     metric = evidence.metric
     if metric is None:
         rows.append(Figure("Accuracy", "not measured", "not measured", "not known"))
@@ -198,8 +198,8 @@ def count(number: int, noun: str) -> str:
 
 
 def _smaller_and_faster(evidence: Evidence) -> str:
-    size = _compare(evidence.size_bytes.original, evidence.size_bytes.compressed)
-    smaller = _say(size, "smaller", "larger", "of the same size")
+    size = find_factor(evidence.size_bytes.original, evidence.size_bytes.compressed)
+    smaller = say_factor(size, "smaller", "larger", "of the same size")
     latency = evidence.latency_ms or evidence.latency_all_threads_ms
     asides = _download_aside(evidence, size)
     if latency is None:
@@ -207,7 +207,7 @@ def _smaller_and_faster(evidence: Evidence) -> str:
     if asides:
         smaller += f" ({asides[0]})"
     speed = _speed_factor(latency)
-    faster = _say(speed, "faster", "slower", "about as fast as before")
+    faster = say_factor(speed, "faster", "slower", "about as fast as before")
     agree = (size >= 1) == (speed >= 1) or 1.0 in (size, speed)
     return f"{smaller} {'and' if agree else 'but'} {faster}"
 
@@ -217,12 +217,12 @@ def _download_aside(evidence: Evidence, size: float) -> list[str]:
     packed = evidence.packed_bytes
     if not packed:
         return []
-    factor = _compare(evidence.size_bytes.original, packed)
+    factor = find_factor(evidence.size_bytes.original, packed)
     wished = evidence.preset in ("smallest", "lossless")
     wished = wished or evidence.budget.max_download_bytes is not None
     if factor == 1.0 or not (wished or factor > _FAR_SMALLER * size):
         return []
-    said = _say(factor, "smaller", "larger", "")
+    said = say_factor(factor, "smaller", "larger", "")
     return [f"{said.removesuffix(' smaller')} once packed for download"]
 
 
@@ -238,7 +238,7 @@ def _still_right(metric: MetricEvidence) -> str:
     return f"{samples} its {metric.name} is {after} (before: {before})"
 
 
-def _compare(original: float, compressed: float) -> float:
+def find_factor(original: float, compressed: float) -> float:
     """Original / compressed, 1.0 where they differ by less than 1 %."""
     if original <= 0 or compressed <= 0:
         return 1.0
@@ -251,10 +251,11 @@ def _speed_factor(latency: LatencyEvidence) -> float:
     low, high = latency.ratio_interval_95
     if low <= 1 <= high or not latency.ratio > 0:
         return 1.0
-    return _compare(1.0, latency.ratio)
+    return find_factor(1.0, latency.ratio)
 
 
-def _say(factor: float, up: str, down: str, same: str) -> str:
+def say_factor(factor: float, up: str, down: str, same: str) -> str:
+    """`3.3 times smaller`: `up` is the word for more than 1, `down` for less."""
     if factor == 1.0:
         return same
     word, factor = (up, factor) if factor > 1 else (down, 1 / factor)
@@ -263,21 +264,23 @@ def _say(factor: float, up: str, down: str, same: str) -> str:
     return f"{format_times(factor)} times {word}"
 
 
-def _tone(factor: float) -> Tone:
+def tone_of(factor: float) -> Tone:
+    """Whether a factor, above 1 where it is better, is good news."""
     return "same" if factor == 1.0 else ("better" if factor > 1 else "worse")
 
 
-def _amount(name: str, original: int, compressed: int) -> Figure:
-    factor = _compare(original, compressed)
-    change = _say(factor, "smaller", "larger", "the same").replace(" times ", "× ")
+def compare_amounts(name: str, original: int, compressed: int) -> Figure:
+    """The row of two amounts of bytes, where less is better."""
+    factor = find_factor(original, compressed)
+    change = say_factor(factor, "smaller", "larger", "the same").replace(" times ", "× ")
     return Figure(
-        name, format_bytes(original), format_bytes(compressed), change, tone=_tone(factor)
+        name, format_bytes(original), format_bytes(compressed), change, tone=tone_of(factor)
     )
 
 
 def _latency(latency: LatencyEvidence) -> Figure:
     factor = _speed_factor(latency)
-    change = _say(factor, "faster", "slower", "no clear change").replace(" times ", "× ")
+    change = say_factor(factor, "faster", "slower", "no clear change").replace(" times ", "× ")
     low, high = latency.ratio_interval_95
     if factor < 1:
         ends = (low, high)
@@ -290,7 +293,7 @@ def _latency(latency: LatencyEvidence) -> Figure:
         format_ms(latency.compressed),
         change,
         spread,
-        _tone(factor),
+        tone_of(factor),
     )
 
 

@@ -41,9 +41,10 @@ class Channel:
 
     It ends with the first failure other than a refusal, since nothing is known of the
     state of a process that crashed, hung, or was interrupted. It is always reaped.
+    mapped_bytes: of files that the worker will map, which is no memory in use.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, *, mapped_bytes: int = 0) -> None:
         self._limits = limits
         self._memory_bytes = memory_limit_bytes(limits)
         self._lock = threading.Lock()
@@ -51,7 +52,9 @@ class Channel:
         self._greeted = False
         self._last_words = bytearray()
         self._listening = True
-        self._process, self._requests, self._answers, self._errors = _spawn(self._memory_bytes)
+        self._process, self._requests, self._answers, self._errors = _spawn(
+            self._memory_bytes, mapped_bytes
+        )
         descriptors = (self._requests, self._answers, self._errors)
         # Also reaps a worker whose owner forgot to close it.
         self._end = weakref.finalize(self, _end_process, self._process, descriptors)
@@ -200,7 +203,7 @@ class Channel:
         self._end()
 
 
-def _spawn(memory_bytes: int) -> tuple[subprocess.Popen[bytes], int, int, int]:
+def _spawn(memory_bytes: int, mapped_bytes: int) -> tuple[subprocess.Popen[bytes], int, int, int]:
     """A worker, and this side's descriptors: requests out, answers in, its error output."""
     if not sys.executable:
         raise RuntimeCrashed(
@@ -210,6 +213,7 @@ def _spawn(memory_bytes: int) -> tuple[subprocess.Popen[bytes], int, int, int]:
     settings = json.dumps(
         {
             "memory_bytes": memory_bytes,
+            "mapped_bytes": mapped_bytes,
             # The worker finds the same packages; a relative entry would depend on its folder.
             "path": [entry for entry in sys.path if Path(entry).is_absolute()],
         }

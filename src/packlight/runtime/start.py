@@ -26,7 +26,12 @@ def main(arguments: list[str]) -> None:
     sys.path.extend(entry for entry in settings["path"] if entry not in sys.path)
     from packlight.runtime.worker import serve
 
-    serve(int(arguments[0]), int(arguments[1]), memory_bytes=int(settings["memory_bytes"]))
+    serve(
+        int(arguments[0]),
+        int(arguments[1]),
+        memory_bytes=int(settings["memory_bytes"]),
+        mapped_bytes=int(settings.get("mapped_bytes", 0)),
+    )
 
 
 if __name__ == "__main__":

@@ -26,15 +26,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packlight.runtime import refusal, wire
-from packlight.runtime.loaded import Loaded
 
 Header = dict[str, Any]
 Arrays = dict[str, NDArray[Any]]
 
-Sessions = dict[int, Loaded]
+Sessions = dict[int, Any]
+"""What is loaded, by number: `Loaded`, or what an engine with requests of its own keeps."""
 
 # The file of this room that speaks to each engine.
-_ENGINES = {"onnxruntime": "ort", "openvino": "openvino"}
+_ENGINES = {"onnxruntime": "ort", "openvino": "openvino", "llama.cpp": "llamacpp_engine"}
 _MESSAGE_LENGTH = 4000
 # Address space beyond the memory limit: libraries, mapped weights, thread stacks and
 # the allocator's reserves are mapped without being memory in use.
@@ -45,14 +45,15 @@ _WARMUP_ROUNDS = 5
 _LEAST_ROUNDS = 6
 
 
-def serve(requests: int, answers: int, *, memory_bytes: int) -> None:
+def serve(requests: int, answers: int, *, memory_bytes: int, mapped_bytes: int = 0) -> None:
     """Answer requests until the other end of `requests` is closed.
 
     requests, answers: descriptors of pipes. memory_bytes: limit of private memory.
+    mapped_bytes: of files that will be mapped besides.
     """
     # The parent handles Ctrl-C and closes the pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _limit_resources(memory_bytes)
+    _limit_resources(memory_bytes, mapped_bytes)
     threading.Thread(target=_leave_with_parent, args=(requests, os.getppid()), daemon=True).start()
     sessions: Sessions = {}
     while True:
@@ -73,7 +74,11 @@ def serve(requests: int, answers: int, *, memory_bytes: int) -> None:
 
 def _answer(sessions: Sessions, header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
     try:
-        return _REQUESTS[header["request"]](sessions, header, arrays)
+        name = header["request"]
+        # Text is asked of a language model in other words than arrays are of a graph.
+        answer = _REQUESTS.get(name) or _engine(header["engine"]).REQUESTS[name]
+        found: tuple[Header, Arrays] = answer(sessions, header, arrays)
+        return found
     except Exception as error:  # engines raise many types, none of them ours
         message = str(error)[:_MESSAGE_LENGTH]
         memory = isinstance(error, MemoryError) or refusal.speaks_of_memory(message)
@@ -219,8 +224,8 @@ def _feeds_of_group(arrays: Arrays, group: int) -> Arrays:
     }
 
 
-def _limit_resources(memory_bytes: int) -> None:
-    space = memory_bytes + _ADDRESS_SPACE_SLACK
+def _limit_resources(memory_bytes: int, mapped_bytes: int) -> None:
+    space = memory_bytes + mapped_bytes + _ADDRESS_SPACE_SLACK
     limits = (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_DATA, memory_bytes),
