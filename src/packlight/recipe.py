@@ -172,28 +172,37 @@ def read_recipe(path: Path | str) -> Recipe:
     Only plain YAML is read: no tags, no aliases, no keys beyond the known ones.
     """
     path = Path(path)
+    return parse_recipe(read_recipe_text(path), path)
+
+
+def read_recipe_text(path: Path) -> str:
+    """The text of a recipe's file. Raises UnusableRecipe where it cannot be one."""
     try:
         if path.stat().st_size > MOST_BYTES:
             raise UnusableRecipe(f"{path} is larger than a recipe can be ({MOST_BYTES} bytes).")
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UnusableRecipe(f"The recipe {path} cannot be read ({error}).") from error
-    return parse_recipe(text, path)
 
 
 def parse_recipe(text: str, path: Path) -> Recipe:
     """Check the text of a recipe, which messages call by `path`. Raises as `read_recipe`."""
+    root, content = load_plain(text, path)
+    if root is None or not isinstance(content, dict):
+        raise UnusableRecipe(f"{path} holds no recipe: expected `layers:` with a choice each.")
+    return _checked(content, _line_numbers(root), path)
+
+
+def load_plain(text: str, path: Path) -> tuple[yaml.Node | None, Any]:
+    """Plain YAML: its root and its value. Raises UnusableRecipe for aliases, tags and the like."""
     try:
         _refuse_extras(text, path)
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
-        content = None if root is None else loader.construct_document(root)
+        return root, None if root is None else loader.construct_document(root)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         where = " ".join(str(error).split())[:300]
         raise UnusableRecipe(f"{path} is not valid YAML: {where}") from error
-    if root is None or not isinstance(content, dict):
-        raise UnusableRecipe(f"{path} holds no recipe: expected `layers:` with a choice each.")
-    return _checked(content, _line_numbers(root), path)
 
 
 def _refuse_extras(text: str, path: Path) -> None:

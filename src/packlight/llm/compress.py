@@ -130,6 +130,7 @@ def compress_checkpoint(
     *,
     windows: Windows | None = None,
     candidates: Sequence[str] = (),
+    budget: str = "",
     settings: Settings | None = None,
     metadata: Mapping[str, Any] | None = None,
     progress: Progress = SILENT,
@@ -137,7 +138,8 @@ def compress_checkpoint(
     """Write a checkpoint as a GGUF file in which tensors have fewer bits.
 
     types: of each tensor (`uniform_types`, or any mapping by name), or what chooses them from
-    what each of `candidates` is estimated to cost. windows: of text; without it tensors are
+    what each of `candidates` is estimated to cost, under the `budget` that a word stands for (a
+    killed run is gone on with under the same only). windows: of text; without it tensors are
     rounded on their own, and an architecture need not be known. metadata: replaces the
     checkpoint's own. A run with the same arguments that was killed is gone on with.
     Raises UnusableModel, UnusableOutput, MissingExtra (PyTorch, for windows), WrongUsage.
@@ -146,7 +148,11 @@ def compress_checkpoint(
     settings = settings or Settings()
     if windows is not None:
         check_torch()
-    asked = dict(types) if isinstance(types, Mapping) else {"candidates": list(candidates)}
+    asked = (
+        dict(types)
+        if isinstance(types, Mapping)
+        else {"candidates": [*candidates], "budget": budget}
+    )
     key = _key(checkpoint, asked, windows, settings)
     with begin_gguf(path, checkpoint, metadata=metadata, settings=key) as writing:
         journal = Journal(path.with_name(f".{path.name}.rows"), key)

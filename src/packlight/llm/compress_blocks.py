@@ -82,9 +82,7 @@ def estimate_costs(
     names = rounded_names(checkpoint)
     progress.stage("weighing types", len(names))
 
-    def change(
-        name: str, weight: Tensor, moments: Tensor | None
-    ) -> Iterator[tuple[str, Tensor]]:
+    def change(name: str, weight: Tensor, moments: Tensor | None) -> Iterator[tuple[str, Tensor]]:
         for kind in candidates:
             if fits(kind, weight.shape[-1]):
                 h = None if moments is None else moments.numpy()

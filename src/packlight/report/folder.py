@@ -93,7 +93,7 @@ def write_folder(
             cleanup.callback(shutil.rmtree, made, ignore_errors=True)
             Path(made).chmod(0o777 & ~current_umask())
             for file in files:
-                _write(Path(made) / file.name, file.read_bytes())
+                _copy(file, Path(made) / file.name)
             for name, text in texts.items():
                 _write(Path(made) / name, text.encode("utf-8"))
             sync_folder(Path(made))
@@ -120,6 +120,16 @@ def _swap(made: Path, folder: Path, cleanup: contextlib.ExitStack) -> None:
     except BaseException:
         (old / "replaced").rename(folder)
         raise
+
+
+def _copy(file: Path, path: Path) -> None:
+    """Piece by piece: a model may be larger than memory."""
+    with file.open("rb") as source, path.open("wb") as target:
+        shutil.copyfileobj(source, target, 1 << 22)
+        target.flush()
+        os.fsync(target.fileno())
+    if path.stat().st_size != file.stat().st_size:
+        raise OSError(f"{path.name} was not written whole")
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -1,0 +1,105 @@
+"""What a user asks of a language model, read and checked before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from packlight.errors import WrongUsage
+from packlight.llm.formats import FORMATS
+from packlight.nearest import did_you_mean
+from packlight.plan.budget import parse_drop, parse_size
+
+TARGETS = ("llama.cpp", "ollama")
+"""Runtimes that read GGUF; ollama gets a Modelfile too."""
+
+DEFAULT_BITS = 4.5
+"""Bits a weight where no budget is named: what most people load into llama.cpp."""
+
+FEWEST_BITS, MOST_BITS = 1.0, 16.0
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Just one of bits (a weight, over all tensors), max_size_bytes (of the file), max_drop (of
+    the agreement on the most probable token, absolute) and a recipe's types is given.
+
+    pins: types that tensors must have.
+    """
+
+    target: str
+    bits: float | None = None
+    max_size_bytes: int | None = None
+    max_drop: float | None = None
+    types: Mapping[str, str] | None = None
+    pins: Mapping[str, str] | None = None
+    by_default: bool = False
+
+
+def is_language_model(model: object) -> bool:
+    """Whether something is a path to a Hugging Face folder or a GGUF file."""
+    if not isinstance(model, str | Path):
+        return False
+    path = Path(model)
+    return path.suffix.lower() == ".gguf" or path.is_dir()
+
+
+def read_ask(
+    *,
+    target: str,
+    original_bytes: int,
+    bits: str | float | None = None,
+    max_size: str | float | None = None,
+    max_drop: str | float | None = None,
+    pins: Mapping[str, str] | None = None,
+    types: Mapping[str, str] | None = None,
+) -> Ask:
+    """The budget in numbers. original_bytes: of the checkpoint's tensors.
+
+    Raises WrongUsage for what cannot be read, and for more than one budget.
+    """
+    target = "llama.cpp" if target == "laptop" else target
+    if target not in TARGETS:
+        raise WrongUsage(
+            f"A language model cannot be made for the target {target!r}"
+            f"{did_you_mean(target, TARGETS)}: choose one of {', '.join(TARGETS)}."
+        )
+    options = {"--bits": bits, "--max-size": max_size, "--max-drop": max_drop, "--recipe": types}
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) > 1:
+        raise WrongUsage(
+            f"{' and '.join(given)} cannot both say how small a language model becomes: give one."
+        )
+    for name, kind in (pins or {}).items():
+        if kind not in FORMATS:
+            raise WrongUsage(
+                f"--pin {name}={kind}: there is no type {kind!r}{did_you_mean(kind, FORMATS)}: "
+                f"use one of {', '.join(FORMATS)}."
+            )
+    ask = Ask(target, types=types, pins=dict(pins or {}))
+    if bits is not None:
+        return replace(ask, bits=_bits(bits))
+    if max_size is not None:
+        return replace(ask, max_size_bytes=parse_size(max_size, original_bytes))
+    if max_drop is not None:
+        drop = parse_drop(max_drop)
+        if drop <= 0:
+            raise WrongUsage(
+                f"--max-drop {max_drop}: fewer bits always change some predictions; allow more "
+                "than 0, such as 2%."
+            )
+        return replace(ask, max_drop=drop)
+    return ask if types is not None else replace(ask, bits=DEFAULT_BITS, by_default=True)
+
+
+def _bits(value: str | float) -> float:
+    try:
+        found = float(value)
+    except ValueError:
+        found = float("nan")
+    if not FEWEST_BITS <= found <= MOST_BITS:
+        raise WrongUsage(
+            f"--bits {value}: give bits a weight, {FEWEST_BITS:g} to {MOST_BITS:g}, such as 4.5."
+        )
+    return found

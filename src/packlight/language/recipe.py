@@ -1,0 +1,79 @@
+"""What was done to a language model, as YAML: the type of each tensor, and how it was rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from packlight.errors import UnusableRecipe
+from packlight.llm.formats import FORMATS
+from packlight.nearest import did_you_mean
+from packlight.recipe import load_plain, read_recipe_text
+
+_KEYS = {"schema": int, "kind": str, "target": str, "seed": int, "text": bool, "types": dict}
+KIND = "language-model"
+
+
+@dataclass(frozen=True)
+class LanguageRecipe:
+    """types: of each tensor. text: whether they were rounded with the help of a text."""
+
+    target: str
+    types: Mapping[str, str]
+    text: bool
+    seed: int = 0
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The recipe as plain values."""
+        return {
+            "schema": 1,
+            "kind": KIND,
+            "target": self.target,
+            "seed": self.seed,
+            "text": self.text,
+            "types": dict(self.types),
+        }
+
+
+def write_language_recipe(recipe: LanguageRecipe) -> str:
+    """The recipe as YAML."""
+    head = (
+        "# The type of each tensor. Make the file again with: packlight compress MODEL "
+        f"{'--data TEXT ' if recipe.text else ''}--recipe recipe.yaml\n"
+    )
+    body: str = yaml.safe_dump(recipe.content, sort_keys=False, allow_unicode=True, width=1000)
+    return head + body
+
+
+def read_language_recipe(path: Path) -> LanguageRecipe:
+    """Read and check a recipe. Raises UnusableRecipe naming the entry and the nearest word."""
+    _, content = load_plain(read_recipe_text(path), path)
+    if not isinstance(content, dict) or content.get("kind") != KIND:
+        raise UnusableRecipe(
+            f"{path} is no recipe of a language model: it should say `kind: {KIND}`, and list "
+            "`types:`."
+        )
+    for key, value in content.items():
+        if key not in _KEYS:
+            raise UnusableRecipe(f"{path}: there is no entry {key!r}{did_you_mean(key, _KEYS)}.")
+        kind = _KEYS[key]
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise UnusableRecipe(f"{path}: {key!r} is {str(value)[:60]!r}, not a {kind.__name__}.")
+    types = content.get("types", {})
+    for name, word in types.items():
+        if not isinstance(name, str) or word not in FORMATS:
+            raise UnusableRecipe(
+                f"{path}: {str(name)[:80]!r} has the type {str(word)[:40]!r}"
+                f"{did_you_mean(str(word), FORMATS)}: use one of {', '.join(FORMATS)}."
+            )
+    if not types:
+        raise UnusableRecipe(f"{path} holds no recipe: expected `types:` with one for each tensor.")
+    seed = content.get("seed", 0)
+    return LanguageRecipe(
+        content.get("target", "llama.cpp"), types, content.get("text", True), seed
+    )

@@ -1,0 +1,77 @@
+"""A compressed language model with the evidence for it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from packlight.measure.evidence import Verdict
+from packlight.measure.language_evidence import LanguageEvidence
+from packlight.report.folder import write_folder
+from packlight.report.language import language_table, write_language_html
+from packlight.report.language_json import write_language_json
+
+MODEL = "model.gguf"
+
+
+@dataclass(frozen=True)
+class LanguageResult:
+    """A GGUF file with the evidence for it; `print` shows the table."""
+
+    evidence: LanguageEvidence
+    recipe: Mapping[str, Any]
+    model: Path
+    _texts: Mapping[str, str] = field(repr=False)
+    _inputs: tuple[Path, ...] = field(repr=False)
+    _keep: Any = field(repr=False, compare=False, default=None)
+
+    @property
+    def verdict(self) -> Verdict:
+        """met, best-effort or not-worth-it."""
+        return self.evidence.verdict
+
+    @property
+    def exit_status(self) -> int:
+        """0 met, 3 best-effort, 4 not-worth-it."""
+        return {"met": 0, "best-effort": 3, "not-worth-it": 4}[self.evidence.verdict]
+
+    def save(self, out: str | Path, *, force: bool = False) -> Path:
+        """Write model.gguf, recipe.yaml, report.html and report.json into the folder `out`.
+
+        It appears whole or not at all; force: replace what is there.
+        Raises UnusableOutput where it exists or cannot be written.
+        """
+        texts = {
+            **self._texts,
+            "report.json": write_language_json(self.evidence),
+            "report.html": write_language_html(
+                self.evidence, how_to_run=how_to_run(self.evidence.target, Path(out))
+            ),
+        }
+        folder = write_folder(
+            Path(out), files=(self.model,), texts=texts, force=force, inputs=self._inputs
+        )
+        if self._keep is not None:
+            self._keep.clear()
+        return folder
+
+    def __str__(self) -> str:
+        return language_table(self.evidence)
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        return f"<pre>{escape(str(self))}</pre>"
+
+
+def how_to_run(target: str, folder: Path) -> str:
+    """The lines that run the result."""
+    if target == "ollama":
+        name = shlex.quote(folder.name.lower() or "packed")
+        return f"ollama create {name} -f Modelfile\nollama run {name}\n"
+    return (
+        f'llama-cli -m {MODEL} -p "Once upon a time"\n# or, in Python: llama_cpp.Llama("{MODEL}")\n'
+    )
