@@ -16,6 +16,10 @@ from hypothesis import settings
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from packlight.measure.evidence import LatencyEvidence
+from packlight.measure.latency import RankedLatency
+from packlight.plan import answer, judge, ranks, trials
+
 # Some tests ask onnxruntime itself, which would report to its maker; packlight's own processes
 # must see to that themselves, and are tested without this.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -87,3 +91,27 @@ def write_mlp(write_model: Callable[..., Path]) -> Callable[..., Path]:
 def rows() -> NDArray[np.float32]:
     """200 samples for `write_mlp`."""
     return np.random.default_rng(1).standard_normal((200, 16)).astype(np.float32)
+
+
+@pytest.fixture
+def steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latency as a function of the file's size, so that no clock decides what is chosen."""
+
+    def rank(paths: list[Path], feeds: object, **options: object) -> tuple[RankedLatency, ...]:
+        first = paths[0].stat().st_size
+        ratios = [path.stat().st_size / first for path in paths]
+        return tuple(
+            RankedLatency(path, ratio, ratio, (ratio, ratio))
+            for path, ratio in zip(paths, ratios, strict=True)
+        )
+
+    def measure(original: Path, compressed: Path, feeds: object, **options: Any) -> LatencyEvidence:
+        _, found = rank([original, compressed], feeds)
+        return LatencyEvidence(
+            "steady", options["threads"], 1.0, found.ms, found.ratio, found.ratio_interval_95
+        )
+
+    monkeypatch.setattr(trials, "rank_latencies", rank)
+    monkeypatch.setattr(ranks, "rank_latencies", rank)
+    monkeypatch.setattr(answer, "rank_latencies", rank)
+    monkeypatch.setattr(judge, "measure_latency", measure)

@@ -16,7 +16,6 @@ import pytest
 from numpy.typing import NDArray
 
 import packlight
-from packlight import api
 from packlight.errors import (
     RuntimeCrashed,
     UnsupportedOperator,
@@ -28,8 +27,7 @@ from packlight.errors import (
 )
 from packlight.graph.layers import find_layers
 from packlight.measure.evidence import Budget, LatencyEvidence
-from packlight.measure.latency import RankedLatency
-from packlight.plan import judge, mixed, ranks, search, trials
+from packlight.plan import judge, mixed, search, trials
 from packlight.plan.budget import limits_of
 from packlight.plan.solve import Limits
 from packlight.recipe import CHOICES, Recipe, read_recipe
@@ -62,30 +60,6 @@ def compress(model: Path, **options: Any) -> packlight.Result:
     found = packlight.compress(model, **options)
     assert isinstance(found, packlight.Result)
     return found
-
-
-@pytest.fixture
-def steady(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latency as a function of the file's size, so that no clock decides what is chosen."""
-
-    def rank(paths: list[Path], feeds: object, **options: object) -> tuple[RankedLatency, ...]:
-        first = paths[0].stat().st_size
-        ratios = [path.stat().st_size / first for path in paths]
-        return tuple(
-            RankedLatency(path, ratio, ratio, (ratio, ratio))
-            for path, ratio in zip(paths, ratios, strict=True)
-        )
-
-    def measure(original: Path, compressed: Path, feeds: object, **options: Any) -> LatencyEvidence:
-        _, found = rank([original, compressed], feeds)
-        return LatencyEvidence(
-            "steady", options["threads"], 1.0, found.ms, found.ratio, found.ratio_interval_95
-        )
-
-    monkeypatch.setattr(trials, "rank_latencies", rank)
-    monkeypatch.setattr(ranks, "rank_latencies", rank)
-    monkeypatch.setattr(api, "rank_latencies", rank)
-    monkeypatch.setattr(judge, "measure_latency", measure)
 
 
 # The demo ----------------------------------------------------------------------------------------

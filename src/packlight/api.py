@@ -5,6 +5,7 @@ source -> load -> prepare -> simplify -> calibrate -> search -> measure -> Evide
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import time
@@ -16,30 +17,23 @@ from typing import Any
 
 from packlight.errors import WrongUsage
 from packlight.graph.anatomy import Anatomy, describe
-from packlight.graph.apply import check_choices, why_not
 from packlight.graph.layers import find_layers
-from packlight.graph.model import Graph, save_model
 from packlight.graph.model import load_model as load
+from packlight.graph.model import save_model
 from packlight.graph.torch.enter import to_torch
 from packlight.measure.evidence import Budget, Evidence
-from packlight.measure.latency import rank_latencies
 from packlight.measure.quality import Metric, find_metric
 from packlight.plan.account import state_evidence
-from packlight.plan.budget import check_budget, limits_of, parse_drop, parse_latency, parse_size
+from packlight.plan.answer import Question, find_answer, tune_answer
+from packlight.plan.budget import check_budget, parse_drop, parse_size
 from packlight.plan.candidates import describe_targets
 from packlight.plan.forecast import Forecast, forecast
 from packlight.plan.goal import Goal, find_goal
-from packlight.plan.judge import (
-    Figures,
-    measure_figures,
-)
+from packlight.plan.judge import Figures, measure_figures
 from packlight.plan.prepare import bring_in, common_inputs, prepare_samples, simplify_checked
-from packlight.plan.rules import read_rules
-from packlight.plan.search import Found, search
-from packlight.plan.thinning import parse_share, thin
+from packlight.plan.thinning import parse_share
 from packlight.plan.training import NO_TRAINING, Training, plan_training
-from packlight.plan.trials import GIVEN, Tried, Workbench
-from packlight.plan.tuning import key_of_choice, recall_choice, remember_choice, tune_chosen
+from packlight.plan.trials import Tried, Workbench
 from packlight.plan.workers import parse_workers
 from packlight.progress import SILENT, Progress
 from packlight.recipe import Recipe, parse_choice, read_recipe, write_recipe
@@ -173,9 +167,10 @@ def compress(
         the search. pin: {layer: choice} and forbid: choices, which the search keeps to.
     prune: save this share of the multiply-accumulates ("30%" or 0.3) by channels, branches and
         ranks that are missed least, and fit the rest to the original's outputs; "auto": what the
-        drop allows. heal_minutes: train towards the original for so long, without labels: the
-        chosen file with its rounding in the loop, and before it, for two thirds of the time, what
-        is left after pruning; needs PyTorch. checkpoints: a folder in which training keeps where
+        drop allows; None: what the budget needs beyond fewer bits; 0: nothing.
+    heal_minutes: train towards the original for so long, without labels: the chosen file with its
+        rounding in the loop, and before it, for two thirds of the time, what is left after
+        pruning; needs PyTorch. checkpoints: a folder in which training keeps where
         it stands, so that the same call goes on after an interruption; removed by `Result.save`.
     metric: a name or a function of (outputs, labels). workers: processes for the search, or a
         Ray cluster ("ray://host:port"). dry_run: only say what would happen.
@@ -188,19 +183,17 @@ def compress(
         target, seed = given.target, given.seed
     share = None if prune is None else parse_share(prune)
     kept = None if checkpoints is None else Path(checkpoints)
-    training = plan_training(heal_minutes, prunes=share is not None, given=given, folder=kept)
+    training = plan_training(heal_minutes, prunes=bool(share), given=given, folder=kept)
     given = given and replace(given, tune_steps=0)  # that is training's, from now on
-    asks = given is not None and (given.searches or bool(pin) or bool(forbid))
-    wanted = None if asks else given
     goal, wish = find_target(target), find_goal(preset)
-    workers = parse_workers(workers) if isinstance(workers, str) else workers
     of_one = not callable(found_metric)
     drop = None if max_drop is None else parse_drop(max_drop, share=of_one)
-    limited = [one for one in (max_size, max_latency, max_download) if one is not None]
+    limited = any(one is not None for one in (max_size, max_latency, max_download))
     if max_drop is None and not limited and of_one:
         drop = wish.drop
     check_budget(max_size, max_latency, max_download)
-    if share is not None and wanted is not None:
+    workers = parse_workers(workers) if isinstance(workers, str) else workers
+    if share and given is not None and not (given.searches or pin or forbid):
         raise WrongUsage(
             "--prune and a recipe that says all contradict each other: edit `channels:` in the "
             "recipe, or leave it out."
@@ -208,17 +201,12 @@ def compress(
     progress.stage("reading the model and the samples")
     arrived = _Scratch()
     source = load(bring_in(model, example_inputs, arrived.path))
-    size = None if max_size is None else parse_size(max_size, source.size_bytes)
-    download = (
-        None
-        if max_download is None
-        else parse_size(max_download, source.size_bytes, option="max-download")
+    size, download = (
+        None if most is None else parse_size(most, source.size_bytes, option=option)
+        for most, option in ((max_size, "max-size"), (max_download, "max-download"))
     )
     if dry_run:
         return forecast(source, goal, has_data=data is not None, max_size_bytes=size)
-    # A recipe that asks for a search may say which channels stay, too.
-    said = Recipe() if given is None or share is not None else given
-    named = () if given is None else (*dict(given.layers), *dict(given.pins))
     prepared = prepare_samples(
         source, data, preprocess=preprocess, seed=seed, training=training.any
     )
@@ -227,113 +215,47 @@ def compress(
         simplified, steps = simplify_checked(
             source, prepared.samples, prepared.split.calibration, Path(folder)
         )
-
-    def bench_of(graph: Graph) -> Workbench:
-        return Workbench(
-            source,
-            graph,
-            prepared.samples,
-            prepared.split,
-            goal,
-            metric=found_metric,
-            max_drop=drop,
-            workers=workers,
-            seed=seed,
-        )
-
-    def drop_of(graph: Graph) -> float:
-        with bench_of(graph) as bench:
-            return bench.evaluate(Recipe(target=goal.name, seed=seed), "without channels").drop
-
-    thinned = None
-    if share is not None or said.thins:
-        thinned = thin(
-            simplified,
-            prepared.samples,
-            prepared.split,
-            source.inputs,
-            share=share,
-            channels=said.channels,
-            removed=said.removed,
-            ranks=said.ranks,
-            whole=(*(pin or {}), *named),
-            training=training,
-            max_drop=drop,
-            drop_of=None if prepared.samples.generated else drop_of,
-            seed=seed,
-            progress=progress,
-        )
-    graph = simplified if thinned is None else thinned.graph
-    layers = find_layers(graph)
-    with bench_of(graph) as bench:
-        if wanted is not None:
-            check_choices(wanted, layers)
-        rules = read_rules(pin or {}, forbid, given if asks else None, layers)
-        if wanted is not None or not prepared.samples.generated:
-            static = [layer.name for layer in layers if not why_not(layer, "int8")]
-            bench.calibrate(static, progress=progress)
-        original_ms = None if max_latency is None else _original_ms(bench)
-        latency = None
-        if max_latency is not None and original_ms is not None:
-            latency = parse_latency(max_latency, original_ms)
-        budget = Budget(drop, size, latency, download)
-        if wanted is not None:
-            chosen = bench.evaluate(wanted, GIVEN)
-            found = Found(chosen, tuple(bench.tried))
-            if chosen.failure:
-                raise WrongUsage(f"The recipe gives a file that does not run: {chosen.failure}")
-        else:
-            key = ""
-            if kept is not None and training.tunes:
-                asked = (goal, wish, budget, rules, given, metric, heal_minutes, seed)
-                key = key_of_choice(bench, graph, asked)
-            recalled = recall_choice(bench, kept, key) if kept is not None and key else None
-            found = recalled or search(
-                bench,
-                layers,
-                limits_of(budget, bench.model.size_bytes, original_ms),
-                goal=wish,
-                rules=rules,
-                given=given if asks and given and given.layers else None,
-                download=download,
-                asked=bool(limited),
-                progress=progress,
-            )
-            if kept is not None and key:
-                remember_choice(kept, key, found.chosen.recipe)
-        tuning = None
-        if training.tunes:
-            found, tuning = tune_chosen(
-                bench,
-                found,
-                layers,
-                simplified if thinned is None else thinned.teacher(simplified),
-                training,
-                pruned=thinned is not None,
-                progress=progress,
-            )
+    question = Question(
+        source,
+        simplified,
+        prepared,
+        goal,
+        wish,
+        found_metric,
+        Budget(drop, size, None, download),
+        max_latency=max_latency,
+        limited=limited,
+        share=share,
+        pin=pin or {},
+        forbid=forbid,
+        given=given,
+        training=training,
+        heal_minutes=heal_minutes,
+        workers=workers,
+        seed=seed,
+    )
+    with contextlib.ExitStack() as stack:
+        answer = find_answer(question, stack, progress)
+        answer, tuning = tune_answer(question, answer, progress)
+        bench, chosen, split = answer.bench, answer.chosen, prepared.split
         figures = measure_figures(
             bench,
-            found.chosen.path,
-            found.chosen.size_bytes,
-            indices=prepared.split.proof or prepared.split.search or prepared.split.calibration,
+            chosen.path,
+            chosen.size_bytes,
+            indices=split.proof or split.search or split.calibration,
             progress=progress,
         )
-        if _to_be_packed(found.chosen, wish, download):
+        if _to_be_packed(chosen, wish, download):
             progress.stage("packing for the download")
-            packed = bench.pack_trial(found.chosen).packed_bytes
+            packed = bench.pack_trial(chosen).packed_bytes
             figures = replace(figures, packed_bytes=packed)
-        removed = None if thinned is None else thinned.evidence
-        evidence = state_evidence(
-            bench, prepared, steps, layers, found, figures, budget, wish, removed, tuning
-        )
+        evidence = state_evidence(question, answer, steps, figures, tuning)
         scratch = _Scratch()
-        files = _keep(found.chosen, scratch.path)
+        files = _keep(chosen, scratch.path)
     evidence = replace(evidence, seconds=time.monotonic() - begun)
     given_paths = (model, data, recipe)
     held = [source.source, *(Path(path) for path in given_paths if isinstance(path, str | Path))]
-    done = found.chosen.recipe
-    done = done if thinned is None else thinned.note_in(done)
+    done = answer.recipe
     if tuning is not None:  # at least 1: samples are split otherwise where nothing is trained
         done = replace(done, tune_steps=max(tuning.steps, 1))
     return Result(evidence, done, files[0], files, tuple(held), scratch, training)
@@ -415,12 +337,6 @@ def _to_be_packed(chosen: Tried, goal: Goal, download: int | None) -> bool:
 
 def _recipe(recipe: str | Path | Recipe | None) -> Recipe | None:
     return recipe if recipe is None or isinstance(recipe, Recipe) else read_recipe(recipe)
-
-
-def _original_ms(bench: Workbench) -> float:
-    return rank_latencies(
-        [bench.model.source], bench.first_feeds(), seconds=2.0, engine=bench.device.latency
-    )[0].ms
 
 
 class _Scratch:

@@ -166,9 +166,11 @@ def compress(
         typer.Option(
             "--prune",
             metavar="30%|auto",
-            help="Remove the channels that are missed least, and make two layers of low rank of "
-            "one, so that this share of the multiplications goes; fit the rest to the original. "
-            "auto: as much as the loss of quality allows.",
+            help="Remove the channels and residual branches that are missed least, and make two "
+            "layers of low rank of one, so that this share of the multiplications goes; fit the "
+            "rest to the original. auto: as much as the loss of quality allows. Without it "
+            "something goes only where fewer bits do not reach the budget, or with --preset "
+            "fastest; 0%: nothing goes.",
             rich_help_panel=_MORE,
             show_default=False,
         ),

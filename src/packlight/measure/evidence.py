@@ -165,6 +165,11 @@ class Thinning:
     removed: tuple[str, ...] = ()
     ranks: tuple[RankEvidence, ...] = ()
 
+    @property
+    def share(self) -> float:
+        """The share of the multiply-accumulates that went."""
+        return 1 - self.macs_left / max(self.macs_original, 1)
+
 
 @dataclass(frozen=True)
 class Tuning:

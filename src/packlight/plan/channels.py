@@ -53,6 +53,9 @@ LEAST_KEPT = 8
 PROBED = 256
 """Samples on which losses are measured, and as many to fit layers with before."""
 
+MOST_ORDERED = 2048
+"""Samples that tell in what order channels go; training has thousands, which tell no more."""
+
 EFFORT = 5e11
 """Multiply-accumulates that the fitting of one whole proposal may take, about: what is too much
 for that is fitted on fewer samples, 64 at least."""
@@ -202,7 +205,7 @@ def prepare_ground(
     seen = observe(
         graph,
         samples,
-        split.calibration,
+        split.calibration[:: -(-len(split.calibration) // MOST_ORDERED)],
         inputs,
         tensors=(),
         layers=layers,

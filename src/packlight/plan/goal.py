@@ -21,6 +21,7 @@ class Goal:
     """A preset. wish: what is made least under the budget, for "nothing" only what is exact is
     done. drop: the budget of the metric where the user names none. about: for people.
     tie_latency: latencies that differ by a smaller share are equal, and the smaller file wins.
+    thins: channels, branches and ranks go too, as far as the drop allows, without being asked for.
     """
 
     name: str
@@ -28,11 +29,12 @@ class Goal:
     drop: float
     about: str
     tie_latency: float = TIE_LATENCY
+    thins: bool = False
 
 
 PRESETS: tuple[Goal, ...] = (
     Goal("balanced", "latency", 0.01, "fast first, then small: a smaller file wins a near tie"),
-    Goal("fastest", "latency", 0.01, "the shortest latency, whatever the size", 0.0),
+    Goal("fastest", "latency", 0.01, "the shortest latency, whatever the size", 0.0, thins=True),
     Goal("smallest", "download", 0.01, "the smallest packed file (see `packlight pack`)"),
     Goal("lossless", "nothing", 0.0, "nothing is rounded: simplified, exact storage, packed"),
 )

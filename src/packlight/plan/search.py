@@ -128,7 +128,7 @@ def search(
             }
     # Without any limit on its packed size, or on the drop, "smallest" has nothing to hold it.
     small = download is not None or (goal.wish == "download" and wanted.drop is not None)
-    if small or (asked and (wanted.drop is None or violation(_option(best), wanted))):
+    if small or (asked and (wanted.drop is None or violation(option_of(best), wanted))):
         limits = replace(wanted, size=download) if small else wanted
         most = wanted.size if small else None
         mixed = _mixed(bench, best, tried, layers, limits, small, most, rules, progress)
@@ -161,7 +161,7 @@ def _mixed(
     words = [word for word in candidate_words(wish) if rules.allows(word)]
     if generated:  # nobody knows what range activations have
         words = [word for word in words if parse_choice(word).compute != "static"]
-    late = limits.latency is not None and _option(best).latency > limits.latency
+    late = limits.latency is not None and option_of(best).latency > limits.latency
     large = limits.size is not None and best.size_bytes > limits.size
     minimise: Resource = "ms" if late and not large and not packed else "bytes"
     examples = [one for one in tried if not one.failure and one is not base]
@@ -196,12 +196,7 @@ def _mixed(
     if packed:
         found = [bench.pack_trial(one) for one in found]
     timed = _timed(bench, found, progress)
-    options = [_option(one) for one in timed]
-    if packed:
-        options = [
-            replace(option, size=float(one.packed_bytes or one.size_bytes))
-            for option, one in zip(options, timed, strict=True)
-        ]
+    options = [option_of(one, packed=packed) for one in timed]
     return timed[choose(options, limits, smallest=packed and limits.drop is not None)]
 
 
@@ -341,18 +336,20 @@ def _timed(bench: Workbench, tried: Sequence[Tried], progress: Progress) -> list
     return [timed.get(one.recipe, one) for one in tried]
 
 
-def _option(one: Tried) -> Option:
+def option_of(one: Tried, *, packed: bool = False) -> Option:
+    """A candidate as numbers; packed: its size is that of the entropy-coded file."""
     latency = one.latency_ratio if one.latency_ratio is not None else float("inf")
     if one.latency_interval_95 is not None:
         shown = one.latency_interval_95[0] > 1.0 and latency > SLOWER
         latency = latency if shown else min(latency, 1.0)
-    return Option(one.size_bytes, latency, one.drop, one.noise_db)
+    size = one.packed_bytes or one.size_bytes if packed else one.size_bytes
+    return Option(size, latency, one.drop, one.noise_db)
 
 
 def _best(tried: Sequence[Tried], limits: Limits, goal: Goal) -> int:
     able = [i for i, one in enumerate(tried) if not one.failure] or list(range(len(tried)))
     tie = goal.tie_latency
-    return able[choose([_option(tried[i]) for i in able], limits, tie_latency=tie)]
+    return able[choose([option_of(tried[i]) for i in able], limits, tie_latency=tie)]
 
 
 def _most_promising(tried: Sequence[Tried], best: Tried, limits: Limits) -> list[Tried]:
@@ -363,10 +360,10 @@ def _most_promising(tried: Sequence[Tried], best: Tried, limits: Limits) -> list
     if limits.drop is None:
         return []
     free = replace(limits, drop=None)
-    kept = _option(best)
+    kept = option_of(best)
     hopeful = []
     for one in tried:
-        option = _option(one)
+        option = option_of(one)
         allowed = one.metric is not None and violation(option, free) == 0
         faster = option.latency * (1 + TIE_LATENCY) < kept.latency
         smaller = option.size * (1 + TIE_SIZE) < kept.size
@@ -375,7 +372,7 @@ def _most_promising(tried: Sequence[Tried], best: Tried, limits: Limits) -> list
             hopeful.append(one)
     if not hopeful:
         return []
-    fastest = min(hopeful, key=lambda one: (_option(one).latency, one.drop))
+    fastest = min(hopeful, key=lambda one: (option_of(one).latency, one.drop))
     nearest = min(hopeful, key=lambda one: one.drop)
     return [fastest] if nearest is fastest else [fastest, nearest]
 

@@ -136,7 +136,7 @@ def thin(
 def parse_share(value: str | float) -> Share:
     """The share of the multiply-accumulates to remove: "30%" and 0.3 are 0.3; or "auto".
 
-    Raises WrongUsage for what is neither that word nor a share from 0 to 95 %.
+    Raises WrongUsage for what is neither that word nor a share from 0, for nothing, to 95 %.
     """
     text = str(value).strip()
     if text == "auto":
@@ -145,10 +145,10 @@ def parse_share(value: str | float) -> Share:
         number = float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except ValueError:
         number = float("nan")
-    if not 0 < number <= MOST_REMOVED:
+    if not 0 <= number <= MOST_REMOVED:
         raise WrongUsage(
-            f"--prune {value}: give the share of the multiply-accumulates to remove, above 0 "
-            f"and up to {MOST_REMOVED:.0%}, such as 30% or 0.3, or the word auto."
+            f"--prune {value}: give the share of the multiply-accumulates to remove, from 0 "
+            f"up to {MOST_REMOVED:.0%}, such as 30% or 0.3, or the word auto."
         )
     return number
 
