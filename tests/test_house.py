@@ -37,6 +37,7 @@ FLOORS = {
     "transport": 2,
     "plan": 3,
     "report": 3,
+    "language": 3.5,
     "api": 4,
     "cli": 5,
     "serve": 5,

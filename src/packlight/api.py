@@ -15,12 +15,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from rich.console import RenderableType
+
 from packlight.errors import WrongUsage
 from packlight.graph.anatomy import Anatomy, describe
 from packlight.graph.layers import find_layers
 from packlight.graph.model import load_model as load
 from packlight.graph.model import save_model
 from packlight.graph.torch.enter import to_torch
+from packlight.language import LanguageForecast, LanguageResult, enter, is_language_model
 from packlight.measure.evidence import Budget, Evidence
 from packlight.measure.quality import Metric, find_metric
 from packlight.plan.account import state_evidence
@@ -37,10 +40,11 @@ from packlight.plan.trials import Tried, Workbench
 from packlight.plan.workers import parse_workers
 from packlight.progress import SILENT, Progress
 from packlight.recipe import Recipe, parse_choice, read_recipe, write_recipe
-from packlight.report import evidence_table, write_html, write_json
+from packlight.report import evidence_table, evidence_to_json, write_html, write_json
 from packlight.report.comparison import comparison_table, comparison_to_json
 from packlight.report.folder import write_folder
 from packlight.report.snippet import how_to_run
+from packlight.report.table import show_evidence
 from packlight.runtime import profile_operators
 from packlight.samples import feeds_of
 from packlight.targets import TARGETS, Target, find_target
@@ -49,6 +53,8 @@ from packlight.transport import pack, unpack
 __all__ = [
     "Comparison",
     "Forecast",
+    "LanguageForecast",
+    "LanguageResult",
     "Result",
     "compare",
     "compress",
@@ -104,8 +110,15 @@ class Result:
         self._training.clear()
         return folder
 
+    def to_json(self) -> dict[str, Any]:
+        """The evidence as plain values: what `report.json` holds."""
+        return evidence_to_json(self.evidence)
+
     def __str__(self) -> str:
         return evidence_table(self.evidence)
+
+    def __rich__(self) -> RenderableType:
+        return show_evidence(self.evidence)
 
     def _repr_html_(self) -> str:
         from html import escape
@@ -140,6 +153,7 @@ def compress(
     max_size: str | float | None = None,
     max_latency: str | float | None = None,
     max_download: str | float | None = None,
+    bits: str | float | None = None,
     preset: str = "balanced",
     recipe: str | Path | Recipe | None = None,
     pin: Mapping[str, str] | None = None,
@@ -153,11 +167,13 @@ def compress(
     seed: int = 0,
     dry_run: bool = False,
     progress: Progress = SILENT,
-) -> Result | Forecast:
+) -> Result | Forecast | LanguageResult | LanguageForecast:
     """Make a model smaller and faster for a target, and measure what it still does.
 
     model: a path to an .onnx or .pt2 file, or a PyTorch module, whose example_inputs are a tensor
-        or a tuple of them.
+        or a tuple of them; or a language model, a Hugging Face folder or a .gguf file: its data
+        is a text, its budget bits (a weight), max_size or max_drop (of the agreement on the most
+        probable token), its target "llama.cpp" or "ollama".
     data: samples, as `packlight.samples.open_samples` takes them; None: made up, so that
         accuracy cannot be judged. max_drop: "1%" or 0.01, absolute, of the metric (the default
         where no budget is named). max_size: "5MB" or "25%". max_latency: "10ms" or "40%".
@@ -177,12 +193,40 @@ def compress(
     Raises PacklightError with a sentence for the user.
     """
     begun = time.monotonic()
+    kept = None if checkpoints is None else Path(checkpoints)
+    if is_language_model(model):
+        no_use = {
+            "--max-latency": max_latency is not None,
+            "--max-download": max_download is not None,
+            "--preset": preset != "balanced",
+            "--forbid": bool(forbid),
+            "--prune": prune is not None,
+            "--heal-minutes": heal_minutes != 0,
+            "--metric": metric is not None,
+            "--preprocess": preprocess is not None,
+        }
+        _refuse(no_use, "a language model")
+        assert isinstance(model, str | Path)
+        return enter(
+            model,
+            data=data,
+            target=target,
+            bits=bits,
+            max_size=max_size,
+            max_drop=max_drop,
+            recipe=None if recipe is None else _path_of(recipe),
+            pins=pin or {},
+            scratch=kept,
+            seed=seed,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    _refuse({"--bits": bits is not None}, "a model that is no language model")
     found_metric = find_metric(metric) if isinstance(metric, str) else metric
     given = _recipe(recipe)
     if given is not None:
         target, seed = given.target, given.seed
     share = None if prune is None else parse_share(prune)
-    kept = None if checkpoints is None else Path(checkpoints)
     training = plan_training(heal_minutes, prunes=bool(share), given=given, folder=kept)
     given = given and replace(given, tune_steps=0)  # that is training's, from now on
     goal, wish = find_target(target), find_goal(preset)
@@ -333,6 +377,19 @@ def _to_be_packed(chosen: Tried, goal: Goal, download: int | None) -> bool:
     few = any(parse_choice(word).bits < 8 for _, word in chosen.recipe.layers)
     few = few and chosen.size_bytes <= MOST_PACKED
     return few or download is not None or goal.wish in ("download", "nothing")
+
+
+def _refuse(options: Mapping[str, bool], what: str) -> None:
+    """Raise WrongUsage for options that were given and that such a model has no use for."""
+    given = [name for name, is_given in options.items() if is_given]
+    if given:
+        raise WrongUsage(f"{' and '.join(given)} cannot be used for {what}: leave it out.")
+
+
+def _path_of(recipe: str | Path | Recipe) -> str | Path:
+    if isinstance(recipe, Recipe):
+        raise WrongUsage("The recipe of a language model is a path to a recipe.yaml.")
+    return recipe
 
 
 def _recipe(recipe: str | Path | Recipe | None) -> Recipe | None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from packlight.cli.options import OUTPUT, Data, Debug, Json, ModelFile, Preprocess
+from packlight.cli.options import OUTPUT, AnyModel, Data, Debug, Json, ModelFile, Preprocess
 from packlight.cli.outcomes import one_sentence
 from packlight.errors import WrongUsage
 from packlight.version import __version__
@@ -99,7 +99,7 @@ def _packlight(
 
 @app.command(help=_COMPRESS, no_args_is_help=True)
 def compress(
-    model: ModelFile,
+    model: AnyModel,
     data: Data = None,
     preprocess: Preprocess = None,
     target: Annotated[
@@ -107,7 +107,8 @@ def compress(
         typer.Option(
             "--target",
             metavar="NAME",
-            help="The device it is meant for; see [bold]packlight targets[/bold].",
+            help="The device it is meant for; see [bold]packlight targets[/bold]. For a language "
+            "model: llama.cpp or ollama.",
         ),
     ] = "laptop",
     max_drop: Annotated[
@@ -147,6 +148,16 @@ def compress(
             "--max-download",
             metavar="1MB|5%",
             help="Largest size of the packed file (see [bold]packlight pack[/bold]).",
+            rich_help_panel=_BUDGET,
+            show_default=False,
+        ),
+    ] = None,
+    bits: Annotated[
+        str | None,
+        typer.Option(
+            "--bits",
+            metavar="4.5",
+            help="Bits a weight of a language model, over the whole of it.",
             rich_help_panel=_BUDGET,
             show_default=False,
         ),
@@ -296,6 +307,7 @@ def compress(
                 max_size=max_size,
                 max_latency=max_latency,
                 max_download=max_download,
+                bits=bits,
                 preset=preset,
                 recipe=recipe,
                 pin=_pins(pin or ()),
@@ -316,13 +328,11 @@ def compress(
             _print_json(found.to_json()) if as_json else _print_lines(found.lines)
             return
         if as_json:
-            from packlight.report import evidence_to_json
-
-            _print_json({**evidence_to_json(found.evidence), "output": str(folder)})
+            _print_json({**found.to_json(), "output": str(folder)})
         else:
             from packlight.cli.render import print_result
 
-            print_result(found.evidence, folder)
+            print_result(found, folder)
         status = int(found.exit_status)
     raise typer.Exit(status)
 

@@ -13,13 +13,23 @@ ModelFile = Annotated[
     Path,
     typer.Argument(metavar="MODEL", help="The model, an .onnx or .pt2 file.", show_default=False),
 ]
+AnyModel = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="The model, an .onnx or .pt2 file; or a language model, a Hugging Face folder or a "
+        ".gguf file.",
+        show_default=False,
+    ),
+]
 Data = Annotated[
     str | None,
     typer.Option(
         "--data",
         metavar="PATH",
         help="Samples of what the model will see: an .npz or .npy file, a folder of pictures (a "
-        "subfolder a class gives labels), or a folder of .wav files.",
+        "subfolder a class gives labels), or a folder of .wav files; for a language model a text, "
+        "a .jsonl of chats, or a folder of them.",
         show_default=False,
     ),
 ]

@@ -17,11 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from packlight.cli.anatomy import show_anatomy
-from packlight.measure.evidence import Evidence
-from packlight.report.table import show_evidence
 from packlight.report.visible import visible
 
 if TYPE_CHECKING:
+    from packlight.api import LanguageResult, Result
     from packlight.cli.choices import ChoiceLine
     from packlight.graph.anatomy import Anatomy
     from packlight.report.choices import Gain
@@ -37,13 +36,14 @@ _MEASURED = {
 }
 
 
-def print_result(evidence: Evidence, folder: Path) -> None:
+def print_result(result: Result | LanguageResult, folder: Path) -> None:
     """Verdict, table, and where the result lies."""
     console = _console()
-    console.print(show_evidence(evidence))
+    console.print(result)
     console.print()
-    lines = [("Model", str(folder / "model.onnx")), ("Report", str(folder / "report.html"))]
-    if evidence.packed_bytes is not None and evidence.verdict != "not-worth-it":
+    lines = [("Model", str(folder / result.model.name)), ("Report", str(folder / "report.html"))]
+    packed = getattr(result.evidence, "packed_bytes", None)
+    if packed is not None and result.verdict != "not-worth-it":
         lines.append(("To download", f"packlight pack {shlex.quote(str(folder))}"))
     width = max(len(what) for what, _ in lines) + 3
     for what, said in lines:

@@ -1,7 +1,8 @@
 """Language models from the outside: what `packlight.compress` does for a checkpoint or a GGUF."""
 
-from packlight.language.ask import Ask, is_language_model, read_ask
+from packlight.language.ask import is_language_model
+from packlight.language.enter import enter
+from packlight.language.forecast import LanguageForecast
 from packlight.language.result import LanguageResult
-from packlight.language.story import compress_language_model
 
-__all__ = ["Ask", "LanguageResult", "compress_language_model", "is_language_model", "read_ask"]
+__all__ = ["LanguageForecast", "LanguageResult", "enter", "is_language_model"]

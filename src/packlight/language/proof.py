@@ -1,4 +1,4 @@
-"""What is measured of a finished GGUF file: beside the original, in llama.cpp, on text held back."""
+"""What is measured of a finished file: beside the original, in llama.cpp, on text held back."""
 
 from __future__ import annotations
 

@@ -8,11 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.console import RenderableType
+
 from packlight.measure.evidence import Verdict
 from packlight.measure.language_evidence import LanguageEvidence
 from packlight.report.folder import write_folder
-from packlight.report.language import language_table, write_language_html
-from packlight.report.language_json import write_language_json
+from packlight.report.language import (
+    language_table,
+    show_language_evidence,
+    write_language_html,
+)
+from packlight.report.language_json import language_evidence_to_json, write_language_json
 
 MODEL = "model.gguf"
 
@@ -58,8 +64,15 @@ class LanguageResult:
             self._keep.clear()
         return folder
 
+    def to_json(self) -> dict[str, Any]:
+        """The evidence as plain values: what `report.json` holds."""
+        return language_evidence_to_json(self.evidence)
+
     def __str__(self) -> str:
         return language_table(self.evidence)
+
+    def __rich__(self) -> RenderableType:
+        return show_language_evidence(self.evidence)
 
     def _repr_html_(self) -> str:
         from html import escape

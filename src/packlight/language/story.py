@@ -117,7 +117,7 @@ def _make(
     seed: int,
     progress: Progress,
 ) -> list[_Made]:
-    """One file for a size, and up to `ROUNDS` for a quality, each corrected by what was measured."""
+    """One file for a size; for a quality up to `ROUNDS`, each corrected by what was measured."""
     if ask.types is not None:
         types = {**ask.types, **(ask.pins or {})}
         path = scratch.file("given", MODEL)
