@@ -66,7 +66,7 @@ def read_language_recipe(path: Path) -> LanguageRecipe:
             raise UnusableRecipe(f"{path}: {key!r} is {str(value)[:60]!r}, not a {kind.__name__}.")
     types = content.get("types", {})
     for name, word in types.items():
-        if not isinstance(name, str) or word not in FORMATS:
+        if not isinstance(name, str) or not isinstance(word, str) or word not in FORMATS:
             raise UnusableRecipe(
                 f"{path}: {str(name)[:80]!r} has the type {str(word)[:40]!r}"
                 f"{did_you_mean(str(word), FORMATS)}: use one of {', '.join(FORMATS)}."

@@ -1,0 +1,158 @@
+"""A small language model through `packlight.compress`: the file, the report, and done again."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from language_zoo import TEXT, make_model
+
+import packlight
+from packlight.errors import UnusableSamples, WrongUsage
+from packlight.language import LanguageForecast, LanguageResult
+from packlight.llm.checkpoint import open_checkpoint
+
+SHAPE = {
+    "hidden_size": 256,
+    "intermediate_size": 256,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+}
+EMBEDDING = "token_embd.weight"
+needs_llama_cpp = pytest.mark.skipif(
+    importlib.util.find_spec("llama_cpp") is None,
+    reason="llama-cpp-python is not installed: pip install 'packlight[llamacpp]'",
+)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("models") / "small"
+    folder.mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        make_model(folder, "llama", **SHAPE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Lines in another order each time, so that no window is another one."""
+    random = np.random.default_rng(0)
+    words = TEXT.split()
+    path = tmp_path_factory.mktemp("texts") / "notes.txt"
+    path.write_text("\n".join(" ".join(random.permutation(words)) for _ in range(60)))
+    return path
+
+
+def compress(model: Path, **options: Any) -> LanguageResult:
+    found = packlight.compress(model, **options)
+    assert isinstance(found, LanguageResult)
+    return found
+
+
+def test_without_a_text_the_size_is_met_and_nothing_is_claimed(small: Path, tmp_path: Path) -> None:
+    found = compress(small, bits=4.5)
+    weights = sum(one.weights for one in open_checkpoint(small).tensors.values())
+    assert found.evidence.bits_per_weight == pytest.approx(4.5, rel=0.01)
+    assert found.evidence.parameters == weights
+    assert found.verdict == "best-effort" and found.exit_status == 3
+    assert "no text was given" in found.evidence.notes[0]
+    folder = found.save(tmp_path / "out")
+    assert {file.name for file in folder.iterdir()} == {
+        *("model.gguf", "recipe.yaml", "report.html", "report.json"),
+    }
+    assert json.loads((folder / "report.json").read_text())["verdict"] == "best-effort"
+    written = open_checkpoint(folder / "model.gguf")
+    assert {name: one.shape for name, one in written.tensors.items()} == {
+        name: one.shape for name, one in open_checkpoint(small).tensors.items()
+    }
+    again = compress(small, recipe=folder / "recipe.yaml")
+    assert again.model.read_bytes() == (folder / "model.gguf").read_bytes()
+
+
+def test_a_text_lowers_the_error_and_is_done_again(small: Path, text: Path, tmp_path: Path) -> None:
+    found = compress(small, bits=3.5, data=text)
+    assert found.evidence.bits_per_weight <= 3.5
+    assert all(tensor.error is not None for tensor in found.evidence.tensors[1:])
+    folder = found.save(tmp_path / "out")
+    again = compress(small, data=text, recipe=folder / "recipe.yaml")
+    assert again.model.read_bytes() == (folder / "model.gguf").read_bytes()
+    with pytest.raises(WrongUsage, match="was made with a text"):
+        compress(small, recipe=folder / "recipe.yaml")
+
+
+def test_a_gguf_file_comes_in_too_and_pins_are_kept(small: Path, tmp_path: Path) -> None:
+    first = compress(small, bits=8.5).save(tmp_path / "first")
+    source = first / "model.gguf"
+    found = compress(source, max_size="60%", pin={EMBEDDING: "Q6_K"}, target="ollama")
+    assert dict(found.recipe["types"])[EMBEDDING] == "Q6_K"
+    assert found.evidence.size_bytes.compressed <= 0.6 * found.evidence.size_bytes.original
+    folder = found.save(tmp_path / "second")
+    assert (folder / "Modelfile").read_text() == "FROM ./model.gguf\n"
+
+
+def test_a_forecast_reads_no_weights_and_writes_nothing(small: Path, text: Path) -> None:
+    found = packlight.compress(small, data=text, bits=4, dry_run=True)
+    assert isinstance(found, LanguageForecast)
+    size = open_checkpoint(small)
+    assert found.size_bytes == pytest.approx(sum(o.weights for o in size.tensors.values()) / 2)
+    assert found.memory_bytes > 4 * max(o.weights for o in size.tensors.values())
+    assert any("--dry-run" in line for line in found.lines)
+    json.dumps(found.to_json())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"prune": "30%", "preset": "fastest"}, "--preset and --prune cannot be used for a lang"),
+        ({"max_latency": "1ms"}, "--max-latency cannot be used for a language model"),
+        ({"pin": {"blk.0.attn_q.weigth": "Q4_K"}}, "did you mean.*blk.0.attn_q.weight"),
+        ({"pin": {EMBEDDING: "IQ4_NL"}, "bits": 4}, "beside a budget pin one of"),
+        ({"max_drop": "5%"}, "needs a text"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_said(small: Path, options: Any, words: str) -> None:
+    with pytest.raises(WrongUsage, match=words):
+        compress(small, **options)
+
+
+def test_bits_are_for_language_models(demo: Path) -> None:
+    with pytest.raises(WrongUsage, match="--bits cannot be used for a model that is no language"):
+        packlight.compress(demo / "digits.onnx", bits=4)
+
+
+def test_a_text_that_is_none_is_refused(small: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("a few words")
+    with pytest.raises(UnusableSamples, match="are needed"):
+        compress(small, data=short)
+    with pytest.raises(UnusableSamples, match="the path to a text, not a ndarray"):
+        compress(small, data=np.zeros(3))
+
+
+@needs_llama_cpp
+def test_the_file_is_proven_in_its_own_runtime(small: Path, text: Path) -> None:
+    found = compress(small, bits=6, data=text).evidence
+    assert found.verdict in ("met", "not-worth-it")  # so small a file may be slower by chance
+    assert found.divergence is not None and found.speed is not None
+    assert 0 < found.divergence.mean_kl < 0.5 and found.divergence.top_agreement > 0.8
+    assert found.peak_memory_bytes is not None and len(found.continuations) == 3
+    assert "held back" in found.text
+
+
+@needs_llama_cpp
+def test_agreement_is_asked_for_and_measured(small: Path, text: Path) -> None:
+    loose = compress(small, max_drop="25%", data=text).evidence
+    tight = compress(small, max_drop="4%", data=text).evidence
+    assert tight.size_bytes.compressed > loose.size_bytes.compressed
+    assert loose.divergence is not None and loose.divergence.top_agreement > 0.7
+    assert [trial.chosen for trial in loose.trials].count(True) == 1
