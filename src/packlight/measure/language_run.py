@@ -104,6 +104,10 @@ def measure_divergences(
     on_window: Callable[[], None] | None = None,
 ) -> tuple[Divergence, ...]:
     """The same for any number of files, all loaded at the same time; the original runs once."""
+    if windows.ndim != 2 or len(windows) == 0:
+        raise UnusableSamples(
+            f"Predictions are compared in windows of tokens [n, length], not {list(windows.shape)}."
+        )
     count, length = windows.shape
     if not 0 <= skip < length - 1:
         raise WrongUsage(
