@@ -211,3 +211,13 @@ def test_a_short_text_is_one_short_window(files: tuple[Path, Path]) -> None:
     assert "one window of 7 tokens only" in found.notes[0]
     with pytest.raises(UnusableSamples, match="has 1 tokens: at least two"):
         prove_language(*files, "t")
+
+
+@needs_llamacpp
+def test_windows_are_compared_as_they_are(files: tuple[Path, Path]) -> None:
+    windows = draw_windows(5, 12)
+    found = prove_language(*files, windows, most=40, texts=0, rounds=6)
+    assert found.divergence == measure_divergence(*files, windows[:3])
+    assert found.continuations == ()
+    with pytest.raises(UnusableSamples, match=r"not \[0, 12\]"):
+        prove_language(*files, windows[:0], rounds=6)

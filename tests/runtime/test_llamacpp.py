@@ -3,7 +3,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tiny_gguf import VOCABULARY, WIDTH, draw_weights, reference_logits, write_g
 from packlight.errors import (
     MissingExtra,
     RuntimeCrashed,
+    RuntimeOutOfMemory,
     RuntimeRefused,
     RuntimeTimedOut,
     WrongUsage,
@@ -165,25 +166,50 @@ def test_a_prompt_with_its_continuation_must_fit(model: LlamaCpp) -> None:
 
 
 @needs_llamacpp
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
-def test_a_truncated_file_is_refused_with_a_sentence(
-    tiny: Path, tmp_path: Path, share: float
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda b: b"", "could not load the file: .+"),
+        (lambda b: b[:600], "string length 21 exceeds remaining file size"),
+        (lambda b: b[: len(b) // 2], "tensor 'output.weight' data is not within the file bounds"),
+        (lambda b: b"this is no model" * 100, "invalid magic characters: 'this', expected 'GGUF'"),
+        (lambda b: b.replace(b"llama", b"lzzma"), "unknown model architecture: 'lzzma'"),
+        (lambda b: b.replace(b"attn_q", b"attn_z"), "tensor 'blk.0.attn_q.weight' not found"),
+    ],
+)
+def test_a_broken_file_is_refused_with_a_sentence(
+    tiny: Path, tmp_path: Path, damage: Callable[[bytes], bytes], words: str
 ) -> None:
-    content = tiny.read_bytes()
     broken = tmp_path / "broken.gguf"
-    broken.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(RuntimeRefused, match=r"refused loading broken\.gguf in llama\.cpp: .+"):
+    broken.write_bytes(damage(tiny.read_bytes()))
+    with pytest.raises(RuntimeRefused, match=words) as caught:
+        LlamaCpp(broken)
+    said = str(caught.value)
+    assert said.startswith("The runtime refused loading broken.gguf in llama.cpp: ")
+    assert str(tmp_path) not in said
+    assert "llama_model_load" not in said
+
+
+@needs_llamacpp
+def test_a_file_that_llamacpp_dies_of_is_a_typed_error(tiny: Path, tmp_path: Path) -> None:
+    """Two tokens of one name: an assertion that ends its process."""
+    broken = tmp_path / "twice.gguf"
+    broken.write_bytes(tiny.read_bytes().replace(b"<|eos|>", b"<|bos|>"))
+    with pytest.raises(RuntimeCrashed, match=r"SIGABRT.*words: GGML_ASSERT"):
         LlamaCpp(broken)
 
 
 @needs_llamacpp
-def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
-    garbage = tmp_path / "garbage.gguf"
-    garbage.write_bytes(b"this is no model at all" * 100)
-    with pytest.raises(RuntimeRefused, match=r"garbage\.gguf"):
-        LlamaCpp(garbage)
+def test_an_absent_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(RuntimeRefused, match="There is no file"):
         LlamaCpp(tmp_path / "absent.gguf")
+
+
+@needs_llamacpp
+def test_too_little_memory_is_a_typed_error(tiny: Path) -> None:
+    limits = Limits(memory_bytes=200 << 20)
+    with pytest.raises(RuntimeOutOfMemory, match="limit of 200 MiB"):
+        LlamaCpp(tiny, context=1 << 20, limits=limits)
 
 
 @needs_llamacpp

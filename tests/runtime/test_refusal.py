@@ -67,6 +67,9 @@ def test_a_long_message_is_cut_at_a_sentence_or_shortened() -> None:
 def test_lack_of_memory_is_recognised() -> None:
     assert speaks_of_memory("terminate called after throwing an instance of 'std::bad_alloc'")
     assert speaks_of_memory("Failed to allocate memory for requested buffer of size 274877906944")
+    assert speaks_of_memory("ggml.c:1624: GGML_ASSERT(ctx->mem_buffer != NULL) failed")
+    assert speaks_of_memory("libllama.so: cannot map zero-fill pages")
+    assert not speaks_of_memory("llama.cpp:1: GGML_ASSERT(ids.size() == words.size()) failed")
     assert not speaks_of_memory("Got invalid dimensions for input: memory")
 
 

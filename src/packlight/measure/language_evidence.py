@@ -98,10 +98,10 @@ class LanguageEvidence:
     """All that one run of `compress` on a language model has to show.
 
     model: its name. parameters: weights. size_bytes: of all files of weights.
-    bits_per_weight: of the compressed file, all of it counted. divergence: on text that nothing
-    was chosen with (None: no text was given, or its runtime is not installed). text: what it was
-    measured on, in words. scheme: of compressed-tensors, '' where types differ from tensor to
-    tensor.
+    bits_per_weight: of the compressed file's tensors, scales counted. divergence: on text that
+    nothing was chosen with (None: no text was given, or its runtime is not installed). text: what
+    it was measured on, in words. scheme: of compressed-tensors, '' where types differ from tensor
+    to tensor.
     """
 
     verdict: Verdict

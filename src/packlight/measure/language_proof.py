@@ -63,8 +63,10 @@ def prove_language(
 ) -> LanguageProof:
     """Divergence, speed, memory and continuations of both files on a text held back.
 
-    text: itself, or its tokens. window: tokens of a window. texts: how many beginnings, taken
-    from the text, both files continue. on_step: is told what comes next.
+    text: itself, or its tokens [n], or windows of them [windows, length], which are compared as
+    they are, a start token included where the model wants one. window: tokens of a window; most:
+    of all windows, the first ones. texts: how many beginnings, taken from the text, both files
+    continue. on_step: is told what comes next.
     A text too short for one window of `window` tokens is read in one shorter window; shorter than
     two tokens raises UnusableSamples. MissingExtra and what the files' runtime refuses of
     predictions are raised; of speed, memory and continuations they become notes.
@@ -76,20 +78,20 @@ def prove_language(
     with LlamaCpp(original, limits=limits) as model:
         tokens = model.tokenize(text) if isinstance(text, str) else np.asarray(text, np.int32)
         start = model.model.start if model.model.adds_start else None
-    length = min(window, len(tokens) + (start is not None))
-    if length < 2:
-        raise UnusableSamples(
-            f"The text has {len(tokens)} tokens: at least two are needed to compare predictions."
-        )
-    windows = cut_windows(tokens, length, start=start, most=max(most, length))
+    if tokens.ndim == 2:
+        windows = tokens[: max(2, most // max(tokens.shape[1], 1))]
+        begun = start is not None and (tokens[:, 0] == start).all()
+        tokens = tokens[:, 1:].reshape(-1) if begun else tokens.reshape(-1)
+    else:
+        windows = _cut(tokens, window, start, most)
     divergence = measure_divergence(
         original, compressed, windows, threads=threads, seed=seed, limits=limits
     )
     notes: list[str] = []
     if len(windows) < 2:
         notes.append(
-            f"the text has one window of {length} tokens only, so nothing is said of how sure the "
-            "divergence is"
+            f"the text has one window of {windows.shape[1]} tokens only, so nothing is said of "
+            "how sure the divergence is"
         )
     prompt = np.resize(tokens, PROMPT)  # a short text is read again and again
     speed = memory = None
@@ -119,6 +121,16 @@ def prove_language(
     except RuntimeFailure as failure:
         notes.append(f"not all could be measured: {failure}")
     return LanguageProof(divergence, speed, memory, continuations, tuple(notes))
+
+
+def _cut(tokens: NDArray[np.int32], window: int, start: int | None, most: int) -> NDArray[np.int32]:
+    """Windows of a text, a shorter one where the text is shorter."""
+    length = min(window, len(tokens) + (start is not None))
+    if length < 2:
+        raise UnusableSamples(
+            f"The text has {len(tokens)} tokens: at least two are needed to compare predictions."
+        )
+    return cut_windows(tokens, length, start=start, most=max(most, length))
 
 
 def _choose_beginnings(

@@ -6,7 +6,8 @@ All figures are read off the files themselves, in llama.cpp, each in a child pro
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from packlight.maths.bootstrap import bootstrap_ratio
 from packlight.measure.evidence import Pair
 from packlight.measure.language import Divergence, DivergenceSums, Piece
 from packlight.measure.language_evidence import Continuation, Speed, SpeedEvidence
-from packlight.runtime import Limits
+from packlight.runtime import Limits, cpu_features
 from packlight.runtime.llamacpp import LlamaCpp, llamacpp_name
 
 WINDOW = 256
@@ -27,6 +28,7 @@ LEAST_ROUNDS = 6
 """Fewer pairs allow no interval at 95 % for a median."""
 
 _DEFAULT = Limits()
+_Rows = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,10 @@ def measure_divergences(
     on_window: Callable[[], None] | None = None,
 ) -> tuple[Divergence, ...]:
     """The same for any number of files, all loaded at the same time; the original runs once."""
+    if windows.ndim != 2 or len(windows) == 0:
+        raise UnusableSamples(
+            f"Predictions are compared in windows of tokens [n, length], not {list(windows.shape)}."
+        )
     count, length = windows.shape
     if not 0 <= skip < length - 1:
         raise WrongUsage(
@@ -117,12 +123,14 @@ def measure_divergences(
             for path in (original, *files)
         ]
         reference = models[0]
+        at_once = max(1, min(len(models), cpu_features().cores // threads))
+        workers = stack.enter_context(ThreadPoolExecutor(at_once))
         for other in models[1:]:
             _check_same_tokens(reference, other)
         for number in range(count):
             window = windows[number]
             begin = 0
-            for rows in zip(*(model.logits(window) for model in models), strict=True):
+            for rows in _in_step(workers, [model.logits(window) for model in models]):
                 # The last row of a window predicts what lies in no window.
                 end = min(begin + len(rows[0]), length - 1)
                 first = max(begin, skip)
@@ -135,6 +143,21 @@ def measure_divergences(
             if on_window is not None:
                 on_window()
     return tuple(total.divergence(seed=seed) for total in sums)
+
+
+def _in_step(workers: Executor, streams: Sequence[Iterator[_Rows]]) -> Iterator[list[_Rows]]:
+    """The next rows of all streams, which run at the same time; they end together."""
+    while True:
+        rows = [found for found in workers.map(_next_or_none, streams) if found is not None]
+        if not rows:
+            return
+        if len(rows) < len(streams) or len({len(each) for each in rows}) > 1:
+            raise ValueError("streams of logits that are cut in different places")
+        yield rows
+
+
+def _next_or_none(stream: Iterator[_Rows]) -> _Rows | None:
+    return next(stream, None)
 
 
 def _check_same_tokens(original: LlamaCpp, compressed: LlamaCpp) -> None:

@@ -30,15 +30,7 @@ def list_language_figures(evidence: LanguageEvidence) -> tuple[Figure, ...]:
     """The rows of the before/after table: size, bits, speed, memory, what became of predictions."""
     size = evidence.size_bytes
     rows = [compare_amounts("Size", size.original, size.compressed)]
-    weights = max(evidence.parameters, 1)
-    rows.append(
-        Figure(
-            "Bits a weight",
-            format_number(8 * size.original / weights),
-            format_number(evidence.bits_per_weight),
-            "",
-        )
-    )
+    rows.append(Figure("Bits a weight", "", format_number(evidence.bits_per_weight), ""))
     speed = evidence.speed
     if speed is not None:
         rows += [

@@ -13,16 +13,18 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import re
 import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from packlight.runtime import refusal
 
 Header = dict[str, Any]
 Arrays = dict[str, NDArray[Any]]
@@ -32,7 +34,9 @@ _SESSION = 0  # a worker holds one language model
 _BATCH = 512
 _LOGITS_BYTES = 64 << 20
 """At most so much of logits leaves the worker at once."""
-_WORST_LOG_LEVELS = (3, 4)  # warning and error, in ggml's numbers
+_ERROR = 4  # in ggml's numbers of how bad a message is
+# "llama_model_load: error loading model: " is for llama.cpp's makers.
+_PLACE = re.compile(r"^(?:\w+: |error loading model: )+")
 _KEPT_LINES = 30
 _NAMES = ("general.architecture", "general.name", "tokenizer.ggml.model", "tokenizer.ggml.pre")
 
@@ -48,22 +52,20 @@ def _import_interface(*, spinning: bool) -> Any:
     """
     if not spinning:
         os.environ["OMP_WAIT_POLICY"] = "passive"  # read once, as the library is loaded
-    found = importlib.util.find_spec("llama_cpp")
-    if found is None or found.submodule_search_locations is None:
-        raise RuntimeError("llama-cpp-python is not installed.")
     if "llama_cpp" not in sys.modules:
-        package = ModuleType("llama_cpp")
-        package.__path__ = list(found.submodule_search_locations)
-        sys.modules["llama_cpp"] = package
+        found = importlib.util.find_spec("llama_cpp")
+        if found is None:
+            raise RuntimeError("llama-cpp-python is not installed.")
+        sys.modules["llama_cpp"] = importlib.util.module_from_spec(found)
     return importlib.import_module("llama_cpp.llama_cpp")
 
 
 def _listen_to(interface: Any) -> tuple[Any, deque[str]]:
-    """Keep the last warnings and errors instead of printing them: the callback, and where."""
+    """Keep the last errors instead of printing all: the callback, and where."""
     said: deque[str] = deque(maxlen=_KEPT_LINES)
 
     def listen(level: int, text: bytes, _: Any) -> None:
-        if level in _WORST_LOG_LEVELS:
+        if level == _ERROR:
             said.append(text.decode("utf-8", "replace").strip())
 
     callback = interface.llama_log_callback(listen)
@@ -78,7 +80,7 @@ def version() -> str:
 
 @dataclass
 class _Model:
-    """A loaded file. interface: llama.cpp's functions. said: its last warnings and errors.
+    """A loaded file. interface: llama.cpp's functions. said: its last errors.
 
     callback: what it says them to, which must live as long as it does.
     used: tokens that the cache holds of the current window.
@@ -284,9 +286,11 @@ def _metadata(C: Any, model: Any, name: str) -> str:
 
 
 def _reason(what: str, said: deque[str]) -> str:
-    """What was not possible, with the first thing that llama.cpp said of it."""
-    lines = [line for line in said if line]
-    told = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "")
-    # "function_name: the words" is for llama.cpp's makers.
-    words = told.split(": ", 1)[1] if ": " in told and " " not in told.split(": ")[0] else told
-    return f"{what}: {words}." if words else f"{what}, without saying why."
+    """What was not possible, with the first thing that llama.cpp said of it.
+
+    What it says later only tells where the first led to; but lack of memory is told apart.
+    """
+    lines = [_PLACE.sub("", line) for line in said]
+    lines = [line for line in lines if line]
+    told = next(filter(refusal.speaks_of_memory, lines), lines[0] if lines else "")
+    return f"{what}: {told}." if told else f"{what}, without saying why."

@@ -10,7 +10,7 @@ _NODE = re.compile(
     r"Non-zero status code returned while running (?P<op>\S+) node\. "
     r"Name:'(?P<name>[^']*)' Status Message: "
 )
-_SOURCE = re.compile(r"\S+\.(?:cc|cpp|cu|h|hpp|inc):\d+ ")
+_SOURCE = re.compile(r"\S+\.(?:c|cc|cpp|cu|h|hpp|inc):\d+:? ")
 _OPERATOR = re.compile(
     r"(?:Fatal error: )?(?:(?P<domain>\S+):)?(?P<op>[^\s:(]+)\(-?\d+\)"
     r" is not a registered function/op"
@@ -19,7 +19,9 @@ _OPERATOR = re.compile(
 _CONDITION = re.compile(r"^[^.]*? was false\. (?=\S)")
 _MEMORY = re.compile(
     r"bad_?\s?alloc|failed to allocate|unable to allocate|cannot allocate memory|no room for arrays"
-    r"|failed to map segment|MemoryError",
+    r"|failed to map segment|cannot map zero-fill|MemoryError"
+    # llama.cpp does not say that memory ran out, but asserts that it did not
+    r"|GGML_ASSERT\(.*(?:buffer|data|ptr|mem) != (?:NULL|nullptr)\)",
     re.IGNORECASE,
 )
 _LENGTH = 240
