@@ -26,7 +26,7 @@ from packlight.llm.compress import (
     rounded_names,
 )
 from packlight.llm.costs import TensorCosts, TypeCost, bytes_of
-from packlight.llm.formats import decode, fits, quantize
+from packlight.llm.formats import decode, fits, quantize_with_info
 from packlight.llm.text import Windows
 from packlight.maths.moments import add_to_moments, empty_moments
 from packlight.progress import Progress
@@ -88,8 +88,10 @@ def estimate_costs(
         for kind in candidates:
             if fits(kind, weight.shape[-1]):
                 h = None if moments is None else moments.numpy()
-                data = quantize(kind, weight.detach().numpy(), h, damping=settings.damping)
-                yield kind, torch.from_numpy(decode(kind, data))
+                done = quantize_with_info(
+                    kind, weight.detach().numpy(), h, damping=settings.damping, sweeps=0
+                )  # descent would better each type alike, for most of the time
+                yield kind, torch.from_numpy(decode(kind, done.data))
 
     losses = estimate_losses(
         lambda layer: load_weights(checkpoint, layer),
