@@ -89,9 +89,7 @@ def head_inputs(weights: Weights, wiring: Wiring, states: Tensor) -> Tensor:
     return normalize(weights, wiring, "output_norm", states)
 
 
-def head_logits(
-    weights: Weights, wiring: Wiring, inputs: Tensor, see: See | None = None
-) -> Tensor:
+def head_logits(weights: Weights, wiring: Wiring, inputs: Tensor, see: See | None = None) -> Tensor:
     """Give the logits [..., vocabulary] of what reaches the head, `output` or the embedding."""
     name = head_name(weights)
     logits = F.linear(inputs, weights[name])
@@ -111,7 +109,9 @@ def normalize(weights: Weights, wiring: Wiring, name: str, x: Tensor) -> Tensor:
     """Root-mean-square or layer normalization over the last axis, in float32."""
     scale = weights[f"{name}.weight"]
     if wiring.norm == "layer":
-        return F.layer_norm(x, x.shape[-1:], scale, weights.get(f"{name}.bias"), wiring.norm_epsilon)
+        return F.layer_norm(
+            x, x.shape[-1:], scale, weights.get(f"{name}.bias"), wiring.norm_epsilon
+        )
     return F.rms_norm(x, x.shape[-1:], scale, wiring.norm_epsilon)
 
 
@@ -158,7 +158,7 @@ def _walk_attention(
 
 
 def _heads(weights: Weights, wiring: Wiring, norm: str, x: Tensor, heads: int) -> Tensor:
-    """Give [windows, heads, length, size], normalized where there is a norm, by head or over all."""
+    """Give [windows, heads, length, size], normalized by head or over all heads."""
     scale = weights.get(f"{norm}.weight")
     if scale is not None and scale.shape[-1] == x.shape[-1]:
         x, scale = normalize(weights, wiring, norm, x), None
@@ -224,9 +224,7 @@ def _walk_feed_forward(weights: Weights, wiring: Wiring, x: Tensor, see: See | N
     return x + outputs
 
 
-def _walk_hidden(
-    weights: Weights, wiring: Wiring, f: Tensor, see: See | None, suffix: str
-) -> Walk:
+def _walk_hidden(weights: Weights, wiring: Wiring, f: Tensor, see: See | None, suffix: str) -> Walk:
     gate, up = f"ffn_gate{suffix}.weight", f"ffn_up{suffix}.weight"
     if gate in weights:
         yield Site((gate, up), f)

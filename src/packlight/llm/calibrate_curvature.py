@@ -44,14 +44,14 @@ Change: TypeAlias = Callable[[str, Tensor, Tensor | None], Iterator[tuple[str, T
 """Gives for a weight (full name) and its second moments each type with the rounded weight."""
 
 WIDEST = 8192
-"""Outputs up to which G is a whole matrix; beyond, its diagonal, or it would be the largest thing."""
+"""Outputs up to which G is a whole matrix; beyond, its diagonal."""
 
 BATCH = 1024
 
 
 @dataclass
 class _Sums:
-    """Of one linear layer, sums over tokens. outputs: G, [out, out] or [out]. inputs: H by expert."""
+    """Of a linear layer, sums over tokens. outputs: G, [out, out] or [out]. inputs: H by expert."""
 
     outputs: Tensor | None = None
     inputs: dict[int | None, Tensor] = field(default_factory=dict)
@@ -144,8 +144,7 @@ def _head(
         with torch.enable_grad():
             x.requires_grad_()
             inputs = head_inputs(outer, wiring, x)
-            seen: list[Tensor] = []
-            logits = head_logits(outer, wiring, inputs, lambda _, z, seen=seen: seen.append(z))
+            logits = head_logits(outer, wiring, inputs)
             log_shares = torch.log_softmax(logits, dim=-1)
             shares = log_shares.detach().exp().flatten(0, -2)
             drawn = torch.multinomial(shares, 1, generator=generator)
@@ -169,15 +168,14 @@ def _backwards(
 ) -> dict[str, _Sums]:
     """Sums of the block's linear layers; slopes at its outputs become those at its inputs."""
     found: dict[str, _Sums] = {}
+
+    def see(name: str, outputs: Tensor) -> None:
+        if outputs.requires_grad:
+            outputs.register_hook(lambda slope: _add_slope(found[name], slope))
+
     for rows in states.batches(BATCH):
-        x = states.read(rows)
-
-        def see(name: str, outputs: Tensor) -> None:
-            if outputs.requires_grad:
-                outputs.register_hook(lambda slope: _add_slope(found[name], slope))
-
         with torch.enable_grad():
-            x.requires_grad_()
+            x = states.read(rows).requires_grad_()
             walk = walk_block(weights, wiring, layer, x, see)
             while True:
                 try:

@@ -86,7 +86,7 @@ class Compressed:
 
 
 @dataclass
-class _Run:
+class Run:
     """What the steps of one run share."""
 
     checkpoint: Checkpoint
@@ -154,7 +154,7 @@ def compress_checkpoint(
         if chosen is None:
             chosen = _choose(checkpoint, types, candidates, windows, settings, path, progress)
             journal.add_types(chosen)
-        run = _Run(checkpoint, _fit(checkpoint, chosen), writing, journal, settings, progress)
+        run = Run(checkpoint, _fit(checkpoint, chosen), writing, journal, settings, progress)
         if windows is None:
             _round_alone(run)
         else:
@@ -177,7 +177,7 @@ def check_torch() -> None:
         ) from missing
 
 
-def round_tensor(run: _Run, name: str, weight: Floats, moments: Moments | None) -> Floats:
+def round_tensor(run: Run, name: str, weight: Floats, moments: Moments | None) -> Floats:
     """Round a tensor, write it, and give what its bytes stand for.
 
     weight: [out, in], or [experts, out, in] with moments [experts, in, in] or None.
@@ -221,7 +221,7 @@ def round_tensor(run: _Run, name: str, weight: Floats, moments: Moments | None) 
     return near.reshape(weight.shape)
 
 
-def finished_tensor(run: _Run, name: str) -> Floats | None:
+def finished_tensor(run: Run, name: str) -> Floats | None:
     """What a tensor's bytes stand for, where an earlier run has finished it."""
     if name not in run.writing.finished or name not in run.journal.rows:
         return None
@@ -229,7 +229,7 @@ def finished_tensor(run: _Run, name: str) -> Floats | None:
     return decode(run.types[name], run.writing.read(name)).reshape(shape)
 
 
-def keep_tensor(run: _Run, name: str) -> None:
+def keep_tensor(run: Run, name: str) -> None:
     """Write a tensor as it is, in 32 bits."""
     if name not in run.writing.finished:
         run.writing.add(name, "F32", run.checkpoint.read(name))
@@ -244,7 +244,7 @@ def relative_error(weight: Floats, near: Floats, moments: Moments | None) -> tup
     return float(np.vdot(gap @ h, gap)), float(np.vdot(weight @ h, weight))
 
 
-def _round_alone(run: _Run) -> None:
+def _round_alone(run: Run) -> None:
     """Tensor by tensor, some rows at a time."""
     run.progress.stage("rounding", len(run.checkpoint.tensors))
     for name, info in run.checkpoint.tensors.items():
@@ -257,12 +257,12 @@ def _round_alone(run: _Run) -> None:
             _round_rows(run, name, info.shape)
 
 
-def finished_tensor_is_whole(run: _Run, name: str) -> bool:
+def finished_tensor_is_whole(run: Run, name: str) -> bool:
     """Whether an earlier run finished a tensor."""
     return name in run.writing.finished and name in run.journal.rows
 
 
-def _round_rows(run: _Run, name: str, shape: tuple[int, ...]) -> None:
+def _round_rows(run: Run, name: str, shape: tuple[int, ...]) -> None:
     begun = time.monotonic()
     kind, inputs, rows = run.types[name], shape[-1], prod(shape[:-1])
     data = np.empty((rows, row_bytes(kind, inputs)), np.uint8)
@@ -344,7 +344,7 @@ def _key(
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def _result(run: _Run, file: GgufFile, seconds: float) -> Compressed:
+def _result(run: Run, file: GgufFile, seconds: float) -> Compressed:
     rows = run.journal.rows
     tensors = run.checkpoint.tensors
     return Compressed(

@@ -18,8 +18,8 @@ from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.compress import (
     Floats,
     Moments,
+    Run,
     Settings,
-    _Run,
     finished_tensor,
     keep_tensor,
     round_tensor,
@@ -32,7 +32,7 @@ from packlight.maths.moments import add_to_moments, empty_moments
 from packlight.progress import Progress
 
 
-def round_blocks(run: _Run, windows: Windows, scratch: Path) -> None:
+def round_blocks(run: Run, windows: Windows, scratch: Path) -> None:
     """Round everything, from the embedding to the output head."""
     checkpoint, settings = run.checkpoint, run.settings
     wiring = read_wiring(checkpoint)
@@ -82,9 +82,7 @@ def estimate_costs(
     names = rounded_names(checkpoint)
     progress.stage("weighing types", len(names))
 
-    def change(
-        name: str, weight: Tensor, moments: Tensor | None
-    ) -> Iterator[tuple[str, Tensor]]:
+    def change(name: str, weight: Tensor, moments: Tensor | None) -> Iterator[tuple[str, Tensor]]:
         for kind in candidates:
             if fits(kind, weight.shape[-1]):
                 h = None if moments is None else moments.numpy()
@@ -134,7 +132,7 @@ def load_weights(checkpoint: Checkpoint, layer: int | None) -> dict[str, Tensor]
 
 
 def _round_block(
-    run: _Run, wiring: Wiring, layer: int, states: States, original: States | None
+    run: Run, wiring: Wiring, layer: int, states: States, original: States | None
 ) -> None:
     prefix = f"blk.{layer}."
     weights = load_weights(run.checkpoint, layer)
@@ -166,14 +164,14 @@ def _round_block(
     )
 
 
-def _round_outer(run: _Run, name: str, weight: Tensor, moments: Moments | None) -> Tensor:
+def _round_outer(run: Run, name: str, weight: Tensor, moments: Moments | None) -> Tensor:
     done = finished_tensor(run, name)
     if done is None:
         done = round_tensor(run, name, weight.numpy(), moments)
     return torch.from_numpy(done)
 
 
-def _is_open(run: _Run, name: str) -> bool:
+def _is_open(run: Run, name: str) -> bool:
     return finished_tensor(run, name) is None
 
 
