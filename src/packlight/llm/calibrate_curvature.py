@@ -75,7 +75,6 @@ def estimate_losses(
     tokens: [windows, length]. load: see `Load`; block weights are asked for twice. wanted: says
     of a full name whether its types are asked for.
     """
-    outer = load(None)
     windows, length = tokens.shape
     with ExitStack() as stack, torch.no_grad():
 
@@ -85,9 +84,12 @@ def estimate_losses(
             )
 
         share = limit_bytes // (wiring.layers + 2)
+        # What is outside of the blocks is large, and asked for again each time it is needed.
         states = [keep()]
+        outer = load(None)
         for rows in states[0].batches(BATCH):
             states[0].write(rows, embed_tokens(outer, wiring, _ids(tokens[rows])))
+        del outer
         for layer in range(wiring.layers):
             weights = load(layer)
             states.append(keep())
@@ -95,7 +97,7 @@ def estimate_losses(
                 after = run_block(weights, wiring, layer, states[layer].read(rows))
                 states[layer + 1].write(rows, after)
         slopes = keep()
-        losses = _head(outer, wiring, states[-1], slopes, change, wanted, seed)
+        losses = _head(load(None), wiring, states[-1], slopes, change, wanted, seed)
         for layer in reversed(range(wiring.layers)):
             states.pop().close()
             weights = load(layer)
@@ -106,7 +108,7 @@ def estimate_losses(
                     found = _linear_losses(name, weights[short], one, windows * length, change)
                     losses[name] = found
                     progress(name)
-        embedding = _embedding(outer, wiring, tokens, slopes, change, wanted)
+        embedding = _embedding(load(None), wiring, tokens, slopes, change, wanted)
         for name, found in embedding.items():
             own = losses.setdefault(name, {})
             for kind, loss in found.items():

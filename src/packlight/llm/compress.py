@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packlight.errors import MissingExtra, UnusableModel, WrongUsage
-from packlight.llm.architectures import EMBEDDING, LINEAR, OUTPUT
 from packlight.llm.checkpoint import Checkpoint
+from packlight.llm.compress_forecast import other_bytes, rounded_names
 from packlight.llm.costs import Choose, TensorCosts
 from packlight.llm.formats import FORMATS, decode, fallback, fits, quantize, row_bytes
 from packlight.llm.gguf import GgufFile, Writing, begin_gguf
@@ -35,9 +35,6 @@ from packlight.version import __version__
 
 Floats: TypeAlias = NDArray[np.float32]
 Moments: TypeAlias = NDArray[np.float64]
-
-ROUNDED_ROLES = (LINEAR, EMBEDDING, OUTPUT)
-"""What is stored in fewer bits; norms, biases and routers stay as they are, in 32."""
 
 _PIECE = 1 << 24
 """Weights that are rounded at a time without text."""
@@ -98,29 +95,12 @@ class Run:
     notes: list[str] = field(default_factory=list)
 
 
-def rounded_names(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """The tensors that get a type: matrices of linear layers, embedding and output head."""
-    return tuple(
-        name
-        for name, info in checkpoint.tensors.items()
-        if info.role in ROUNDED_ROLES and len(info.shape) >= 2
-    )
-
-
 def uniform_types(checkpoint: Checkpoint, kind: str) -> dict[str, str]:
     """Give every tensor that is rounded the same type, or the next that fits its width."""
     if kind not in FORMATS:
         raise WrongUsage(f"there is no type {kind!r}: use one of {', '.join(FORMATS)}")
     tensors = checkpoint.tensors
     return {name: fallback(kind, tensors[name].shape[-1]) for name in rounded_names(checkpoint)}
-
-
-def fixed_bytes(checkpoint: Checkpoint) -> int:
-    """Bytes of the tensors that are not rounded: they stay in 32 bits."""
-    rounded = set(rounded_names(checkpoint))
-    return sum(
-        4 * prod(info.shape) for name, info in checkpoint.tensors.items() if name not in rounded
-    )
 
 
 def compress_checkpoint(
@@ -297,7 +277,7 @@ def _choose(
         from packlight.llm.compress_blocks import estimate_costs
 
         costs = estimate_costs(checkpoint, windows, candidates, settings, path.parent, progress)
-    return dict(types(costs, fixed_bytes(checkpoint)))
+    return dict(types(costs, other_bytes(checkpoint)))
 
 
 def _costs_alone(

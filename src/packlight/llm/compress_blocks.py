@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from packlight.llm.blocks import Tensor, embed_tokens, head_inputs, head_name, run_block
+from packlight.llm.blocks import Tensor, embed_tokens, head_inputs, run_block
 from packlight.llm.blocks_states import States
 from packlight.llm.blocks_wiring import Wiring, wiring_of
 from packlight.llm.calibrate import calibrate_block
@@ -23,13 +23,15 @@ from packlight.llm.compress import (
     finished_tensor,
     keep_tensor,
     round_tensor,
-    rounded_names,
 )
+from packlight.llm.compress_forecast import rounded_names
 from packlight.llm.costs import TensorCosts, TypeCost, bytes_of
 from packlight.llm.formats import decode, fits, quantize_with_info
 from packlight.llm.text import Windows
 from packlight.maths.moments import add_to_moments, empty_moments
 from packlight.progress import Progress
+
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 
 
 def round_blocks(run: Run, windows: Windows, scratch: Path) -> None:
@@ -37,7 +39,14 @@ def round_blocks(run: Run, windows: Windows, scratch: Path) -> None:
     checkpoint, settings = run.checkpoint, run.settings
     wiring = read_wiring(checkpoint)
     tokens = windows.calibration
-    outer = load_weights(checkpoint, None)
+    tied = "output.weight" not in checkpoint.tensors
+    small = {
+        name: torch.from_numpy(checkpoint.read(name))
+        for name in checkpoint.tensors
+        if checkpoint.block_of(name) is None and name not in (EMBEDDING, HEAD)
+    }
+    for name in small:
+        keep_tensor(run, name)
     run.progress.stage("rounding", len(run.types))
     with ExitStack() as stack:
 
@@ -46,28 +55,30 @@ def round_blocks(run: Run, windows: Windows, scratch: Path) -> None:
             share = settings.states_bytes // 2
             return stack.enter_context(States(*size, scratch=scratch, limit_bytes=share))
 
-        head = head_name(outer)
-        tied_moments = None
-        if head == "token_embd.weight" and head in run.types and _is_open(run, head):
-            with keep() as ahead:
-                tied_moments = _original_head_moments(checkpoint, wiring, outer, tokens, ahead)
-        compressed = {**outer}
-        for name in outer:
-            if name in run.types and (name != head or head == "token_embd.weight"):
-                compressed[name] = _round_outer(run, name, outer[name], tied_moments)
-            elif name not in run.types:
-                keep_tensor(run, name)
-        states = keep()
-        _embed(states, compressed, wiring, tokens)
+        embedding = torch.from_numpy(checkpoint.read(EMBEDDING))
         original = None
         if settings.aim != "own":
             original = keep()
-            _embed(original, outer, wiring, tokens)
+            _embed(original, {**small, EMBEDDING: embedding}, wiring, tokens)
+        moments = None
+        if tied and EMBEDDING in run.types and finished_tensor(run, EMBEDDING) is None:
+            with keep() as ahead:
+                _embed(ahead, {**small, EMBEDDING: embedding}, wiring, tokens)
+                moments = _original_head_moments(checkpoint, wiring, small, ahead)
+        if EMBEDDING in run.types:
+            embedding = _round_outer(run, EMBEDDING, embedding, moments)
+        else:
+            keep_tensor(run, EMBEDDING)
+        states = keep()
+        _embed(states, {**small, EMBEDDING: embedding}, wiring, tokens)
+        del embedding
         for layer in range(wiring.layers):
             _round_block(run, wiring, layer, states, original)
-        if head != "token_embd.weight" and head in run.types:
-            moments = _head_moments(outer, wiring, states) if _is_open(run, head) else None
-            _round_outer(run, head, outer[head], moments)
+        if not tied and HEAD not in run.types:
+            keep_tensor(run, HEAD)
+        elif not tied and finished_tensor(run, HEAD) is None:
+            head = torch.from_numpy(checkpoint.read(HEAD))
+            _round_outer(run, HEAD, head, _head_moments(small, wiring, states))
 
 
 def estimate_costs(
@@ -171,10 +182,6 @@ def _round_outer(run: Run, name: str, weight: Tensor, moments: Moments | None) -
     return torch.from_numpy(done)
 
 
-def _is_open(run: Run, name: str) -> bool:
-    return finished_tensor(run, name) is None
-
-
 def _embed(states: States, outer: Mapping[str, Tensor], wiring: Wiring, tokens: object) -> None:
     with torch.no_grad():
         for rows in states.batches():
@@ -195,11 +202,9 @@ def _original_head_moments(
     checkpoint: Checkpoint,
     wiring: Wiring,
     outer: Mapping[str, Tensor],
-    tokens: object,
     states: States,
 ) -> Moments:
-    """What reaches a head that is the embedding too: it is rounded first, but read last."""
-    _embed(states, outer, wiring, tokens)
+    """What reaches a head that is the embedding too: it is rounded first, but used last."""
     with torch.no_grad():
         for layer in range(wiring.layers):
             weights = load_weights(checkpoint, layer)

@@ -15,9 +15,9 @@ from packlight.llm.compress import (
     Compressed,
     Settings,
     compress_checkpoint,
-    rounded_names,
     uniform_types,
 )
+from packlight.llm.compress_forecast import rounded_names
 from packlight.llm.costs import TensorCosts
 from packlight.llm.formats import decode
 from packlight.llm.gguf import read_gguf
