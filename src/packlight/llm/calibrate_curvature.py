@@ -69,11 +69,13 @@ def estimate_losses(
     limit_bytes: int = 2 << 30,
     seed: int = 0,
     progress: Callable[[str], None] = lambda name: None,
+    keep_slopes: Callable[[str, Floats], None] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Give for each wanted tensor (full name) and each type the estimated KL in nats a token.
 
     tokens: [windows, length]. load: see `Load`; block weights are asked for twice. wanted: says
-    of a full name whether its types are asked for.
+    of a full name whether its types are asked for. keep_slopes: is given G [out, out] of each layer
+    that is not of experts, where it is whole.
     """
     windows, length = tokens.shape
     with ExitStack() as stack, torch.no_grad():
@@ -108,6 +110,9 @@ def estimate_losses(
                     found = _linear_losses(name, weights[short], one, windows * length, change)
                     losses[name] = found
                     progress(name)
+                    whole = one.outputs is not None and one.outputs.ndim == 2
+                    if keep_slopes is not None and whole and None in one.inputs:
+                        keep_slopes(name, (one.outputs / (windows * length)).float().numpy())
         embedding = _embedding(load(None), wiring, tokens, slopes, change, wanted)
         for name, found in embedding.items():
             own = losses.setdefault(name, {})

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packlight.errors import MissingExtra, UnusableModel, WrongUsage
+from packlight.llm.calibrate_outputs import SlopeStore, round_in_parts
 from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.compress_forecast import other_bytes, rounded_names
 from packlight.llm.costs import Choose, TensorCosts
@@ -36,6 +37,9 @@ from packlight.version import __version__
 Floats: TypeAlias = NDArray[np.float32]
 Moments: TypeAlias = NDArray[np.float64]
 
+_EXACT = ("F32", "F16", "BF16")
+"""Formats in which nothing is left to make up for."""
+
 _PIECE = 1 << 24
 """Weights that are rounded at a time without text."""
 
@@ -46,13 +50,15 @@ class Settings:
 
     aim: what a layer's outputs are fitted to before it is rounded, see
     `packlight.llm.calibrate.Aim`. pull: towards its own weight meanwhile. damping: of second
-    moments in rounding. curvature_tokens: that losses of types are estimated on. states_bytes:
+    moments in rounding. rows_make_up: for each other's errors, see
+    `packlight.llm.calibrate_outputs`. curvature_tokens: that gradients are taken of. states_bytes:
     of hidden states in memory; more of them lie in a file. seed: of what is drawn.
     """
 
     aim: Literal["own", "outputs", "stream"] = "own"
     pull: float = 0.01
     damping: float = 0.01
+    rows_make_up: bool = True
     curvature_tokens: int = 8192
     states_bytes: int = 2 << 30
     seed: int = 0
@@ -92,6 +98,7 @@ class Run:
     journal: Journal
     settings: Settings
     progress: Progress
+    slopes: SlopeStore
     notes: list[str] = field(default_factory=list)
 
 
@@ -130,11 +137,17 @@ def compress_checkpoint(
     key = _key(checkpoint, asked, windows, settings)
     with begin_gguf(path, checkpoint, metadata=metadata, settings=key) as writing:
         journal = Journal(path.with_name(f".{path.name}.rows"), key)
+        slopes = SlopeStore(path.parent, f".{path.name}.slopes-")
         chosen = journal.types
-        if chosen is None:
-            chosen = _choose(checkpoint, types, candidates, windows, settings, path, progress)
+        if chosen is None and not isinstance(types, Mapping):
+            costs = _weigh(checkpoint, candidates, windows, settings, path, progress, slopes)
+            chosen = dict(types(costs, other_bytes(checkpoint)))
+        elif windows is not None and settings.rows_make_up and not _is_done(checkpoint, writing):
+            _weigh(checkpoint, (), windows, settings, path, progress, slopes)
+        chosen = _fit(checkpoint, chosen if chosen is not None else asked)
+        if journal.types is None:
             journal.add_types(chosen)
-        run = Run(checkpoint, _fit(checkpoint, chosen), writing, journal, settings, progress)
+        run = Run(checkpoint, chosen, writing, journal, settings, progress, slopes)
         if windows is None:
             _round_alone(run)
         else:
@@ -143,6 +156,7 @@ def compress_checkpoint(
             round_blocks(run, windows, path.parent)
         file = writing.finish()
         journal.remove()
+        slopes.clear()
     return _result(run, file, time.monotonic() - begun)
 
 
@@ -174,7 +188,7 @@ def round_tensor(run: Run, name: str, weight: Floats, moments: Moments | None) -
         if h is not None and not h.any():
             h, unseen = None, unseen + 1
         try:
-            data = quantize(kind, one, h, damping=run.settings.damping)
+            data = _quantize(run, name, one, h)
         except ValueError as broken:
             raise UnusableModel(f"{name} cannot be rounded to {kind}: {broken}") from broken
         near[e] = decode(kind, data)
@@ -199,6 +213,20 @@ def round_tensor(run: Run, name: str, weight: Floats, moments: Moments | None) -
     run.writing.add(name, kind, np.concatenate(pieces))
     run.progress.step(f"{name} {kind}")
     return near.reshape(weight.shape)
+
+
+def _quantize(run: Run, name: str, weight: Floats, moments: Moments | None) -> NDArray[np.uint8]:
+    """Bytes of a matrix, its rows making up for each other where gradients are known."""
+    kind, damping = run.types[name], run.settings.damping
+    slopes = run.slopes.read(name) if run.settings.rows_make_up and moments is not None else None
+    if slopes is None or kind in _EXACT:
+        return quantize(kind, weight, moments, damping=damping)
+    return round_in_parts(
+        weight,
+        slopes,
+        lambda rows: quantize(kind, rows, moments, damping=damping),
+        lambda data: decode(kind, data),
+    )
 
 
 def finished_tensor(run: Run, name: str) -> Floats | None:
@@ -250,7 +278,7 @@ def _round_rows(run: Run, name: str, shape: tuple[int, ...]) -> None:
     error = power = 0.0
     for at in range(0, rows, step):
         weight = run.checkpoint.read_rows(name, at, min(at + step, rows))
-        data[at : at + step] = quantize(kind, weight, None)
+        data[at : at + step] = _quantize(run, name, weight, None)
         lost, whole = relative_error(weight, decode(kind, data[at : at + step]), None)
         error, power = error + lost, power + whole
     bits, seconds = FORMATS[kind].bits_per_weight, round(time.monotonic() - begun, 3)
@@ -260,24 +288,26 @@ def _round_rows(run: Run, name: str, shape: tuple[int, ...]) -> None:
     run.progress.step(f"{name} {kind}")
 
 
-def _choose(
+def _weigh(
     checkpoint: Checkpoint,
-    types: Mapping[str, str] | Choose,
     candidates: Sequence[str],
     windows: Windows | None,
     settings: Settings,
     path: Path,
     progress: Progress,
-) -> dict[str, str]:
-    if isinstance(types, Mapping):
-        return dict(types)
+    slopes: SlopeStore,
+) -> tuple[TensorCosts, ...]:
+    """What each candidate costs each tensor; with text, gradients at the layers' outputs too."""
     if windows is None:
-        costs = _costs_alone(checkpoint, candidates, progress)
-    else:
-        from packlight.llm.compress_blocks import estimate_costs
+        return _costs_alone(checkpoint, candidates, progress)
+    from packlight.llm.compress_blocks import estimate_costs
 
-        costs = estimate_costs(checkpoint, windows, candidates, settings, path.parent, progress)
-    return dict(types(costs, other_bytes(checkpoint)))
+    kept = slopes if settings.rows_make_up else None
+    return estimate_costs(checkpoint, windows, candidates, settings, path.parent, progress, kept)
+
+
+def _is_done(checkpoint: Checkpoint, writing: Writing) -> bool:
+    return len(writing.finished) == len(checkpoint.tensors)
 
 
 def _costs_alone(

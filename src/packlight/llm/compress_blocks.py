@@ -14,6 +14,7 @@ from packlight.llm.blocks_states import States
 from packlight.llm.blocks_wiring import Wiring, wiring_of
 from packlight.llm.calibrate import calibrate_block
 from packlight.llm.calibrate_curvature import choose_windows, estimate_losses
+from packlight.llm.calibrate_outputs import SlopeStore
 from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.compress import (
     Floats,
@@ -88,8 +89,12 @@ def estimate_costs(
     settings: Settings,
     scratch: Path,
     progress: Progress,
+    slopes: SlopeStore | None = None,
 ) -> tuple[TensorCosts, ...]:
-    """What each candidate costs each tensor: bytes, and the estimated KL divergence."""
+    """What each candidate costs each tensor: bytes, and the estimated KL divergence.
+
+    slopes: where what else is found out on the way, G of each layer, is kept.
+    """
     names = rounded_names(checkpoint)
     progress.stage("weighing types", len(names))
 
@@ -112,12 +117,14 @@ def estimate_costs(
         limit_bytes=settings.states_bytes,
         seed=settings.seed,
         progress=lambda name: progress.step(name),
+        keep_slopes=None if slopes is None else slopes.add,
     )
     found = []
     for name in names:
         shape = checkpoint.tensors[name].shape
         options = [
-            TypeCost(kind, bytes_of(kind, shape), loss) for kind, loss in losses[name].items()
+            TypeCost(kind, bytes_of(kind, shape), loss)
+            for kind, loss in losses.get(name, {}).items()
         ]
         found.append(TensorCosts(name, int(np.prod(shape)), tuple(options)))
     return tuple(found)

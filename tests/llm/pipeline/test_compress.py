@@ -109,7 +109,7 @@ class KilledError(Exception):
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> Callable[[], None]:
     """The process dies while the tensor after so many is rounded."""
-    real, count = compress.quantize, [0]
+    real, count = compress._quantize, [0]
 
     def dying(*args: Any, **named: Any) -> Any:
         count[0] += 1
@@ -117,8 +117,8 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> Callable[[], None
             raise KilledError
         return real(*args, **named)
 
-    monkeypatch.setattr(compress, "quantize", dying)
-    return lambda: monkeypatch.setattr(compress, "quantize", real)
+    monkeypatch.setattr(compress, "_quantize", dying)
+    return lambda: monkeypatch.setattr(compress, "_quantize", real)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 4, 9, 14])
