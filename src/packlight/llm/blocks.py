@@ -158,7 +158,7 @@ def _walk_attention(
 
 
 def _heads(weights: Weights, wiring: Wiring, norm: str, x: Tensor, heads: int) -> Tensor:
-    """Give [windows, heads, length, size], normalized where there is a norm, by head or over all."""
+    """Give [windows, heads, length, size], normalized by head or over all heads."""
     scale = weights.get(f"{norm}.weight")
     if scale is not None and scale.shape[-1] == x.shape[-1]:
         x, scale = normalize(weights, wiring, norm, x), None

@@ -18,7 +18,8 @@ from packlight.errors import UnusableOutput
 class States:
     """Hidden states, float32 [windows, length, width], read and written a few windows at a time.
 
-    Above `limit_bytes` they lie in a file in `scratch` that is removed at the end, and the system decides what of it stays in memory.
+    Above `limit_bytes` they lie in a file in `scratch`, removed at the end, and the system decides
+    what of it stays in memory.
     """
 
     def __init__(

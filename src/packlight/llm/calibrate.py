@@ -47,7 +47,7 @@ REFIT_DAMPING = 0.01
 
 @dataclass(frozen=True)
 class _Gathered:
-    """Sums over the rows of one site. own: of y y^T. cross: of x y^T. stream: of (r_x - r_y) y^T."""
+    """Sums over rows of a site. own: of y y^T. cross: of x y^T. stream: of (r_x - r_y) y^T."""
 
     own: Moments
     cross: Moments | None = None

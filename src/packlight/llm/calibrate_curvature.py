@@ -44,14 +44,14 @@ Change: TypeAlias = Callable[[str, Tensor, Tensor | None], Iterator[tuple[str, T
 """Gives for a weight (full name) and its second moments each type with the rounded weight."""
 
 WIDEST = 8192
-"""Outputs up to which G is a whole matrix; beyond, its diagonal, or it would be the largest thing."""
+"""Outputs up to which G is a whole matrix; beyond, its diagonal."""
 
 BATCH = 1024
 
 
 @dataclass
 class _Sums:
-    """Of one linear layer, sums over tokens. outputs: G, [out, out] or [out]. inputs: H by expert."""
+    """Of a linear layer, sums over tokens. outputs: G, [out, out] or [out]. inputs: H by expert."""
 
     outputs: Tensor | None = None
     inputs: dict[int | None, Tensor] = field(default_factory=dict)
@@ -69,13 +69,14 @@ def estimate_losses(
     limit_bytes: int = 2 << 30,
     seed: int = 0,
     progress: Callable[[str], None] = lambda name: None,
+    keep_slopes: Callable[[str, Floats], None] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Give for each wanted tensor (full name) and each type the estimated KL in nats a token.
 
     tokens: [windows, length]. load: see `Load`; block weights are asked for twice. wanted: says
-    of a full name whether its types are asked for.
+    of a full name whether its types are asked for. keep_slopes: is given G [out, out] of each layer
+    that is not of experts, where it is whole.
     """
-    outer = load(None)
     windows, length = tokens.shape
     with ExitStack() as stack, torch.no_grad():
 
@@ -85,9 +86,12 @@ def estimate_losses(
             )
 
         share = limit_bytes // (wiring.layers + 2)
+        # What is outside of the blocks is large, and asked for again each time it is needed.
         states = [keep()]
+        outer = load(None)
         for rows in states[0].batches(BATCH):
             states[0].write(rows, embed_tokens(outer, wiring, _ids(tokens[rows])))
+        del outer
         for layer in range(wiring.layers):
             weights = load(layer)
             states.append(keep())
@@ -95,7 +99,7 @@ def estimate_losses(
                 after = run_block(weights, wiring, layer, states[layer].read(rows))
                 states[layer + 1].write(rows, after)
         slopes = keep()
-        losses = _head(outer, wiring, states[-1], slopes, change, wanted, seed)
+        losses = _head(load(None), wiring, states[-1], slopes, change, wanted, seed)
         for layer in reversed(range(wiring.layers)):
             states.pop().close()
             weights = load(layer)
@@ -106,7 +110,10 @@ def estimate_losses(
                     found = _linear_losses(name, weights[short], one, windows * length, change)
                     losses[name] = found
                     progress(name)
-        embedding = _embedding(outer, wiring, tokens, slopes, change, wanted)
+                    whole = one.outputs is not None and one.outputs.ndim == 2
+                    if keep_slopes is not None and whole and None in one.inputs:
+                        keep_slopes(name, (one.outputs / (windows * length)).float().numpy())
+        embedding = _embedding(load(None), wiring, tokens, slopes, change, wanted)
         for name, found in embedding.items():
             own = losses.setdefault(name, {})
             for kind, loss in found.items():
@@ -144,8 +151,7 @@ def _head(
         with torch.enable_grad():
             x.requires_grad_()
             inputs = head_inputs(outer, wiring, x)
-            seen: list[Tensor] = []
-            logits = head_logits(outer, wiring, inputs, lambda _, z, seen=seen: seen.append(z))
+            logits = head_logits(outer, wiring, inputs)
             log_shares = torch.log_softmax(logits, dim=-1)
             shares = log_shares.detach().exp().flatten(0, -2)
             drawn = torch.multinomial(shares, 1, generator=generator)
@@ -169,15 +175,14 @@ def _backwards(
 ) -> dict[str, _Sums]:
     """Sums of the block's linear layers; slopes at its outputs become those at its inputs."""
     found: dict[str, _Sums] = {}
+
+    def see(name: str, outputs: Tensor) -> None:
+        if outputs.requires_grad:
+            outputs.register_hook(lambda slope: _add_slope(found[name], slope))
+
     for rows in states.batches(BATCH):
-        x = states.read(rows)
-
-        def see(name: str, outputs: Tensor) -> None:
-            if outputs.requires_grad:
-                outputs.register_hook(lambda slope: _add_slope(found[name], slope))
-
         with torch.enable_grad():
-            x.requires_grad_()
+            x = states.read(rows).requires_grad_()
             walk = walk_block(weights, wiring, layer, x, see)
             while True:
                 try:

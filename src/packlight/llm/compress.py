@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packlight.errors import MissingExtra, UnusableModel, WrongUsage
-from packlight.llm.architectures import EMBEDDING, LINEAR, OUTPUT
+from packlight.llm.calibrate_outputs import SlopeStore, round_in_parts
 from packlight.llm.checkpoint import Checkpoint
+from packlight.llm.compress_forecast import other_bytes, rounded_names
 from packlight.llm.costs import Choose, TensorCosts
 from packlight.llm.formats import FORMATS, decode, fallback, fits, quantize, row_bytes
 from packlight.llm.gguf import GgufFile, Writing, begin_gguf
@@ -36,8 +37,8 @@ from packlight.version import __version__
 Floats: TypeAlias = NDArray[np.float32]
 Moments: TypeAlias = NDArray[np.float64]
 
-ROUNDED_ROLES = (LINEAR, EMBEDDING, OUTPUT)
-"""What is stored in fewer bits; norms, biases and routers stay as they are, in 32."""
+_EXACT = ("F32", "F16", "BF16")
+"""Formats in which nothing is left to make up for."""
 
 _PIECE = 1 << 24
 """Weights that are rounded at a time without text."""
@@ -49,13 +50,15 @@ class Settings:
 
     aim: what a layer's outputs are fitted to before it is rounded, see
     `packlight.llm.calibrate.Aim`. pull: towards its own weight meanwhile. damping: of second
-    moments in rounding. curvature_tokens: that losses of types are estimated on. states_bytes:
+    moments in rounding. rows_make_up: for each other's errors, see
+    `packlight.llm.calibrate_outputs`. curvature_tokens: that gradients are taken of. states_bytes:
     of hidden states in memory; more of them lie in a file. seed: of what is drawn.
     """
 
     aim: Literal["own", "outputs", "stream"] = "own"
     pull: float = 0.01
     damping: float = 0.01
+    rows_make_up: bool = True
     curvature_tokens: int = 8192
     states_bytes: int = 2 << 30
     seed: int = 0
@@ -86,7 +89,7 @@ class Compressed:
 
 
 @dataclass
-class _Run:
+class Run:
     """What the steps of one run share."""
 
     checkpoint: Checkpoint
@@ -95,16 +98,8 @@ class _Run:
     journal: Journal
     settings: Settings
     progress: Progress
+    slopes: SlopeStore
     notes: list[str] = field(default_factory=list)
-
-
-def rounded_names(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """The tensors that get a type: matrices of linear layers, embedding and output head."""
-    return tuple(
-        name
-        for name, info in checkpoint.tensors.items()
-        if info.role in ROUNDED_ROLES and len(info.shape) >= 2
-    )
 
 
 def uniform_types(checkpoint: Checkpoint, kind: str) -> dict[str, str]:
@@ -113,14 +108,6 @@ def uniform_types(checkpoint: Checkpoint, kind: str) -> dict[str, str]:
         raise WrongUsage(f"there is no type {kind!r}: use one of {', '.join(FORMATS)}")
     tensors = checkpoint.tensors
     return {name: fallback(kind, tensors[name].shape[-1]) for name in rounded_names(checkpoint)}
-
-
-def fixed_bytes(checkpoint: Checkpoint) -> int:
-    """Bytes of the tensors that are not rounded: they stay in 32 bits."""
-    rounded = set(rounded_names(checkpoint))
-    return sum(
-        4 * prod(info.shape) for name, info in checkpoint.tensors.items() if name not in rounded
-    )
 
 
 def compress_checkpoint(
@@ -156,11 +143,17 @@ def compress_checkpoint(
     key = _key(checkpoint, asked, windows, settings)
     with begin_gguf(path, checkpoint, metadata=metadata, settings=key) as writing:
         journal = Journal(path.with_name(f".{path.name}.rows"), key)
+        slopes = SlopeStore(path.parent, f".{path.name}.slopes-")
         chosen = journal.types
-        if chosen is None:
-            chosen = _choose(checkpoint, types, candidates, windows, settings, path, progress)
+        if chosen is None and not isinstance(types, Mapping):
+            costs = _weigh(checkpoint, candidates, windows, settings, path, progress, slopes)
+            chosen = dict(types(costs, other_bytes(checkpoint)))
+        elif windows is not None and settings.rows_make_up and not _is_done(checkpoint, writing):
+            _weigh(checkpoint, (), windows, settings, path, progress, slopes)
+        chosen = _fit(checkpoint, chosen if chosen is not None else asked)
+        if journal.types is None:
             journal.add_types(chosen)
-        run = _Run(checkpoint, _fit(checkpoint, chosen), writing, journal, settings, progress)
+        run = Run(checkpoint, chosen, writing, journal, settings, progress, slopes)
         if windows is None:
             _round_alone(run)
         else:
@@ -169,6 +162,7 @@ def compress_checkpoint(
             round_blocks(run, windows, path.parent)
         file = writing.finish()
         journal.remove()
+        slopes.clear()
     return _result(run, file, time.monotonic() - begun)
 
 
@@ -183,7 +177,7 @@ def check_torch() -> None:
         ) from missing
 
 
-def round_tensor(run: _Run, name: str, weight: Floats, moments: Moments | None) -> Floats:
+def round_tensor(run: Run, name: str, weight: Floats, moments: Moments | None) -> Floats:
     """Round a tensor, write it, and give what its bytes stand for.
 
     weight: [out, in], or [experts, out, in] with moments [experts, in, in] or None.
@@ -200,7 +194,7 @@ def round_tensor(run: _Run, name: str, weight: Floats, moments: Moments | None) 
         if h is not None and not h.any():
             h, unseen = None, unseen + 1
         try:
-            data = quantize(kind, one, h, damping=run.settings.damping)
+            data = _quantize(run, name, one, h)
         except ValueError as broken:
             raise UnusableModel(f"{name} cannot be rounded to {kind}: {broken}") from broken
         near[e] = decode(kind, data)
@@ -227,7 +221,21 @@ def round_tensor(run: _Run, name: str, weight: Floats, moments: Moments | None) 
     return near.reshape(weight.shape)
 
 
-def finished_tensor(run: _Run, name: str) -> Floats | None:
+def _quantize(run: Run, name: str, weight: Floats, moments: Moments | None) -> NDArray[np.uint8]:
+    """Bytes of a matrix, its rows making up for each other where gradients are known."""
+    kind, damping = run.types[name], run.settings.damping
+    slopes = run.slopes.read(name) if run.settings.rows_make_up and moments is not None else None
+    if slopes is None or kind in _EXACT:
+        return quantize(kind, weight, moments, damping=damping)
+    return round_in_parts(
+        weight,
+        slopes,
+        lambda rows: quantize(kind, rows, moments, damping=damping),
+        lambda data: decode(kind, data),
+    )
+
+
+def finished_tensor(run: Run, name: str) -> Floats | None:
     """What a tensor's bytes stand for, where an earlier run has finished it."""
     if name not in run.writing.finished or name not in run.journal.rows:
         return None
@@ -235,7 +243,7 @@ def finished_tensor(run: _Run, name: str) -> Floats | None:
     return decode(run.types[name], run.writing.read(name)).reshape(shape)
 
 
-def keep_tensor(run: _Run, name: str) -> None:
+def keep_tensor(run: Run, name: str) -> None:
     """Write a tensor as it is, in 32 bits."""
     if name not in run.writing.finished:
         run.writing.add(name, "F32", run.checkpoint.read(name))
@@ -250,7 +258,7 @@ def relative_error(weight: Floats, near: Floats, moments: Moments | None) -> tup
     return float(np.vdot(gap @ h, gap)), float(np.vdot(weight @ h, weight))
 
 
-def _round_alone(run: _Run) -> None:
+def _round_alone(run: Run) -> None:
     """Tensor by tensor, some rows at a time."""
     run.progress.stage("rounding", len(run.checkpoint.tensors))
     for name, info in run.checkpoint.tensors.items():
@@ -263,12 +271,12 @@ def _round_alone(run: _Run) -> None:
             _round_rows(run, name, info.shape)
 
 
-def finished_tensor_is_whole(run: _Run, name: str) -> bool:
+def finished_tensor_is_whole(run: Run, name: str) -> bool:
     """Whether an earlier run finished a tensor."""
     return name in run.writing.finished and name in run.journal.rows
 
 
-def _round_rows(run: _Run, name: str, shape: tuple[int, ...]) -> None:
+def _round_rows(run: Run, name: str, shape: tuple[int, ...]) -> None:
     begun = time.monotonic()
     kind, inputs, rows = run.types[name], shape[-1], prod(shape[:-1])
     data = np.empty((rows, row_bytes(kind, inputs)), np.uint8)
@@ -276,7 +284,7 @@ def _round_rows(run: _Run, name: str, shape: tuple[int, ...]) -> None:
     error = power = 0.0
     for at in range(0, rows, step):
         weight = run.checkpoint.read_rows(name, at, min(at + step, rows))
-        data[at : at + step] = quantize(kind, weight, None)
+        data[at : at + step] = _quantize(run, name, weight, None)
         lost, whole = relative_error(weight, decode(kind, data[at : at + step]), None)
         error, power = error + lost, power + whole
     bits, seconds = FORMATS[kind].bits_per_weight, round(time.monotonic() - begun, 3)
@@ -286,24 +294,26 @@ def _round_rows(run: _Run, name: str, shape: tuple[int, ...]) -> None:
     run.progress.step(f"{name} {kind}")
 
 
-def _choose(
+def _weigh(
     checkpoint: Checkpoint,
-    types: Mapping[str, str] | Choose,
     candidates: Sequence[str],
     windows: Windows | None,
     settings: Settings,
     path: Path,
     progress: Progress,
-) -> dict[str, str]:
-    if isinstance(types, Mapping):
-        return dict(types)
+    slopes: SlopeStore,
+) -> tuple[TensorCosts, ...]:
+    """What each candidate costs each tensor; with text, gradients at the layers' outputs too."""
     if windows is None:
-        costs = _costs_alone(checkpoint, candidates, progress)
-    else:
-        from packlight.llm.compress_blocks import estimate_costs
+        return _costs_alone(checkpoint, candidates, progress)
+    from packlight.llm.compress_blocks import estimate_costs
 
-        costs = estimate_costs(checkpoint, windows, candidates, settings, path.parent, progress)
-    return dict(types(costs, fixed_bytes(checkpoint)))
+    kept = slopes if settings.rows_make_up else None
+    return estimate_costs(checkpoint, windows, candidates, settings, path.parent, progress, kept)
+
+
+def _is_done(checkpoint: Checkpoint, writing: Writing) -> bool:
+    return len(writing.finished) == len(checkpoint.tensors)
 
 
 def _costs_alone(
@@ -350,7 +360,7 @@ def _key(
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def _result(run: _Run, file: GgufFile, seconds: float) -> Compressed:
+def _result(run: Run, file: GgufFile, seconds: float) -> Compressed:
     rows = run.journal.rows
     tensors = run.checkpoint.tensors
     return Compressed(

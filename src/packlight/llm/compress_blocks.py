@@ -9,35 +9,45 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from packlight.llm.blocks import Tensor, embed_tokens, head_inputs, head_name, run_block
+from packlight.llm.blocks import Tensor, embed_tokens, head_inputs, run_block
 from packlight.llm.blocks_states import States
 from packlight.llm.blocks_wiring import Wiring, wiring_of
 from packlight.llm.calibrate import calibrate_block
 from packlight.llm.calibrate_curvature import choose_windows, estimate_losses
+from packlight.llm.calibrate_outputs import SlopeStore
 from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.compress import (
     Floats,
     Moments,
+    Run,
     Settings,
-    _Run,
     finished_tensor,
     keep_tensor,
     round_tensor,
-    rounded_names,
 )
+from packlight.llm.compress_forecast import rounded_names
 from packlight.llm.costs import TensorCosts, TypeCost, bytes_of
-from packlight.llm.formats import decode, fits, quantize
+from packlight.llm.formats import decode, fits, quantize_with_info
 from packlight.llm.text import Windows
 from packlight.maths.moments import add_to_moments, empty_moments
 from packlight.progress import Progress
 
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 
-def round_blocks(run: _Run, windows: Windows, scratch: Path) -> None:
+
+def round_blocks(run: Run, windows: Windows, scratch: Path) -> None:
     """Round everything, from the embedding to the output head."""
     checkpoint, settings = run.checkpoint, run.settings
     wiring = read_wiring(checkpoint)
     tokens = windows.calibration
-    outer = load_weights(checkpoint, None)
+    tied = "output.weight" not in checkpoint.tensors
+    small = {
+        name: torch.from_numpy(checkpoint.read(name))
+        for name in checkpoint.tensors
+        if checkpoint.block_of(name) is None and name not in (EMBEDDING, HEAD)
+    }
+    for name in small:
+        keep_tensor(run, name)
     run.progress.stage("rounding", len(run.types))
     with ExitStack() as stack:
 
@@ -46,28 +56,30 @@ def round_blocks(run: _Run, windows: Windows, scratch: Path) -> None:
             share = settings.states_bytes // 2
             return stack.enter_context(States(*size, scratch=scratch, limit_bytes=share))
 
-        head = head_name(outer)
-        tied_moments = None
-        if head == "token_embd.weight" and head in run.types and _is_open(run, head):
-            with keep() as ahead:
-                tied_moments = _original_head_moments(checkpoint, wiring, outer, tokens, ahead)
-        compressed = {**outer}
-        for name in outer:
-            if name in run.types and (name != head or head == "token_embd.weight"):
-                compressed[name] = _round_outer(run, name, outer[name], tied_moments)
-            elif name not in run.types:
-                keep_tensor(run, name)
-        states = keep()
-        _embed(states, compressed, wiring, tokens)
+        embedding = torch.from_numpy(checkpoint.read(EMBEDDING))
         original = None
         if settings.aim != "own":
             original = keep()
-            _embed(original, outer, wiring, tokens)
+            _embed(original, {**small, EMBEDDING: embedding}, wiring, tokens)
+        moments = None
+        if tied and EMBEDDING in run.types and finished_tensor(run, EMBEDDING) is None:
+            with keep() as ahead:
+                _embed(ahead, {**small, EMBEDDING: embedding}, wiring, tokens)
+                moments = _original_head_moments(checkpoint, wiring, small, ahead)
+        if EMBEDDING in run.types:
+            embedding = _round_outer(run, EMBEDDING, embedding, moments)
+        else:
+            keep_tensor(run, EMBEDDING)
+        states = keep()
+        _embed(states, {**small, EMBEDDING: embedding}, wiring, tokens)
+        del embedding
         for layer in range(wiring.layers):
             _round_block(run, wiring, layer, states, original)
-        if head != "token_embd.weight" and head in run.types:
-            moments = _head_moments(outer, wiring, states) if _is_open(run, head) else None
-            _round_outer(run, head, outer[head], moments)
+        if not tied and HEAD not in run.types:
+            keep_tensor(run, HEAD)
+        elif not tied and finished_tensor(run, HEAD) is None:
+            head = torch.from_numpy(checkpoint.read(HEAD))
+            _round_outer(run, HEAD, head, _head_moments(small, wiring, states))
 
 
 def estimate_costs(
@@ -77,8 +89,12 @@ def estimate_costs(
     settings: Settings,
     scratch: Path,
     progress: Progress,
+    slopes: SlopeStore | None = None,
 ) -> tuple[TensorCosts, ...]:
-    """What each candidate costs each tensor: bytes, and the estimated KL divergence."""
+    """What each candidate costs each tensor: bytes, and the estimated KL divergence.
+
+    slopes: where what else is found out on the way, G of each layer, is kept.
+    """
     names = rounded_names(checkpoint)
     progress.stage("weighing types", len(names))
 
@@ -86,8 +102,10 @@ def estimate_costs(
         for kind in candidates:
             if fits(kind, weight.shape[-1]):
                 h = None if moments is None else moments.numpy()
-                data = quantize(kind, weight.detach().numpy(), h, damping=settings.damping)
-                yield kind, torch.from_numpy(decode(kind, data))
+                done = quantize_with_info(
+                    kind, weight.detach().numpy(), h, damping=settings.damping, sweeps=0
+                )  # descent would better each type alike, for most of the time
+                yield kind, torch.from_numpy(decode(kind, done.data))
 
     losses = estimate_losses(
         lambda layer: load_weights(checkpoint, layer),
@@ -99,12 +117,14 @@ def estimate_costs(
         limit_bytes=settings.states_bytes,
         seed=settings.seed,
         progress=lambda name: progress.step(name),
+        keep_slopes=None if slopes is None else slopes.add,
     )
     found = []
     for name in names:
         shape = checkpoint.tensors[name].shape
         options = [
-            TypeCost(kind, bytes_of(kind, shape), loss) for kind, loss in losses[name].items()
+            TypeCost(kind, bytes_of(kind, shape), loss)
+            for kind, loss in losses.get(name, {}).items()
         ]
         found.append(TensorCosts(name, int(np.prod(shape)), tuple(options)))
     return tuple(found)
@@ -130,7 +150,7 @@ def load_weights(checkpoint: Checkpoint, layer: int | None) -> dict[str, Tensor]
 
 
 def _round_block(
-    run: _Run, wiring: Wiring, layer: int, states: States, original: States | None
+    run: Run, wiring: Wiring, layer: int, states: States, original: States | None
 ) -> None:
     prefix = f"blk.{layer}."
     weights = load_weights(run.checkpoint, layer)
@@ -162,15 +182,11 @@ def _round_block(
     )
 
 
-def _round_outer(run: _Run, name: str, weight: Tensor, moments: Moments | None) -> Tensor:
+def _round_outer(run: Run, name: str, weight: Tensor, moments: Moments | None) -> Tensor:
     done = finished_tensor(run, name)
     if done is None:
         done = round_tensor(run, name, weight.numpy(), moments)
     return torch.from_numpy(done)
-
-
-def _is_open(run: _Run, name: str) -> bool:
-    return finished_tensor(run, name) is None
 
 
 def _embed(states: States, outer: Mapping[str, Tensor], wiring: Wiring, tokens: object) -> None:
@@ -193,11 +209,9 @@ def _original_head_moments(
     checkpoint: Checkpoint,
     wiring: Wiring,
     outer: Mapping[str, Tensor],
-    tokens: object,
     states: States,
 ) -> Moments:
-    """What reaches a head that is the embedding too: it is rounded first, but read last."""
-    _embed(states, outer, wiring, tokens)
+    """What reaches a head that is the embedding too: it is rounded first, but used last."""
     with torch.no_grad():
         for layer in range(wiring.layers):
             weights = load_weights(checkpoint, layer)

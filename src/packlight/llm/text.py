@@ -95,7 +95,7 @@ def read_windows(
     found: list[Tokens] = []
     for piece in _pieces(read_texts(path)):
         tokens = np.asarray(tokenize(piece), np.int64)
-        if tokens.size and not (0 <= tokens.min() and tokens.max() < vocabulary):
+        if tokens.size and (tokens.min() < 0 or tokens.max() >= vocabulary):
             raise UnusableSamples(
                 f"{path.name}: the tokenizer gives token {int(tokens.max())}, and the model knows "
                 f"{vocabulary}: they do not belong together"
@@ -163,7 +163,7 @@ def open_tokenizer(folder: Path) -> Tokenize:
         except Exception as broken:  # the library raises bare exceptions
             raise UnusableModel(f"tokenizer.json cannot be read: {broken}") from broken
         fast.no_truncation()
-        return lambda text: fast.encode(text, add_special_tokens=False).ids  # type: ignore[no-any-return]
+        return lambda text: fast.encode(text, add_special_tokens=False).ids
     return _open_slow_tokenizer(folder)
 
 
@@ -184,7 +184,7 @@ def _open_slow_tokenizer(folder: Path) -> Tokenize:
         )
     except Exception as broken:
         raise UnusableModel(f"the tokenizer of {folder.name}/ cannot be read: {broken}") from broken
-    return lambda text: slow(text, add_special_tokens=False)["input_ids"]  # type: ignore[no-any-return]
+    return lambda text: slow(text, add_special_tokens=False)["input_ids"]
 
 
 def _missing(name: str) -> MissingExtra:

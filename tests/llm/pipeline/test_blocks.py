@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="blocks are computed with PyTorch")
-transformers = pytest.importorskip("transformers", reason="its models are the oracle")
+pytest.importorskip("transformers", reason="its models are the oracle")
 
+from language_zoo import FAMILIES, VOCABULARY, make_model  # noqa: E402
+
+from packlight.errors import UnusableModel  # noqa: E402
 from packlight.llm.blocks import (  # noqa: E402
     embed_tokens,
     head_inputs,
@@ -16,116 +19,12 @@ from packlight.llm.blocks import (  # noqa: E402
     run_block,
     walk_block,
 )
+from packlight.llm.blocks_wiring import wiring_of  # noqa: E402
 from packlight.llm.checkpoint import open_checkpoint  # noqa: E402
 from packlight.llm.compress_blocks import load_weights, read_wiring  # noqa: E402
 
-COMMON: dict[str, Any] = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "pad_token_id": None,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-}
-FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("Llama", {"tie_word_embeddings": True}),
-    "llama3": (
-        "Llama",
-        {
-            "rope_parameters": {
-                "rope_type": "llama3",
-                "rope_theta": 500.0,
-                "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 32,
-            }
-        },
-    ),
-    "biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
-    "linear": (
-        "Llama",
-        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
-    ),
-    "yarn": (
-        "Qwen2",
-        {
-            "rope_parameters": {
-                "rope_type": "yarn",
-                "rope_theta": 1e4,
-                "factor": 4.0,
-                "original_max_position_embeddings": 16,
-            }
-        },
-    ),
-    "mistral": ("Mistral", {"sliding_window": 8, "head_dim": 8}),
-    "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
-    "qwen2": ("Qwen2", {}),
-    "qwen3": ("Qwen3", {"head_dim": 16}),
-    "qwen2moe": (
-        "Qwen2Moe",
-        {
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 24,
-            "shared_expert_intermediate_size": 40,
-        },
-    ),
-    "qwen3moe": (
-        "Qwen3Moe",
-        {
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 24,
-            "head_dim": 8,
-            "norm_topk_prob": True,
-        },
-    ),
-    "gemma": ("Gemma", {"head_dim": 8}),
-    "gemma2": (
-        "Gemma2",
-        {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 8},
-    ),
-    "gemma3": (
-        "Gemma3Text",
-        {
-            "head_dim": 8,
-            "query_pre_attn_scalar": 8,
-            "sliding_window": 8,
-            "num_hidden_layers": 7,
-            "rope_parameters": {
-                "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
-                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-            },
-        },
-    ),
-    "phi3": ("Phi3", {"sliding_window": None}),
-    "gpt2": ("GPT2", {}),
-}
-
-
-def make_model(family: str) -> Any:
-    """A random model, norms and biases included, whose logits are far from flat."""
-    name, changes = FAMILIES[family]
-    fields = {**COMMON, **changes}
-    if family == "gpt2":
-        fields = {"vocab_size": 96, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}
-    config = getattr(transformers, f"{name}Config")(**fields)
-    head = {"Gemma3Text": "Gemma3ForCausalLM", "GPT2": "GPT2LMHeadModel"}.get(
-        name, f"{name}ForCausalLM"
-    )
-    torch.manual_seed(0)
-    config._attn_implementation = "eager"
-    model = getattr(transformers, head)(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            spread = 0.2 if parameter.ndim > 1 else 0.1
-            parameter.add_(torch.randn_like(parameter) * spread)
-    return model
+# Windows that are shorter than the text, and heads whose size is not the width over their number.
+CHANGES: dict[str, dict[str, Any]] = {"mistral": {"sliding_window": 12, "head_dim": 16}}
 
 
 def run_all(checkpoint: Any, tokens: Any) -> Any:
@@ -140,9 +39,8 @@ def run_all(checkpoint: Any, tokens: Any) -> Any:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.filterwarnings("ignore")
 def test_logits_are_those_of_transformers(family: str, tmp_path: Path):
-    model = make_model(family)
-    model.save_pretrained(tmp_path)
-    tokens = torch.from_numpy(np.random.default_rng(1).integers(0, 96, (2, 24)))
+    model = make_model(tmp_path, family, **CHANGES.get(family, {}))
+    tokens = torch.from_numpy(np.random.default_rng(1).integers(0, VOCABULARY, (2, 40)))
     with torch.no_grad():
         expected = model(tokens).logits
         found = run_all(open_checkpoint(tmp_path), tokens)
@@ -151,11 +49,10 @@ def test_logits_are_those_of_transformers(family: str, tmp_path: Path):
 
 
 def test_a_weight_replaced_at_its_site_is_used(tmp_path: Path):
-    model = make_model("llama")
-    model.save_pretrained(tmp_path)
+    make_model(tmp_path, "llama")
     checkpoint = open_checkpoint(tmp_path)
     wiring, weights = read_wiring(checkpoint), load_weights(checkpoint, 0)
-    x = torch.randn((1, 5, 32), generator=torch.Generator().manual_seed(0))
+    x = torch.randn((1, 5, 64), generator=torch.Generator().manual_seed(0))
     walk = walk_block(weights, wiring, 0, x)
     names = []
     while True:
@@ -174,3 +71,9 @@ def test_a_weight_replaced_at_its_site_is_used(tmp_path: Path):
         ("ffn_down.weight",),
     ]
     assert torch.equal(outputs, x)
+
+
+def test_factors_of_rotation_that_do_not_fit_are_refused(tmp_path: Path):
+    make_model(tmp_path, "llama")
+    with pytest.raises(UnusableModel, match="3 factors of rotation were found for 8"):
+        wiring_of(open_checkpoint(tmp_path).config, [1.0, 2.0, 3.0])

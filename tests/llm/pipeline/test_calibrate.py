@@ -142,7 +142,15 @@ def drift(aim: str, pull: float = 1e-6) -> float:
         return weight
 
     calibrate_block(
-        block, WIRING, 0, states, original, exact, wanted=LINEAR, aim=aim, pull=pull  # type: ignore[arg-type]
+        block,
+        WIRING,
+        0,
+        states,
+        original,
+        exact,
+        wanted=LINEAR,
+        aim=aim,
+        pull=pull,  # type: ignore[arg-type]
     )
     gap = states.read(every) - original.read(every)
     return float((gap**2).mean())
@@ -181,7 +189,11 @@ def test_experts_see_their_own_tokens():
     block = {name: one for name, one in random_block().items() if not name.startswith("ffn_")}
     block["ffn_norm.weight"] = torch.ones(WIDTH)
     block["ffn_gate_inp.weight"] = torch.randn((3, WIDTH), generator=generator)
-    for part, shape in (("gate", (HIDDEN, WIDTH)), ("up", (HIDDEN, WIDTH)), ("down", (WIDTH, HIDDEN))):
+    for part, shape in (
+        ("gate", (HIDDEN, WIDTH)),
+        ("up", (HIDDEN, WIDTH)),
+        ("down", (WIDTH, HIDDEN)),
+    ):
         block[f"ffn_{part}_exps.weight"] = torch.randn((3, *shape), generator=generator) * 0.3
     seen: dict[str, Any] = {}
 

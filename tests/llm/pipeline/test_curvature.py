@@ -46,7 +46,10 @@ def random_model(tied: bool) -> dict[int | None, dict[str, Tensor]]:
     for layer in range(LAYERS):
         model[layer] = {name: draw(*shape) for name, shape in SHAPES.items()}
         model[layer] |= {f"{n}_norm.weight": torch.ones(WIDTH) for n in ("attn", "ffn")}
-    model[None] = {"token_embd.weight": draw(VOCABULARY, WIDTH), "output_norm.weight": torch.ones(WIDTH)}
+    model[None] = {
+        "token_embd.weight": draw(VOCABULARY, WIDTH),
+        "output_norm.weight": torch.ones(WIDTH),
+    }
     if not tied:
         model[None]["output.weight"] = draw(VOCABULARY, WIDTH)
     return model

@@ -1,0 +1,134 @@
+"""What a compression will take, before it begins: bytes of the file, memory, disk and time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+from packlight.llm.architectures import EMBEDDING, LINEAR, OUTPUT
+from packlight.llm.checkpoint import Checkpoint
+from packlight.llm.costs import bytes_of
+
+ROUNDED_ROLES = (LINEAR, EMBEDDING, OUTPUT)
+"""What is stored in fewer bits; norms, biases and routers stay as they are, in 32."""
+
+ALIGNMENT = 32
+
+BASE_BYTES = 500 << 20
+"""Python with PyTorch and what a batch of windows needs."""
+
+ALONE_BYTES = 400 << 20
+"""Python with NumPy, and the pieces of a tensor that are rounded at a time."""
+
+SECONDS_PER_WEIGHT = 3e-6
+"""Rounding under full second moments, and 0.15 of it without. Measured on one core of a server of
+2024; threads make it faster, so the forecast is rather too long."""
+
+FLOPS = 4e10
+"""Multiplications and additions a second in the passes over the windows, measured there."""
+
+PASSES = 5.0
+"""Forward passes of calibration that a block costs, second moments included."""
+
+
+@dataclass(frozen=True)
+class CompressionForecast:
+    """size_bytes: of the file. memory_bytes: at the peak. scratch_bytes: on the disk meanwhile,
+    beside the file. seconds: about. rounded, kept: numbers of tensors.
+    """
+
+    size_bytes: int
+    memory_bytes: int
+    scratch_bytes: int
+    seconds: float
+    rounded: int
+    kept: int
+
+
+def rounded_names(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The tensors that get a type: matrices of linear layers, embedding and output head."""
+    return tuple(
+        name
+        for name, info in checkpoint.tensors.items()
+        if info.role in ROUNDED_ROLES and len(info.shape) >= 2
+    )
+
+
+def other_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes of the file that no choice of types changes: its head, and tensors kept in 32 bits."""
+    rounded = set(rounded_names(checkpoint))
+    kept = (info.shape for name, info in checkpoint.tensors.items() if name not in rounded)
+    return _head_bytes(checkpoint) + sum(_padded(4 * prod(shape)) for shape in kept)
+
+
+def forecast_compression(
+    checkpoint: Checkpoint,
+    types: Mapping[str, str],
+    *,
+    tokens: int = 0,
+    states_bytes: int = 2 << 30,
+    followed: bool = False,
+    weighed: int = 0,
+) -> CompressionForecast:
+    """Say what rounding to these types will take.
+
+    tokens: of the calibration windows, 0 without text. states_bytes: of hidden states that stay in
+    memory. followed: whether the original is computed beside (`Settings.aim`). weighed: how many
+    types are weighed for each tensor beforehand.
+    """
+    tensors, config = checkpoint.tensors, checkpoint.config
+    size = other_bytes(checkpoint)
+    size += sum(_padded(bytes_of(types[name], tensors[name].shape)) for name in types)
+    weights = sum(tensors[name].weights for name in types)
+    names = rounded_names(checkpoint)
+    largest = max((tensors[name].weights for name in names), default=0)
+    if not tokens:
+        memory = ALONE_BYTES + 2 * largest
+        seconds = weights * SECONDS_PER_WEIGHT * 0.15
+        return _forecast(checkpoint, types, size, memory, 0, seconds)
+    blocks: dict[int | None, int] = {}
+    moments = 0
+    for name in names:
+        info, block = tensors[name], checkpoint.block_of(name)
+        blocks[block] = blocks.get(block, 0) + info.weights
+        experts = prod(info.shape[:-2])
+        moments = max(moments, 8 * experts * info.shape[-1] ** 2)
+    inside = max((count for block, count in blocks.items() if block is not None), default=0)
+    outside = blocks.get(None, 0)
+    streams = 2 if followed else 1
+    states = tokens * config.width * 4 * (streams + 1)
+    resident = min(states, states_bytes)
+    # Weights before and after, a layer's working copies, and sums of moments with their copies.
+    memory = BASE_BYTES + resident + 4 * max(2 * inside, 2 * outside) + 4 * 4 * largest
+    memory += moments * (3 + 2 * (streams - 1))
+    work = 2.0 * tokens * (weights - outside) * PASSES * streams
+    seconds = work / FLOPS + weights * SECONDS_PER_WEIGHT * (1 + 0.2 * weighed)
+    return _forecast(checkpoint, types, size, memory, states - resident, seconds)
+
+
+def _forecast(
+    checkpoint: Checkpoint,
+    types: Mapping[str, str],
+    size: int,
+    memory: int,
+    scratch: int,
+    seconds: float,
+) -> CompressionForecast:
+    kept = len(checkpoint.tensors) - len(types)
+    return CompressionForecast(size, memory, scratch, seconds, len(types), kept)
+
+
+def _head_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes in front of the tensors: magic and counts, metadata, and a line a tensor."""
+    pairs = {key: len(value.raw) for key, value in checkpoint.gguf_metadata().items()}
+    for key in ("general.file_type", "general.quantization_version"):
+        pairs.setdefault(key, 4)
+    size = 24 + sum(8 + len(key.encode()) + 4 + length for key, length in pairs.items())
+    for name, info in checkpoint.tensors.items():
+        size += 8 + len(name.encode()) + 4 + 8 * len(info.shape) + 12
+    return _padded(size)
+
+
+def _padded(size: int) -> int:
+    return size + -size % ALIGNMENT

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from folder_bench import write_llama
+
+from packlight.llm.checkpoint import Checkpoint, open_checkpoint
+from packlight.llm.compress import compress_checkpoint, uniform_types
+from packlight.llm.compress_forecast import forecast_compression, rounded_names
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return open_checkpoint(write_llama(tmp_path_factory.mktemp("llama")))
+
+
+@pytest.mark.parametrize("kinds", [("Q8_0",), ("Q4_0", "Q5_1", "F16")])
+def test_the_size_is_the_file_s_to_the_byte(
+    tmp_path: Path, checkpoint: Checkpoint, kinds: tuple[str, ...]
+):
+    names = rounded_names(checkpoint)
+    types = {name: kinds[i % len(kinds)] for i, name in enumerate(names)}
+    said = forecast_compression(checkpoint, types)
+    done = compress_checkpoint(checkpoint, tmp_path / "m.gguf", types)
+    assert said.size_bytes == done.size_bytes
+    assert (said.rounded, said.kept) == (len(done.rows), len(done.kept))
+
+
+def test_text_costs_memory_time_and_beyond_a_limit_the_disk(checkpoint: Checkpoint):
+    types = uniform_types(checkpoint, "Q4_0")
+    alone = forecast_compression(checkpoint, types)
+    read = forecast_compression(checkpoint, types, tokens=10_000)
+    followed = forecast_compression(checkpoint, types, tokens=10_000, followed=True)
+    spilled = forecast_compression(checkpoint, types, tokens=10_000, states_bytes=1_000_000)
+    assert alone.memory_bytes < read.memory_bytes < followed.memory_bytes
+    assert alone.seconds < read.seconds < followed.seconds
+    assert read.scratch_bytes == 0
+    assert spilled.scratch_bytes == 10_000 * 64 * 4 * 2 - 1_000_000
+    assert spilled.memory_bytes < read.memory_bytes
