@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from folder_bench import llama_tensors, write_llama
+from folder_bench import llama_tensors, write_hollow_llama, write_llama
 from numpy.typing import NDArray
 
 from packlight.errors import UnusableModel, UnusableOutput
@@ -123,6 +123,30 @@ def test_the_plain_model(tmp_path: Path, checkpoint: Checkpoint):
     kinds = {name: one.type.name for name, one in written.tensors.items()}
     assert kinds["token_embd.weight"] == kinds["blk.0.attn_q.weight"] == "F16"
     assert kinds["output_norm.weight"] == "F32"
+
+
+_LIMITED = """
+import resource, sys
+from pathlib import Path
+from packlight.llm.checkpoint import open_checkpoint
+from packlight.llm.gguf import plain_contents, write_gguf
+
+status = Path("/proc/self/status").read_text()
+used = 1024 * int(status.split("VmSize:")[1].split()[0])
+limit = used + int(sys.argv[3])
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+checkpoint = open_checkpoint(sys.argv[1])
+assert checkpoint.size_bytes > 3 * int(sys.argv[3])
+write_gguf(sys.argv[2], checkpoint, plain_contents(checkpoint, "F16"))
+"""
+
+
+def test_a_model_three_times_as_large_as_the_memory_is_written(tmp_path: Path):
+    folder = write_hollow_llama(tmp_path / "model", feed_forward=130_000)
+    command = [sys.executable, "-c", _LIMITED, str(folder), str(tmp_path / "out"), str(60 << 20)]
+    done = subprocess.run(command, check=False, timeout=120, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "out").stat().st_size > 90 << 20
 
 
 class Killed(BaseException):

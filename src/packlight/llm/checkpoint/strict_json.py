@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,15 @@ def read_json(path: Path, most_bytes: int) -> dict[str, Any]:
     """
     try:
         with path.open("rb") as file:
-            content = file.read(most_bytes + 1)
+            size = os.fstat(file.fileno()).st_size
+            if size > most_bytes:
+                raise UnusableModel(
+                    f"{path} has more than {most_bytes} bytes, which no such file needs: "
+                    "download the model again."
+                )
+            content = file.read(size)  # reading with a larger bound would take its memory
     except OSError as error:
         raise UnusableModel(f"{path} cannot be read: {error.strerror or error}.") from None
-    if len(content) > most_bytes:
-        raise UnusableModel(
-            f"{path} has more than {most_bytes} bytes, which no such file needs: "
-            "download the model again."
-        )
     return parse_json(content, str(path))
 
 
