@@ -9,6 +9,10 @@ from typing import Any
 
 from packlight.errors import UnusableModel
 
+MOST_VALUES = 1 << 23
+"""Of one file; the largest tokenizers have 3 million, vocabulary and merges together. A value
+takes 50 to 100 times the memory of the two bytes it can be written in."""
+
 
 def read_json(path: Path, most_bytes: int) -> dict[str, Any]:
     """Read the object in the JSON file at `path`, of at most `most_bytes`.
@@ -31,6 +35,11 @@ def read_json(path: Path, most_bytes: int) -> dict[str, Any]:
 
 def parse_json(content: bytes, where: str) -> dict[str, Any]:
     """Parse a JSON object; `where` is what messages call it. Raises UnusableModel."""
+    if sum(content.count(mark) for mark in (b",", b"[", b"{")) > MOST_VALUES:
+        raise UnusableModel(
+            f"{where} holds more than {MOST_VALUES} values, which no such file needs: "
+            "download the model again."
+        )
     try:
         parsed = json.loads(
             content.decode("utf-8"), object_pairs_hook=_each_once, parse_constant=_refuse_constant

@@ -39,7 +39,7 @@ FILES = (
 )
 """What a tokenizer is read from."""
 
-MOST_BYTES = 1 << 28
+MOST_BYTES = 1 << 27
 _KEY = "tokenizer.ggml"
 
 
