@@ -158,7 +158,9 @@ def read_config(fields: Mapping[str, Any], where: str) -> ModelConfig:
         tied=read.truth(
             "tie_word_embeddings", default=architecture is not None and architecture.tied_by_default
         ),
-        activation=read.text("hidden_activation", "hidden_act", "activation_function"),
+        activation=architecture.activation
+        if architecture
+        else read.text("hidden_activation", "hidden_act", "activation_function"),
         rope_theta=_number(whole.get("rope_theta", fields.get("rope_theta", 10000.0))),
         rope_theta_sliding=_number(
             sliding.get("rope_theta", fields.get("rope_local_base_freq", 0.0))

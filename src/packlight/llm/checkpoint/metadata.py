@@ -127,6 +127,7 @@ def config_of(metadata: Mapping[str, Value], tensors: Mapping[str, Any], path: P
         feed_forward=feed_forward,
         norm_epsilon=next((e for key in epsilons if (e := read.real(key))), 0.0),
         tied="output.weight" not in tensors,
+        activation=known[0].activation if known else "",
         rope_theta=read.real("rope.freq_base") or 10000.0,
         rope_theta_sliding=read.real("rope.freq_base_swa"),
         rope_scaling=_scaling_of(read, "rope_freqs.weight" in tensors),
