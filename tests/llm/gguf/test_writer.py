@@ -316,16 +316,38 @@ def test_a_disk_that_is_full_leaves_what_goes_on(
     assert finished(path, checkpoint) == 5
 
 
+def test_what_goes_wrong_elsewhere_is_not_blamed_on_the_file(
+    tmp_path: Path, checkpoint: Checkpoint
+):
+    with pytest.raises(FileNotFoundError), begin_gguf(tmp_path / "out", checkpoint):
+        (tmp_path / "nothing").read_bytes()
+
+
 def test_a_folder_that_is_not_there(tmp_path: Path, checkpoint: Checkpoint):
     with pytest.raises(UnusableOutput, match="check that the folder exists"):
         write_gguf(tmp_path / "no" / "out", checkpoint, contents(checkpoint))
 
 
+def test_a_tensor_that_broke_off_leaves_nothing_behind(tmp_path: Path, checkpoint: Checkpoint):
+    some = list(contents(checkpoint))
+    name, kind, embeddings = some[0]
+    with begin_gguf(tmp_path / "out", checkpoint) as writing:
+        for other in reversed(some[1:]):
+            writing.add(*other)
+        broken = [embeddings, embeddings]
+        with pytest.raises(UnusableModel, match="has 300 rows"):
+            writing.add(name, kind, broken)
+        writing.add(name, kind, embeddings)
+        assert writing.finish().size_bytes == (tmp_path / "out").stat().st_size
+    assert np.array_equal(open_checkpoint(tmp_path / "out").read(name), embeddings)
+
+
+@pytest.mark.parametrize("name", [".out.partial", ".out.partial.journal"])
 def test_a_link_in_place_of_the_unfinished_file_is_not_followed(
-    tmp_path: Path, checkpoint: Checkpoint
+    tmp_path: Path, checkpoint: Checkpoint, name: str
 ):
     (tmp_path / "victim").write_text("precious")
-    (tmp_path / ".out.partial").symlink_to(tmp_path / "victim")
+    (tmp_path / name).symlink_to(tmp_path / "victim")
     with pytest.raises(UnusableOutput, match="cannot be written"):
         write_gguf(tmp_path / "out", checkpoint, contents(checkpoint))
     assert (tmp_path / "victim").read_text() == "precious"
