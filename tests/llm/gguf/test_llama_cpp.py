@@ -114,13 +114,14 @@ def test_the_weights_of_every_family_come_back(family: str, zoo: dict[str, Anima
 def test_every_way_to_cut_words_gives_the_same_tokens(tmp_path: Path):
     tokenizers = pytest.importorskip("tokenizers")
     asked, jobs = {}, []
+    marked = f"<|bos|>{TEXT}<|eos|>and after it"
     for kind in CUTS:
         folder = write_llama(tmp_path / kind, vocab_size=VOCABULARY, tensors=embedded(VOCABULARY))
         write_tokenizer(folder, kind)
         checkpoint = open_checkpoint(folder)
         assert checkpoint.gguf_metadata()["tokenizer.ggml.pre"].content == kind
-        jobs.append((write(checkpoint, folder / "m.gguf"), TEXT))
-        asked[kind] = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode(TEXT)
+        jobs.append((write(checkpoint, folder / "m.gguf"), marked))
+        asked[kind] = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode(marked)
     for kind, tokens in zip(CUTS, run_llama_on(jobs), strict=True):
         assert tokens.tolist() == asked[kind].ids, kind
 
