@@ -65,6 +65,11 @@ class Architecture:
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of what config.json leaves out
 
     @property
+    def has_experts(self) -> bool:
+        """Whether it is a mixture of experts."""
+        return any(piece.change == "stack" for piece in self.pieces)
+
+    @property
     def activation(self) -> str:
         """The one activation that llama.cpp computes for it, by transformers' name."""
         names = ("hidden_activation", "hidden_act", "activation_function")

@@ -262,6 +262,12 @@ def test_what_cannot_be_is_refused(changes: dict[str, Any], message: str):
         read_config({**LLAMA_2, **changes}, "it")
 
 
+@pytest.mark.parametrize("changes", [{"num_local_experts": None}, {"num_experts_per_tok": 9}])
+def test_experts_that_are_not_there_are_refused(changes: dict[str, Any]):
+    with pytest.raises(UnusableModel, match="experts at a time"):
+        read_config({**MIXTRAL, **changes}, "it")
+
+
 def test_the_tables_are_whole():
     for architecture in ARCHITECTURES:
         names = [piece.name for piece in architecture.pieces]

@@ -170,3 +170,9 @@ def test_metadata_that_say_too_little(tmp_path: Path):
         open_checkpoint(write(tmp_path / "m.gguf", gguf_bytes(PAIRS[1:], TENSORS, DATA)))
     with pytest.raises(UnusableModel, match=r"llama\.attention\.head_count = None"):
         open_checkpoint(write(tmp_path / "m.gguf", gguf_bytes(PAIRS, TENSORS, DATA)))
+    counts = dict.fromkeys(
+        ["attention.head_count", "embedding_length", "context_length", "block_count"], 1 << 30
+    )
+    pairs = [PAIRS[0], *(pair(f"llama.{key}", value_of(one)) for key, one in counts.items())]
+    with pytest.raises(UnusableModel, match=r"block_count = 1073741824, .* up to 512"):
+        open_checkpoint(write(tmp_path / "m.gguf", gguf_bytes(pairs, TENSORS, DATA)))

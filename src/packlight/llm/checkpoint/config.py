@@ -122,6 +122,12 @@ def read_config(fields: Mapping[str, Any], where: str) -> ModelConfig:
         "intermediate_size", "n_inner", default=4 * width if model_type == "gpt2" else None
     )
     kv_heads = read.count("num_key_value_heads", default=heads)
+    experts_used = read.count("num_experts_per_tok", default=0, most=MOST_EXPERTS)
+    if architecture is not None and architecture.has_experts and not 1 <= experts_used <= experts:
+        raise UnusableModel(
+            f"{where} asks for {experts_used} of {experts} experts at a time: download the model "
+            "again."
+        )
     if architecture is not None and heads % kv_heads:
         raise UnusableModel(
             f"{where} asks for {heads} heads that share {kv_heads} keys and values, which does "
@@ -167,7 +173,7 @@ def read_config(fields: Mapping[str, Any], where: str) -> ModelConfig:
         ),
         rope_scaling=_scaling(whole, fields, context, where),
         experts=experts,
-        experts_used=read.count("num_experts_per_tok", default=0, most=MOST_EXPERTS),
+        experts_used=experts_used,
         expert_feed_forward=read.count(
             "moe_intermediate_size", default=feed_forward if experts else 0
         ),
