@@ -81,6 +81,12 @@ def test_a_missing_tokenizer_is_one_sentence(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_a_tokenizer_in_an_older_form_has_a_way_out(tmp_path: Path):
+    folder = write_llama(tmp_path, tokenizer=False)
+    (folder / "vocab.json").write_text("{}")
+    assert "save it as tokenizer.json" in trouble_of(folder)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

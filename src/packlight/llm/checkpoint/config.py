@@ -122,6 +122,12 @@ def read_config(fields: Mapping[str, Any], where: str) -> ModelConfig:
         "intermediate_size", "n_inner", default=4 * width if model_type == "gpt2" else None
     )
     kv_heads = read.count("num_key_value_heads", default=heads)
+    experts_used = read.count("num_experts_per_tok", default=0, most=MOST_EXPERTS)
+    if architecture is not None and architecture.has_experts and not 1 <= experts_used <= experts:
+        raise UnusableModel(
+            f"{where} asks for {experts_used} of {experts} experts at a time: download the model "
+            "again."
+        )
     if architecture is not None and heads % kv_heads:
         raise UnusableModel(
             f"{where} asks for {heads} heads that share {kv_heads} keys and values, which does "
@@ -158,14 +164,16 @@ def read_config(fields: Mapping[str, Any], where: str) -> ModelConfig:
         tied=read.truth(
             "tie_word_embeddings", default=architecture is not None and architecture.tied_by_default
         ),
-        activation=read.text("hidden_activation", "hidden_act", "activation_function"),
+        activation=architecture.activation
+        if architecture
+        else read.text("hidden_activation", "hidden_act", "activation_function"),
         rope_theta=_number(whole.get("rope_theta", fields.get("rope_theta", 10000.0))),
         rope_theta_sliding=_number(
             sliding.get("rope_theta", fields.get("rope_local_base_freq", 0.0))
         ),
         rope_scaling=_scaling(whole, fields, context, where),
         experts=experts,
-        experts_used=read.count("num_experts_per_tok", default=0, most=MOST_EXPERTS),
+        experts_used=experts_used,
         expert_feed_forward=read.count(
             "moe_intermediate_size", default=feed_forward if experts else 0
         ),
