@@ -14,12 +14,13 @@ from pathlib import Path
 from packlight.errors import WrongUsage
 from packlight.language.ask import DEFAULT_BITS, Ask
 from packlight.language.forecast import LanguageForecast, forecast_language
-from packlight.language.proof import Proof, agreement_lost, prove
+from packlight.language.proof import agreement_lost, environment, prove
 from packlight.language.recipe import LanguageRecipe, write_language_recipe
 from packlight.language.result import MODEL, LanguageResult
 from packlight.language.scratch import Scratch
 from packlight.llm.checkpoint import Checkpoint
-from packlight.llm.compress import Compressed, compress_checkpoint, fixed_bytes, rounded_names
+from packlight.llm.compress import Compressed, compress_checkpoint
+from packlight.llm.compress_forecast import rounded_names
 from packlight.llm.costs import TensorCosts
 from packlight.llm.formats import FORMATS, fallback
 from packlight.llm.text import Windows
@@ -30,6 +31,7 @@ from packlight.measure.language_evidence import (
     LanguageTrial,
     TensorEvidence,
 )
+from packlight.measure.language_proof import LanguageProof
 from packlight.measure.language_verdict import judge_language
 from packlight.nearest import did_you_mean
 from packlight.plan.types import CANDIDATES, NARROW, plan_types
@@ -79,9 +81,9 @@ def compress_language_model(
         return forecast_language(checkpoint, ask, windows)
     made = _make(checkpoint, ask, windows, scratch, seed, progress)
     chosen = _choose(made, ask)
-    proof = prove(checkpoint, chosen.compressed.path, windows, scratch, seed, progress)
+    proof, text = prove(checkpoint, chosen.compressed.path, windows, scratch, seed, progress)
     evidence = _evidence(checkpoint, ask, windows, made, chosen, proof, seed)
-    evidence = replace(evidence, seconds=time.monotonic() - begun)
+    evidence = replace(evidence, text=text, seconds=time.monotonic() - begun)
     recipe = LanguageRecipe(ask.target, chosen.compressed.types, windows is not None, seed)
     texts = {"recipe.yaml": write_language_recipe(recipe)}
     if ask.target == "ollama":
@@ -178,7 +180,7 @@ class _Planner:
             path,
             choose if not self.costs else self.plan(kl),
             windows=windows,
-            candidates=(*CANDIDATES, *NARROW),
+            candidates=_candidates(self.checkpoint),
             budget=f"{self.ask} {kl}",
             progress=progress,
         )
@@ -190,13 +192,20 @@ class _Planner:
         if kl is not None:
             return plan_types(costs, max_drop=kl).types
         if self.ask.max_size_bytes is not None:
-            other = self.other + head_bytes(self.checkpoint)
-            return plan_types(
-                costs, max_size_bytes=self.ask.max_size_bytes, other_bytes=other
-            ).types
-        bits = self.ask.bits or DEFAULT_BITS
-        total = sum(info.weights for info in self.checkpoint.tensors.values())
-        return plan_types(costs, max_size_bytes=int(bits * total / 8), other_bytes=self.other).types
+            most = self.ask.max_size_bytes
+            return plan_types(costs, max_size_bytes=most, other_bytes=self.other).types
+        # Bits are those of all tensors: of what is kept in 32 bits too, but not of the tokenizer.
+        tensors = self.checkpoint.tensors
+        total = sum(info.weights for info in tensors.values())
+        rounded = sum(tensors[one.name].weights for one in self.costs)
+        most = int((self.ask.bits or DEFAULT_BITS) * total / 8)
+        return plan_types(costs, max_size_bytes=most, other_bytes=4 * (total - rounded)).types
+
+
+def _candidates(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The types that are weighed: those of short blocks too where rows need them."""
+    widths = {checkpoint.tensors[name].shape[-1] for name in rounded_names(checkpoint)}
+    return CANDIDATES if all(width % 256 == 0 for width in widths) else (*CANDIDATES, *NARROW)
 
 
 def _pinned(one: TensorCosts, kind: str | None) -> TensorCosts:
@@ -207,17 +216,6 @@ def _pinned(one: TensorCosts, kind: str | None) -> TensorCosts:
         known = ", ".join(option.type for option in one.options)
         raise WrongUsage(f"--pin {one.name}={kind}: beside a budget pin one of {known}.")
     return replace(one, options=options)
-
-
-def head_bytes(checkpoint: Checkpoint) -> int:
-    """Bytes of a GGUF file that are no tensor: metadata, tokenizer, names."""
-    pairs = checkpoint.gguf_metadata()
-    held = sum(12 + len(key.encode()) + len(value.raw) for key, value in pairs.items())
-    names = sum(
-        24 + len(name.encode("utf-8", "surrogateescape")) + 8 * len(info.shape)
-        for name, info in checkpoint.tensors.items()
-    )
-    return held + names + 128
 
 
 def _choose(made: Sequence[_Made], ask: Ask) -> _Made:
@@ -237,13 +235,14 @@ def _evidence(
     windows: Windows | None,
     made: Sequence[_Made],
     chosen: _Made,
-    proof: Proof,
+    proof: LanguageProof,
     seed: int,
 ) -> LanguageEvidence:
     file = chosen.compressed
     weights = sum(info.weights for info in checkpoint.tensors.values())
-    fixed = fixed_bytes(checkpoint)
-    bits = (sum(row.bits * row.weights for row in file.rows) + 8 * fixed) / max(weights, 1)
+    rounded = sum(row.weights for row in file.rows)
+    held = sum(row.bits * row.weights for row in file.rows) + 32 * (weights - rounded)
+    bits = held / max(weights, 1)
     size = Pair(checkpoint.size_bytes, file.size_bytes)
     budget = LanguageBudget(ask.bits, ask.max_size_bytes, ask.max_drop)
     verdict, reason = judge_language(
@@ -270,7 +269,7 @@ def _evidence(
         bits_per_weight=bits,
         divergence=proof.divergence,
         speed=proof.speed,
-        peak_memory_bytes=proof.memory,
+        peak_memory_bytes=proof.peak_memory_bytes,
         tensors=tuple(
             TensorEvidence(
                 row.name,
@@ -298,7 +297,6 @@ def _evidence(
             for one in made
         ),
         notes=tuple(notes),
-        text=proof.text,
-        environment=proof.environment,
+        environment=environment(),
         seed=seed,
     )
