@@ -251,6 +251,9 @@ def test_metadata_say_what_the_config_said(name: str, tmp_path: Any):
     [
         ({"partial_rotary_factor": 0.5}, r"turns 0\.5 of each head .* llama turns all of it"),
         ({"head_dim": 63}, "odd width"),
+        ({"rope_theta": "1e4"}, "rope settings with '1e4' for a number"),
+        ({"rope_theta": 1e300}, "for a number"),
+        ({"rope_scaling": {"rope_type": "longrope", "long_factor": 2}}, "no short list"),
         ({"num_local_experts": 5000}, "num_local_experts = 5000"),
         ({"rms_norm_eps": None}, "lacks rms_norm_eps"),
         ({"rms_norm_eps": "1e-5"}, "no number"),

@@ -204,8 +204,8 @@ def _from_unigram(
         raise UnusableModel(f"{where} has no vocabulary: download it again.")
     scores: dict[str, float] = {}
     for pair in listed:
-        if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise UnusableModel(f"{where} has a vocabulary that is no list of pairs.")
+        if not isinstance(pair, list) or not _is_scored(pair):
+            raise UnusableModel(f"{where} has a vocabulary that is no list of texts and scores.")
         scores[pair[0]] = float(pair[1])
     vocab = {text: token for token, text in enumerate(pair[0] for pair in listed)}
     tokens = tokens_of_vocab(vocab, added, config.vocabulary, scores)
@@ -272,6 +272,10 @@ def _listed(described: Any, key: str) -> list[Mapping[str, Any]]:
         parts = described.get(key)
         return [one for one in parts if isinstance(one, Mapping)] if isinstance(parts, list) else []
     return [described]
+
+
+def _is_scored(pair: list[Any]) -> bool:
+    return len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], int | float)
 
 
 def _joins_spaces(step: Mapping[str, Any]) -> bool:
