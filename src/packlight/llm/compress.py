@@ -59,7 +59,7 @@ class Settings:
     pull: float = 0.01
     damping: float = 0.01
     rows_make_up: bool = True
-    curvature_tokens: int = 8192
+    curvature_tokens: int = 16384
     states_bytes: int = 2 << 30
     seed: int = 0
 
