@@ -64,6 +64,17 @@ class Architecture:
     scaled_query: int = 0  # at so many layers queries are scaled by width / heads instead
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of what config.json leaves out
 
+    @property
+    def has_experts(self) -> bool:
+        """Whether it is a mixture of experts."""
+        return any(piece.change == "stack" for piece in self.pieces)
+
+    @property
+    def activation(self) -> str:
+        """The one activation that llama.cpp computes for it, by transformers' name."""
+        names = ("hidden_activation", "hidden_act", "activation_function")
+        return next(str(self.fixed[name][0]) for name in names if name in self.fixed)
+
 
 def _block(
     *pieces: tuple[str, str, str, str] | tuple[str, str, str, str, str],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,22 @@ def write_llama(
     (folder / "model.safetensors").write_bytes(content)
     if tokenizer:
         write_bytes_tokenizer(folder)
+    return folder
+
+
+def write_hollow_llama(folder: Path, feed_forward: int) -> Path:
+    """Write a tiny Llama with matrices as large as one likes, of zeros that take no disk."""
+    write_llama(folder, intermediate_size=feed_forward)
+    head: dict[str, Any] = {}
+    end = 0
+    for name, array in llama_tensors().items():
+        shape = [feed_forward if "mlp" in name and axis == 96 else axis for axis in array.shape]
+        head[name] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + 4 * prod(shape)]}
+        end += 4 * prod(shape)
+    coded = json.dumps(head).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(coded)) + coded)
+        file.truncate(8 + len(coded) + end)
     return folder
 
 

@@ -199,6 +199,23 @@ def write_fallback_tokenizer(folder: Path) -> list[tuple[str, str]]:
     return merges
 
 
+def write_unigram_tokenizer(folder: Path, line: str) -> None:
+    """Write a unigram tokenizer, as T5's tokenizer.json has it, trained on one line."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    special = ["<unk>", "<s>", "</s>"]
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Replace(Regex(" {2,}"), " ")
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=200, special_tokens=special, unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator([line] * 3, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
 def _split(pattern: str) -> Any:
     from tokenizers import Regex, pre_tokenizers
 

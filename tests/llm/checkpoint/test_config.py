@@ -235,7 +235,7 @@ def test_metadata_say_what_the_config_said(name: str, tmp_path: Any):
     )
     back = config_of(metadata_of(config), tensors, tmp_path)
     for field in ModelConfig.__dataclass_fields__:
-        if field in ("model_type", "activation", "bos", "eos", "rope_scaling"):
+        if field in ("model_type", "bos", "eos", "rope_scaling"):
             continue
         asked, found = getattr(config, field), getattr(back, field)
         if field.startswith("sliding") and config.architecture in ("llama", "phi3"):
@@ -251,6 +251,9 @@ def test_metadata_say_what_the_config_said(name: str, tmp_path: Any):
     [
         ({"partial_rotary_factor": 0.5}, r"turns 0\.5 of each head .* llama turns all of it"),
         ({"head_dim": 63}, "odd width"),
+        ({"rope_theta": "1e4"}, "rope settings with '1e4' for a number"),
+        ({"rope_theta": 1e300}, "for a number"),
+        ({"rope_scaling": {"rope_type": "longrope", "long_factor": 2}}, "no short list"),
         ({"num_local_experts": 5000}, "num_local_experts = 5000"),
         ({"rms_norm_eps": None}, "lacks rms_norm_eps"),
         ({"rms_norm_eps": "1e-5"}, "no number"),
@@ -260,6 +263,12 @@ def test_metadata_say_what_the_config_said(name: str, tmp_path: Any):
 def test_what_cannot_be_is_refused(changes: dict[str, Any], message: str):
     with pytest.raises(UnusableModel, match=message):
         read_config({**LLAMA_2, **changes}, "it")
+
+
+@pytest.mark.parametrize("changes", [{"num_local_experts": None}, {"num_experts_per_tok": 9}])
+def test_experts_that_are_not_there_are_refused(changes: dict[str, Any]):
+    with pytest.raises(UnusableModel, match="experts at a time"):
+        read_config({**MIXTRAL, **changes}, "it")
 
 
 def test_the_tables_are_whole():

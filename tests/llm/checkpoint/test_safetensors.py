@@ -109,23 +109,31 @@ def test_a_lying_head_is_refused(
         read_shard(path)
 
 
+DAMAGED_HEADS = [
+    (b"", "placeholder or cut short"),
+    (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    (struct.pack("<Q", 1 << 63) + b"{}", "says that its head has"),
+    (struct.pack("<Q", 200_000_000) + b" " * 64, "says that its head has"),
+    (struct.pack("<Q", 2) + b"[]", "no JSON object"),
+    (struct.pack("<Q", 4) + b"{\xff\xff}", "not the JSON it should be"),
+    (struct.pack("<Q", 4000) + b'{"a":' * 800, "not the JSON|nested too deep"),
+    (struct.pack("<Q", 200000) + b'{"a":' + b"[" * 199995, "nested too deep"),
+    (struct.pack("<Q", 13) + b'{"a":1,"a":2}', "the key 'a' is there twice"),
+    (struct.pack("<Q", 9) + b'{"a":NaN}', "NaN is no number"),
+]
+
+
 @pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "placeholder or cut short"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-        (struct.pack("<Q", 1 << 63) + b"{}", "says that its head has"),
-        (struct.pack("<Q", 200_000_000) + b" " * 64, "says that its head has"),
-        (struct.pack("<Q", 2) + b"[]", "no JSON object"),
-        (struct.pack("<Q", 4) + b"{\xff\xff}", "not the JSON it should be"),
-        (struct.pack("<Q", 4000) + b'{"a":' * 800, "not the JSON|nested too deep"),
-        (struct.pack("<Q", 200000) + b'{"a":' + b"[" * 199995, "nested too deep"),
-        (struct.pack("<Q", 13) + b'{"a":1,"a":2}', "the key 'a' is there twice"),
-        (struct.pack("<Q", 9) + b'{"a":NaN}', "NaN is no number"),
-    ],
+    ("content", "message"), DAMAGED_HEADS, ids=[text for _, text in DAMAGED_HEADS]
 )
 def test_a_damaged_head_is_refused(tmp_path: Path, content: bytes, message: str):
     with pytest.raises(UnusableModel, match=message):
+        read_shard(write(tmp_path / "m.safetensors", content))
+
+
+def test_more_values_than_any_head_has_are_refused_unparsed(tmp_path: Path):
+    content = struct.pack("<Q", 18 << 20) + b'{"a":[' + b"1," * ((9 << 20) - 3)
+    with pytest.raises(UnusableModel, match="holds more than 8388608 values"):
         read_shard(write(tmp_path / "m.safetensors", content))
 
 

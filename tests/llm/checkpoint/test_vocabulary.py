@@ -81,6 +81,12 @@ def test_a_missing_tokenizer_is_one_sentence(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_a_tokenizer_in_an_older_form_has_a_way_out(tmp_path: Path):
+    folder = write_llama(tmp_path, tokenizer=False)
+    (folder / "vocab.json").write_text("{}")
+    assert "save it as tokenizer.json" in trouble_of(folder)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -93,6 +99,7 @@ def test_a_missing_tokenizer_is_one_sentence(tmp_path: Path):
         ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a"]]}}, "no pair of texts"),
         ({"pre_tokenizer": {"type": "Whitespace"}}, "cuts words in a way"),
         ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "a space in front"),
+        ({"model": {"type": "Unigram", "vocab": [["a", "b"]]}}, "no list of texts and scores"),
         ({"normalizer": {"type": "Lowercase"}}, "changes a text before cutting it"),
         ({"added_tokens": [{"id": "x"}]}, "an added token without"),
     ],
@@ -109,6 +116,20 @@ def test_a_composed_text_is_noted(tmp_path: Path):
     folder = write_llama(tmp_path)
     write_bytes_tokenizer(folder, normalizer={"type": "NFC"})
     assert "composes characters" in open_checkpoint(folder).notes[0]
+
+
+def test_half_a_character_does_no_harm(tmp_path: Path):
+    folder = write_llama(tmp_path)
+    vocab = {"<|bos|>": 0, "<|eos|>": 1, "a": 2, "\ud800": 3}
+    single = [{"SpecialToken": {"id": "\ud801"}}, {"Sequence": {"id": "A"}}]
+    write_bytes_tokenizer(
+        folder,
+        model={"type": "BPE", "vocab": vocab, "merges": [["a", "\ud800"]]},
+        post_processor={"type": "TemplateProcessing", "single": single},
+    )
+    settings = {"chat_template": "\udfff", "eos_token": "\ud802"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert pairs_of(folder)["ggml.eos_token_id"] == 1
 
 
 def test_named_chat_templates_are_all_kept(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -69,7 +70,8 @@ def run_llama(path: Path, job: list[int] | str) -> NDArray[Any]:
 
 def run_llama_on(jobs: list[tuple[Path, list[int] | str]]) -> list[NDArray[Any]]:
     """The same for many files, in one process."""
-    pytest.importorskip("llama_cpp", reason="llama.cpp's Python package is not installed")
+    if importlib.util.find_spec("llama_cpp") is None:  # found, not loaded into this process
+        pytest.skip("llama.cpp's Python package (llama-cpp-python) is not installed")
     done = subprocess.run(
         [sys.executable, "-c", _PROGRAM],
         input=json.dumps([(str(path), job) for path, job in jobs]),

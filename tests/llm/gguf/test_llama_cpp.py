@@ -22,6 +22,7 @@ from language_zoo import (
     make_model,
     write_fallback_tokenizer,
     write_tokenizer,
+    write_unigram_tokenizer,
 )
 from llama_oracle import run_llama, run_llama_on
 from numpy.typing import NDArray
@@ -113,13 +114,14 @@ def test_the_weights_of_every_family_come_back(family: str, zoo: dict[str, Anima
 def test_every_way_to_cut_words_gives_the_same_tokens(tmp_path: Path):
     tokenizers = pytest.importorskip("tokenizers")
     asked, jobs = {}, []
+    marked = f"<|bos|>{TEXT}<|eos|>and after it"
     for kind in CUTS:
         folder = write_llama(tmp_path / kind, vocab_size=VOCABULARY, tensors=embedded(VOCABULARY))
         write_tokenizer(folder, kind)
         checkpoint = open_checkpoint(folder)
         assert checkpoint.gguf_metadata()["tokenizer.ggml.pre"].content == kind
-        jobs.append((write(checkpoint, folder / "m.gguf"), TEXT))
-        asked[kind] = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode(TEXT)
+        jobs.append((write(checkpoint, folder / "m.gguf"), marked))
+        asked[kind] = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode(marked)
     for kind, tokens in zip(CUTS, run_llama_on(jobs), strict=True):
         assert tokens.tolist() == asked[kind].ids, kind
 
@@ -155,6 +157,18 @@ def test_sentencepieces_give_the_same_tokens_from_either_file(tmp_path: Path):
         jobs.append((write(checkpoint, folder / "m.gguf"), TEXT))
     for tokens in run_llama_on(jobs):
         assert tokens.tolist() == [1, *asked]
+
+
+def test_a_unigram_tokenizer_gives_the_same_tokens(tmp_path: Path):
+    tokenizers = pytest.importorskip("tokenizers")
+    folder = write_llama(tmp_path, tokenizer=False, bos_token_id=1, eos_token_id=2)
+    line = " ".join(TEXT.split())
+    write_unigram_tokenizer(folder, line)
+    checkpoint = open_checkpoint(folder)
+    assert checkpoint.gguf_metadata()["tokenizer.ggml.model"].content == "t5"
+    asked = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode(line).ids
+    path = write(checkpoint, tmp_path / "m.gguf")
+    assert run_llama(path, line.replace(" ", "  ")).tolist() == asked
 
 
 def test_a_head_of_its_own_is_written_where_llama_cpp_wants_one(tmp_path: Path):

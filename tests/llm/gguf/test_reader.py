@@ -72,48 +72,48 @@ def test_what_stands_in_it(tmp_path: Path, version: int):
     assert file.tensors["y"].offset == file.head_bytes + 32
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "is not a GGUF file"),
-        (b"GGML" + b"\0" * 40, "is not a GGUF file"),
-        (b"GGUF\3\0\0\0", "is cut short"),
-        (gguf_bytes(version=1), "of version 1"),
-        (gguf_bytes(version=4), "of version 4"),
-        (gguf_bytes(version=0x03000000), "big-endian"),
-        (gguf_bytes(counts=(0, 1 << 62)), "holds 4611686018427387904 pairs"),
-        (gguf_bytes(counts=(1 << 62, 0)), "4611686018427387904 tensors"),
-        (gguf_bytes(counts=(0, 65536)), "cut short or damaged|twice"),
-        (gguf_bytes(counts=(1 << 20, 0)), "cut short or damaged|axes"),
-        (gguf_bytes([struct.pack("<Q", 1 << 63)]), "a key is said to have"),
-        (gguf_bytes([struct.pack("<Q", 60000)]), "a key is said to take 60000 bytes"),
-        (gguf_bytes([text("a") + struct.pack("<I", 13)]), "unknown kind 13"),
-        (gguf_bytes([PAIRS[1], PAIRS[1]]), "'a.list' twice"),
-        (gguf_bytes([text("a") + struct.pack("<IQ", 8, 1 << 60)]), "text of 'a' is said to"),
-        (gguf_bytes([text("a") + struct.pack("<IIQ", 9, 9, 1)]), "arrays within an array"),
-        (gguf_bytes([text("a") + struct.pack("<IIQ", 9, 14, 1)]), "unknown kind 14"),
-        (gguf_bytes([text("a") + struct.pack("<IIQ", 9, 8, 1 << 62)]), "array of 46116860184"),
-        (gguf_bytes([text("a") + struct.pack("<IIQ", 9, 4, 1 << 24)]), "'a' is said to take"),
-        (gguf_bytes([text("a") + struct.pack("<IIQ", 9, 8, 1 << 24)]), "a text of 'a'"),
-        (gguf_bytes([pair("general.alignment", value_of(0))]), "general.alignment is 0"),
-        (gguf_bytes([pair("general.alignment", value_of(24))]), "general.alignment is 24"),
-        (gguf_bytes([pair("general.alignment", value_of("32"))]), "must be a power of two"),
-        (gguf_bytes([], [("n" * 64, (4,), 0, 0)]), "at most 63 are allowed"),
-        (gguf_bytes([], [("n", (), 0, 0)]), "n is said to have 0 axes"),
-        (gguf_bytes([], [("n", (1, 1, 1, 1, 1), 0, 0)]), "n is said to have 5 axes"),
-        (gguf_bytes([], [("n", (4,), 99, 0)]), "n in the unknown type 99"),
-        (gguf_bytes([], [("n", (4,), 4, 0)]), "n in the unknown type 4"),
-        (gguf_bytes([], [("n", (4, 0), 0, 0)]), r"n has the shape \(4, 0\)"),
-        (gguf_bytes([], [("n", (1 << 40, 1 << 40), 0, 0)]), "n has the shape"),
-        (gguf_bytes([], [("n", (40,), 8, 0)]), "rows of 40 weights, and Q8_0 stores blocks of 32"),
-        (gguf_bytes([], [("n", (8,), 0, 4)], DATA), "not a multiple of the alignment 32"),
-        (gguf_bytes([], [("n", (800,), 0, 0)], DATA), "n ends at byte"),
-        (gguf_bytes([], [("n", (8,), 0, 1 << 63)], DATA), "n ends at byte"),
-        (gguf_bytes([], [("n", (4,), 0, 0), ("n", (4,), 0, 32)], DATA), "tensor n twice"),
-        (gguf_bytes([], [("a", (16,), 0, 0), ("b", (4,), 0, 32)], DATA), "a and b overlap"),
-        (gguf_bytes([], [("a", (4,), 0, 0), ("b", (4,), 0, 0)], DATA), "a and b overlap"),
-    ],
-)
+LYING_FILES = [
+    (b"", "is not a GGUF file"),
+    (b"GGML" + b"\0" * 40, "is not a GGUF file"),
+    (b"GGUF\3\0\0\0", "is cut short"),
+    (gguf_bytes(version=1), "of version 1"),
+    (gguf_bytes(version=4), "of version 4"),
+    (gguf_bytes(version=0x03000000), "big-endian"),
+    (gguf_bytes(counts=(0, 1 << 62)), "holds 4611686018427387904 pairs"),
+    (gguf_bytes(counts=(1 << 62, 0)), "4611686018427387904 tensors"),
+    (gguf_bytes(counts=(0, 65536)), "cut short or damaged|twice"),
+    (gguf_bytes(counts=(1 << 20, 0)), "cut short or damaged|axes"),
+    (gguf_bytes([struct.pack("<Q", 1 << 63)]), "a key is said to have"),
+    (gguf_bytes([struct.pack("<Q", 60000)]), "a key is said to take 60000 bytes"),
+    (gguf_bytes([text("a") + struct.pack("<I", 13)]), "unknown kind 13"),
+    (gguf_bytes([PAIRS[1], PAIRS[1]]), "'a.list' twice"),
+    (gguf_bytes([text("a") + struct.pack("<IQ", 8, 1 << 60)]), "text of 'a' is said to"),
+    (gguf_bytes([text("a") + struct.pack("<IIQ", 9, 9, 1)]), "arrays within an array"),
+    (gguf_bytes([text("a") + struct.pack("<IIQ", 9, 14, 1)]), "unknown kind 14"),
+    (gguf_bytes([text("a") + struct.pack("<IIQ", 9, 8, 1 << 62)]), "array of 46116860184"),
+    (gguf_bytes([text("a") + struct.pack("<IIQ", 9, 4, 1 << 24)]), "'a' is said to take"),
+    (gguf_bytes([text("a") + struct.pack("<IIQ", 9, 8, 1 << 24)]), "a text of 'a'"),
+    (gguf_bytes([pair("general.alignment", value_of(0))]), "general.alignment is 0"),
+    (gguf_bytes([pair("general.alignment", value_of(24))]), "general.alignment is 24"),
+    (gguf_bytes([pair("general.alignment", value_of("32"))]), "must be a power of two"),
+    (gguf_bytes([], [("n" * 64, (4,), 0, 0)]), "at most 63 are allowed"),
+    (gguf_bytes([], [("n", (), 0, 0)]), "n is said to have 0 axes"),
+    (gguf_bytes([], [("n", (1, 1, 1, 1, 1), 0, 0)]), "n is said to have 5 axes"),
+    (gguf_bytes([], [("n", (4,), 99, 0)]), "n in the unknown type 99"),
+    (gguf_bytes([], [("n", (4,), 4, 0)]), "n in the unknown type 4"),
+    (gguf_bytes([], [("n", (4, 0), 0, 0)]), r"n has the shape \(4, 0\)"),
+    (gguf_bytes([], [("n", (1 << 40, 1 << 40), 0, 0)]), "n has the shape"),
+    (gguf_bytes([], [("n", (40,), 8, 0)]), "rows of 40 weights, and Q8_0 stores blocks of 32"),
+    (gguf_bytes([], [("n", (8,), 0, 4)], DATA), "not a multiple of the alignment 32"),
+    (gguf_bytes([], [("n", (800,), 0, 0)], DATA), "n ends at byte"),
+    (gguf_bytes([], [("n", (8,), 0, 1 << 63)], DATA), "n ends at byte"),
+    (gguf_bytes([], [("n", (4,), 0, 0), ("n", (4,), 0, 32)], DATA), "tensor n twice"),
+    (gguf_bytes([], [("a", (16,), 0, 0), ("b", (4,), 0, 32)], DATA), "a and b overlap"),
+    (gguf_bytes([], [("a", (4,), 0, 0), ("b", (4,), 0, 0)], DATA), "a and b overlap"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), LYING_FILES, ids=[text for _, text in LYING_FILES])
 def test_a_lying_file_is_refused(tmp_path: Path, content: bytes, message: str):
     with pytest.raises(UnusableModel, match=message):
         read_gguf(write(tmp_path / "m.gguf", content))
@@ -170,3 +170,9 @@ def test_metadata_that_say_too_little(tmp_path: Path):
         open_checkpoint(write(tmp_path / "m.gguf", gguf_bytes(PAIRS[1:], TENSORS, DATA)))
     with pytest.raises(UnusableModel, match=r"llama\.attention\.head_count = None"):
         open_checkpoint(write(tmp_path / "m.gguf", gguf_bytes(PAIRS, TENSORS, DATA)))
+    counts = dict.fromkeys(
+        ["attention.head_count", "embedding_length", "context_length", "block_count"], 1 << 30
+    )
+    pairs = [PAIRS[0], *(pair(f"llama.{key}", value_of(one)) for key, one in counts.items())]
+    with pytest.raises(UnusableModel, match=r"block_count = 1073741824, .* up to 512"):
+        open_checkpoint(write(tmp_path / "m.gguf", gguf_bytes(pairs, TENSORS, DATA)))

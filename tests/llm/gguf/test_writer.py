@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from folder_bench import llama_tensors, write_llama
+from folder_bench import llama_tensors, write_hollow_llama, write_llama
 from numpy.typing import NDArray
 
 from packlight.errors import UnusableModel, UnusableOutput
@@ -123,6 +123,30 @@ def test_the_plain_model(tmp_path: Path, checkpoint: Checkpoint):
     kinds = {name: one.type.name for name, one in written.tensors.items()}
     assert kinds["token_embd.weight"] == kinds["blk.0.attn_q.weight"] == "F16"
     assert kinds["output_norm.weight"] == "F32"
+
+
+_LIMITED = """
+import resource, sys
+from pathlib import Path
+from packlight.llm.checkpoint import open_checkpoint
+from packlight.llm.gguf import plain_contents, write_gguf
+
+status = Path("/proc/self/status").read_text()
+used = 1024 * int(status.split("VmSize:")[1].split()[0])
+limit = used + int(sys.argv[3])
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+checkpoint = open_checkpoint(sys.argv[1])
+assert checkpoint.size_bytes > 3 * int(sys.argv[3])
+write_gguf(sys.argv[2], checkpoint, plain_contents(checkpoint, "F16"))
+"""
+
+
+def test_a_model_three_times_as_large_as_the_memory_is_written(tmp_path: Path):
+    folder = write_hollow_llama(tmp_path / "model", feed_forward=130_000)
+    command = [sys.executable, "-c", _LIMITED, str(folder), str(tmp_path / "out"), str(60 << 20)]
+    done = subprocess.run(command, check=False, timeout=120, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "out").stat().st_size > 90 << 20
 
 
 class Killed(BaseException):
@@ -292,16 +316,38 @@ def test_a_disk_that_is_full_leaves_what_goes_on(
     assert finished(path, checkpoint) == 5
 
 
+def test_what_goes_wrong_elsewhere_is_not_blamed_on_the_file(
+    tmp_path: Path, checkpoint: Checkpoint
+):
+    with pytest.raises(FileNotFoundError), begin_gguf(tmp_path / "out", checkpoint):
+        (tmp_path / "nothing").read_bytes()
+
+
 def test_a_folder_that_is_not_there(tmp_path: Path, checkpoint: Checkpoint):
     with pytest.raises(UnusableOutput, match="check that the folder exists"):
         write_gguf(tmp_path / "no" / "out", checkpoint, contents(checkpoint))
 
 
+def test_a_tensor_that_broke_off_leaves_nothing_behind(tmp_path: Path, checkpoint: Checkpoint):
+    some = list(contents(checkpoint))
+    name, kind, embeddings = some[0]
+    with begin_gguf(tmp_path / "out", checkpoint) as writing:
+        for other in reversed(some[1:]):
+            writing.add(*other)
+        with pytest.raises(UnusableModel, match="holds NaN"):
+            writing.add(name, kind, [embeddings[:250], embeddings[250:] * np.nan])
+        writing.add(name, "F16", embeddings)  # shorter than what was there
+        file = writing.finish()
+    assert file.size_bytes == file.tensors[name].offset + 300 * 64 * 2
+    assert np.allclose(open_checkpoint(tmp_path / "out").read(name), embeddings, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", [".out.partial", ".out.partial.journal"])
 def test_a_link_in_place_of_the_unfinished_file_is_not_followed(
-    tmp_path: Path, checkpoint: Checkpoint
+    tmp_path: Path, checkpoint: Checkpoint, name: str
 ):
     (tmp_path / "victim").write_text("precious")
-    (tmp_path / ".out.partial").symlink_to(tmp_path / "victim")
+    (tmp_path / name).symlink_to(tmp_path / "victim")
     with pytest.raises(UnusableOutput, match="cannot be written"):
         write_gguf(tmp_path / "out", checkpoint, contents(checkpoint))
     assert (tmp_path / "victim").read_text() == "precious"

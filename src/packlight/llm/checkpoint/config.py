@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ MOST = 1 << 24
 """Of any count in a configuration; the largest vocabularies have 2^18 tokens."""
 MOST_LAYERS = 512  # llama.cpp's LLAMA_MAX_LAYERS
 MOST_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
+MOST_FACTORS = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,12 @@ def read_config(fields: Mapping[str, Any], where: str) -> ModelConfig:
         "intermediate_size", "n_inner", default=4 * width if model_type == "gpt2" else None
     )
     kv_heads = read.count("num_key_value_heads", default=heads)
+    experts_used = read.count("num_experts_per_tok", default=0, most=MOST_EXPERTS)
+    if architecture is not None and architecture.has_experts and not 1 <= experts_used <= experts:
+        raise UnusableModel(
+            f"{where} asks for {experts_used} of {experts} experts at a time: download the model "
+            "again."
+        )
     if architecture is not None and heads % kv_heads:
         raise UnusableModel(
             f"{where} asks for {heads} heads that share {kv_heads} keys and values, which does "
@@ -130,7 +136,9 @@ def read_config(fields: Mapping[str, Any], where: str) -> ModelConfig:
     rope = _rope(fields, where)
     whole = rope.get("full_attention", rope)
     sliding = rope.get("sliding_attention", {})
-    part = _number(whole.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0)))
+    part = _number(
+        whole.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0)), where
+    )
     if architecture is not None and architecture.rotary:
         if part != 1 and not architecture.partly_rotary:
             raise UnusableModel(
@@ -158,14 +166,16 @@ def read_config(fields: Mapping[str, Any], where: str) -> ModelConfig:
         tied=read.truth(
             "tie_word_embeddings", default=architecture is not None and architecture.tied_by_default
         ),
-        activation=read.text("hidden_activation", "hidden_act", "activation_function"),
-        rope_theta=_number(whole.get("rope_theta", fields.get("rope_theta", 10000.0))),
+        activation=architecture.activation
+        if architecture
+        else read.text("hidden_activation", "hidden_act", "activation_function"),
+        rope_theta=_number(whole.get("rope_theta", fields.get("rope_theta", 10000.0)), where),
         rope_theta_sliding=_number(
-            sliding.get("rope_theta", fields.get("rope_local_base_freq", 0.0))
+            sliding.get("rope_theta", fields.get("rope_local_base_freq", 0.0)), where
         ),
         rope_scaling=_scaling(whole, fields, context, where),
         experts=experts,
-        experts_used=read.count("num_experts_per_tok", default=0, most=MOST_EXPERTS),
+        experts_used=experts_used,
         expert_feed_forward=read.count(
             "moe_intermediate_size", default=feed_forward if experts else 0
         ),
@@ -289,15 +299,15 @@ def _scaling(
     original = original if type(original) is int and 0 < original <= MOST else context
     return RopeScaling(
         kind=kind,
-        factor=_number(rope.get("factor", 0.0)),
+        factor=_number(rope.get("factor", 0.0), where),
         original_context=original,
-        low_frequency=_number(rope.get("low_freq_factor", 0.0)),
-        high_frequency=_number(rope.get("high_freq_factor", 0.0)),
-        attention_factor=_number(rope.get("attention_factor", rope.get("attn_factor"))),
-        beta_fast=_number(rope.get("beta_fast")),
-        beta_slow=_number(rope.get("beta_slow")),
-        short_factors=_numbers(rope.get("short_factor")),
-        long_factors=_numbers(rope.get("long_factor")),
+        low_frequency=_number(rope.get("low_freq_factor", 0.0), where),
+        high_frequency=_number(rope.get("high_freq_factor", 0.0), where),
+        attention_factor=_number(rope.get("attention_factor", rope.get("attn_factor")), where),
+        beta_fast=_number(rope.get("beta_fast"), where),
+        beta_slow=_number(rope.get("beta_slow"), where),
+        short_factors=_numbers(rope.get("short_factor"), where),
+        long_factors=_numbers(rope.get("long_factor"), where),
     )
 
 
@@ -319,16 +329,24 @@ def _window(
     return (window, sliding) if any(sliding) else (0, ())
 
 
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+def _number(value: Any, where: str) -> float:
+    """A number of the rotation's settings, 0 where there is none. Raises UnusableModel."""
+    if value is None:
         return 0.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e30:
+        raise UnusableModel(
+            f"{where} has rope settings with {str(value)[:50]!r} for a number: download the model "
+            "again."
+        )
     return float(value)
 
 
-def _numbers(values: Any) -> tuple[float, ...]:
-    if not isinstance(values, list) or len(values) > 1 << 16:
+def _numbers(values: Any, where: str) -> tuple[float, ...]:
+    if values is None:
         return ()
-    return tuple(_number(one) for one in values)
+    if not isinstance(values, list) or len(values) > MOST_FACTORS:
+        raise UnusableModel(f"{where} has factors of rotation that are no short list.")
+    return tuple(_number(one, where) for one in values)
 
 
 def _first(value: Any) -> int | None:

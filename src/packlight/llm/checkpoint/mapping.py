@@ -56,7 +56,7 @@ def map_tensors(
         used |= set(sources)
         name = piece.name.format(i=block)
         chosen = tuple(found[source] for source in sources)
-        shape = _shape_of(piece, config)
+        shape = shape_of(piece, config)
         _check(name, piece, shape, chosen, where)
         parts[name] = Part(
             shape, chosen, piece.change, config.head_width if piece.change == "rotary" else 0
@@ -79,14 +79,16 @@ def canonical_name(name: str) -> str:
     return f"model.{name}" if name.startswith(BARE) else name
 
 
-def expected_shapes(architecture: Architecture, config: ModelConfig) -> dict[str, Piece]:
+def pieces_by_name(architecture: Architecture, config: ModelConfig) -> dict[str, Piece]:
     """Give the piece of each tensor that the architecture may have, by GGUF name."""
     return {piece.name.format(i=block): piece for piece, block in _expand(architecture, config)}
 
 
 def shape_of(piece: Piece, config: ModelConfig) -> tuple[int, ...]:
-    """The shape that the configuration asks of a piece."""
-    return _shape_of(piece, config)
+    """Give the shape that the configuration asks of a piece."""
+    return tuple(
+        sum(config.dimension(word) for word in axis.split("+")) for axis in piece.shape.split()
+    )
 
 
 def _expand(architecture: Architecture, config: ModelConfig) -> list[tuple[Piece, int]]:
@@ -99,12 +101,6 @@ def _expand(architecture: Architecture, config: ModelConfig) -> list[tuple[Piece
 def _sources(piece: Piece, block: int, config: ModelConfig) -> list[str]:
     experts = range(config.experts) if piece.change == "stack" else range(1)
     return [piece.source.format(i=block, e=expert) for expert in experts]
-
-
-def _shape_of(piece: Piece, config: ModelConfig) -> tuple[int, ...]:
-    return tuple(
-        sum(config.dimension(word) for word in axis.split("+")) for axis in piece.shape.split()
-    )
 
 
 def _check(

@@ -8,7 +8,7 @@ from typing import Any
 
 from packlight.errors import UnusableModel
 from packlight.llm.architectures import ARCHITECTURES
-from packlight.llm.checkpoint.config import ModelConfig, RopeScaling
+from packlight.llm.checkpoint.config import MOST_LAYERS, ModelConfig, RopeScaling
 from packlight.llm.gguf.values import Kind, Value, value_of
 
 # Key below the architecture's name, field of ModelConfig; whole numbers.
@@ -114,7 +114,7 @@ def config_of(metadata: Mapping[str, Value], tensors: Mapping[str, Any], path: P
         architecture=name,
         model_type=_model_type(name, experts),
         known=bool(known),
-        layers=read.count("block_count"),
+        layers=read.count("block_count", most=MOST_LAYERS),
         width=width,
         vocabulary=read.count("vocab_size", default=tokens.items if tokens else 0),
         context=read.count("context_length"),
@@ -127,6 +127,7 @@ def config_of(metadata: Mapping[str, Value], tensors: Mapping[str, Any], path: P
         feed_forward=feed_forward,
         norm_epsilon=next((e for key in epsilons if (e := read.real(key))), 0.0),
         tied="output.weight" not in tensors,
+        activation=known[0].activation if known else "",
         rope_theta=read.real("rope.freq_base") or 10000.0,
         rope_theta_sliding=read.real("rope.freq_base_swa"),
         rope_scaling=_scaling_of(read, "rope_freqs.weight" in tensors),
@@ -158,19 +159,19 @@ class _Keys:
         value = self._metadata.get(f"{self._name}.{key}")
         return None if value is None else value.content
 
-    def count(self, key: str, default: int | None = None) -> int:
-        """A whole number. Raises UnusableModel when it is missing and has no default."""
+    def count(self, key: str, default: int | None = None, most: int = (1 << 31) - 1) -> int:
+        """A whole number up to `most`. Raises UnusableModel when it is missing and needed."""
         value = self.raw(key)
         if isinstance(value, list) and value and len(set(value)) == 1:
             value = value[0]
         if value is None and default is not None:
             return default
-        if type(value) is not int or not 0 <= value < 1 << 31:
+        if type(value) is not int or not 0 <= value <= most:
             if self._lenient:
                 return 0
             raise UnusableModel(
                 f"{self._path} has {self._name}.{key} = {str(value)[:50]}, which must be a whole "
-                "number: convert it again."
+                f"number up to {most}: convert it again."
             )
         return value
 
@@ -196,8 +197,8 @@ def _scaling_of(read: _Keys, has_factors: bool) -> RopeScaling | None:
 
 
 def _sliding_of(read: _Keys, period: int) -> tuple[bool, ...]:
-    layers = read.count("block_count")
-    if not read.raw("attention.sliding_window") or not period or layers > 1 << 16:
+    layers = read.count("block_count", most=MOST_LAYERS)
+    if not read.raw("attention.sliding_window") or not period:
         return ()
     listed = read.raw("attention.sliding_window_pattern")
     if isinstance(listed, list) and len(listed) == layers:

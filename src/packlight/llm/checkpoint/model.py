@@ -84,7 +84,7 @@ class Checkpoint:
         """Read rows begin..end, leading axes taken together: float32 [end - begin, in]."""
         return read_part(self._part(name), begin, end)
 
-    def read_blocks(self, name: str, most_bytes: int = 1 << 26) -> Iterator[NDArray[np.float32]]:
+    def read_blocks(self, name: str, most_bytes: int = 1 << 24) -> Iterator[NDArray[np.float32]]:
         """Yield the rows of a tensor in blocks of at most so many bytes: float32 [n, in]."""
         part = self._part(name)
         step = max(1, most_bytes // (4 * part.shape[-1]))

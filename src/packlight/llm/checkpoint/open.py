@@ -10,7 +10,7 @@ from packlight.errors import UnusableModel
 from packlight.llm.architectures import ARCHITECTURES, BY_MODEL_TYPE, Architecture
 from packlight.llm.checkpoint.config import ModelConfig, read_config
 from packlight.llm.checkpoint.folder import has_file, read_weights, resolve_within
-from packlight.llm.checkpoint.mapping import FLOATS, Mapped, expected_shapes, map_tensors, shape_of
+from packlight.llm.checkpoint.mapping import FLOATS, Mapped, map_tensors, pieces_by_name, shape_of
 from packlight.llm.checkpoint.metadata import config_of, metadata_of
 from packlight.llm.checkpoint.model import Checkpoint, TensorInfo
 from packlight.llm.checkpoint.parts import Part
@@ -99,7 +99,7 @@ def _open_gguf(file: GgufFile) -> Checkpoint:
         )
     config = config_of(file.metadata, file.tensors, file.path)
     known = next((one for one in ARCHITECTURES if config.model_type in one.model_types), None)
-    pieces = expected_shapes(known, config) if known and config.known else {}
+    pieces = pieces_by_name(known, config) if known and config.known else {}
     infos: dict[str, TensorInfo] = {}
     parts: dict[str, Part] = {}
     for name, one in file.tensors.items():

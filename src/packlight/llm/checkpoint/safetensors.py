@@ -18,7 +18,7 @@ from packlight.llm.checkpoint.stored import Stored
 from packlight.llm.checkpoint.strict_json import parse_json
 
 MOST_HEAD_BYTES = 100_000_000
-MOST_TENSORS = 1 << 20
+MOST_TENSORS = 1 << 18
 MOST_AXES = 8
 
 _BYTES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -23,7 +24,7 @@ _NUMPY = {
     "I16": "<i2",
     "I8": "|i1",
 }
-_CHUNK_WEIGHTS = 1 << 22
+_CHUNK_WEIGHTS = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -61,19 +62,23 @@ def read_bytes(stored: Stored, begin: int, end: int) -> NDArray[np.uint8]:
     what is read counts once against a limit of memory. Raises UnusableModel.
     """
     content = np.empty((end - begin, stored.row_bytes), np.uint8)
+    _read_into(content, stored, begin)
+    return content
+
+
+def _read_into(content: NDArray[np.uint8], stored: Stored, begin: int) -> None:
+    got, view = 0, content.reshape(-1).data
     try:
         with stored.file.open("rb", buffering=0) as file:
             file.seek(stored.offset + begin * stored.row_bytes)
-            view, got = content.reshape(-1).data, 0
             while got < len(view) and (count := file.readinto(view[got:])):
                 got += count
     except OSError as error:
         raise UnusableModel(
             f"{stored.name} cannot be read from {stored.file}: {error.strerror or error}."
         ) from None
-    if got < content.size:
+    if got < len(view):
         raise UnusableModel(f"{stored.file} became shorter while {stored.name} was read.")
-    return content
 
 
 def read_rows(stored: Stored, begin: int, end: int) -> NDArray[np.float32]:
@@ -87,9 +92,13 @@ def read_rows(stored: Stored, begin: int, end: int) -> NDArray[np.float32]:
     for at in range(begin, end, step):
         stop = min(at + step, end)
         piece = out[at - begin : stop - begin]
-        piece[:] = decode_rows(stored, read_bytes(stored, at, stop))
-        if not np.isfinite(piece).all():
-            bad = int(piece.size - np.isfinite(piece).sum())
+        if stored.dtype == "F32" and sys.byteorder == "little":
+            _read_into(piece.view(np.uint8), stored, at)
+        else:
+            piece[:] = decode_rows(stored, read_bytes(stored, at, stop))
+        finite = np.isfinite(piece)
+        if not finite.all():
+            bad = int(piece.size - finite.sum())
             raise UnusableModel(
                 f"{stored.name} in {stored.file} holds NaN or infinity ({bad} of the weights in "
                 f"rows {at} to {stop - 1}): the model is damaged, download or train it again."

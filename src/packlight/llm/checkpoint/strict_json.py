@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from packlight.errors import UnusableModel
+
+MOST_VALUES = 1 << 23
+"""Of one file; the largest tokenizers have 3 million, vocabulary and merges together. A value
+takes 50 to 100 times the memory of the two bytes it can be written in."""
 
 
 def read_json(path: Path, most_bytes: int) -> dict[str, Any]:
@@ -16,19 +21,25 @@ def read_json(path: Path, most_bytes: int) -> dict[str, Any]:
     """
     try:
         with path.open("rb") as file:
-            content = file.read(most_bytes + 1)
+            size = os.fstat(file.fileno()).st_size
+            if size > most_bytes:
+                raise UnusableModel(
+                    f"{path} has more than {most_bytes} bytes, which no such file needs: "
+                    "download the model again."
+                )
+            content = file.read(size)  # reading with a larger bound would take its memory
     except OSError as error:
         raise UnusableModel(f"{path} cannot be read: {error.strerror or error}.") from None
-    if len(content) > most_bytes:
-        raise UnusableModel(
-            f"{path} has more than {most_bytes} bytes, which no such file needs: "
-            "download the model again."
-        )
     return parse_json(content, str(path))
 
 
 def parse_json(content: bytes, where: str) -> dict[str, Any]:
     """Parse a JSON object; `where` is what messages call it. Raises UnusableModel."""
+    if sum(content.count(mark) for mark in (b",", b"[", b"{")) > MOST_VALUES:
+        raise UnusableModel(
+            f"{where} holds more than {MOST_VALUES} values, which no such file needs: "
+            "download the model again."
+        )
     try:
         parsed = json.loads(
             content.decode("utf-8"), object_pairs_hook=_each_once, parse_constant=_refuse_constant

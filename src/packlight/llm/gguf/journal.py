@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from packlight.durable import current_umask
 
 MOST_BYTES = 1 << 28
 _FIELDS = {"name": str, "type": str, "offset": int, "size": int, "sha256": str}
@@ -54,16 +57,20 @@ class Journal:
     def begin(self, entries: list[Entry]) -> None:
         """Write it anew with what is finished."""
         lines = [json.dumps({"key": self._key}), *(json.dumps(asdict(one)) for one in entries)]
-        self._path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        self._write("".join(line + "\n" for line in lines), os.O_TRUNC)
 
     def add(self, entry: Entry) -> None:
         """Note that one more is finished."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(entry)) + "\n")
+        self._write(json.dumps(asdict(entry)) + "\n", os.O_APPEND)
 
     def remove(self) -> None:
         """The file is whole: nothing is to be remembered."""
         self._path.unlink(missing_ok=True)
+
+    def _write(self, text: str, how: int) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | how
+        with os.fdopen(os.open(self._path, flags, 0o666 & ~current_umask()), "wb") as file:
+            file.write(text.encode("utf-8", "surrogateescape"))
 
 
 def _parse(line: str) -> dict[str, Any] | None:

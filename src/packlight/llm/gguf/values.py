@@ -124,8 +124,15 @@ def _kind_of(content: Any) -> Kind:
 
 
 def _string(text: str | bytes) -> bytes:
-    coded = text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
+    coded = text if isinstance(text, bytes) else _bytes(text)
     return LENGTH.pack(len(coded)) + coded
+
+
+def _bytes(text: str) -> bytes:
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a pair of surrogates, as JSON can write it
+        return text.encode("utf-8", "surrogatepass")
 
 
 def _text(raw: bytes) -> str:

@@ -21,7 +21,7 @@ from packlight.durable import current_umask
 from packlight.errors import UnusableModel, UnusableOutput
 from packlight.llm.gguf.reader import MOST_NAME_BYTES, GgufFile
 from packlight.llm.gguf.values import Value, value_of
-from packlight.llm.gguf.writing import Writing
+from packlight.llm.gguf.writing import Writing, told_apart
 
 Array: TypeAlias = NDArray[Any]
 Rows: TypeAlias = Array | Iterable[Array]
@@ -119,15 +119,12 @@ def begin_gguf(
             )
     key = _key(checkpoint.fingerprint, pairs, shapes, settings)
     partial = path.with_name(f".{path.name}.partial")
-    try:
-        with _open(partial) as file:
+    with contextlib.ExitStack() as cleanup:
+        with told_apart(path):
+            file = cleanup.enter_context(_open(partial))
             _lock(file, path)
-            yield Writing(path, partial, file, pairs, shapes, key)
-    except OSError as error:
-        raise UnusableOutput(
-            f"{path} cannot be written ({error.strerror or error}): check that the folder exists, "
-            "may be written to and has space left, and start again; what is finished is kept."
-        ) from error
+            writing = Writing(path, partial, file, pairs, shapes, key)
+        yield writing
 
 
 def _open(partial: Path) -> IO[bytes]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
@@ -28,6 +29,18 @@ QUANTIZATION_VERSION = 2
 """llama.cpp's number for the present layout of its blocks."""
 
 _CHUNK = 1 << 22
+
+
+@contextlib.contextmanager
+def told_apart(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with the file being written, and only that, into UnusableOutput."""
+    try:
+        yield
+    except OSError as error:
+        raise UnusableOutput(
+            f"{path} cannot be written ({error.strerror or error}): check that the folder exists, "
+            "may be written to and has space left, and start again; what is finished is kept."
+        ) from error
 
 
 class Writing:
@@ -86,18 +99,22 @@ class Writing:
         if name not in self._shapes:
             raise UnusableModel(f"{name} is to be written, which the checkpoint does not have.")
         known, digest, size = self._entries.get(name), hashlib.sha256(), 0
-        self._file.seek(self._end)
+        if known is None:
+            with told_apart(self._path):
+                self._file.seek(self._end)
         for rows in encode_blocks(name, kind, content, self._shapes[name]):
             data = rows.reshape(-1).data
             digest.update(data)
             size += len(data)
             if known is None:
-                self._file.write(data)
+                with told_apart(self._path):
+                    self._file.write(data)
         entry = Entry(name, kind, self._end, size, digest.hexdigest())
         if known is None:
-            self._file.write(b"\0" * (-size % self._alignment))
-            self._file.flush()
-            self._journal.add(entry)
+            with told_apart(self._path):
+                self._file.write(b"\0" * (-size % self._alignment))
+                self._file.flush()
+                self._journal.add(entry)
             self._take(entry)
         elif (known.type, known.sha256) != (entry.type, entry.sha256):
             raise UnusableOutput(
@@ -113,9 +130,13 @@ class Writing:
                 f"{self._path} would lack {len(missing)} of {len(self._shapes)} tensors, "
                 f"{missing[0]} first: every tensor of the checkpoint must be written."
             )
-        entries = list(self._entries.values())
+        with told_apart(self._path):
+            return self._finish(list(self._entries.values()))
+
+    def _finish(self, entries: list[Entry]) -> GgufFile:
         if self._guessed:
             self._pairs["general.file_type"] = value_of(_file_type(entries, self._shapes))
+        self._file.truncate(self._end)  # a tensor that broke off may have reached further
         head = self._head(entries)
         self._file.seek(0)
         self._file.write(head + b"\0" * (self._begin - len(head)))

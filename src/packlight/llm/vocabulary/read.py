@@ -39,7 +39,7 @@ FILES = (
 )
 """What a tokenizer is read from."""
 
-MOST_BYTES = 1 << 28
+MOST_BYTES = 1 << 27
 _KEY = "tokenizer.ggml"
 
 
@@ -77,6 +77,11 @@ def _read(folder: Path, config: ModelConfig) -> Vocabulary:
         pairs, tokens = _from_pieces(pieces, added, config)
     elif tokenizer:
         pairs, tokens = _from_json(tokenizer, added, config, f"{folder}/tokenizer.json", notes)
+    elif has_file(folder, "vocab.json"):
+        raise UnusableModel(
+            f"{folder} has its tokenizer as vocab.json alone: save it as tokenizer.json, with "
+            "transformers' AutoTokenizer.from_pretrained(folder).save_pretrained(folder)."
+        )
     else:
         raise UnusableModel(
             f"{folder} has no tokenizer (tokenizer.json or tokenizer.model), without which "
@@ -199,8 +204,8 @@ def _from_unigram(
         raise UnusableModel(f"{where} has no vocabulary: download it again.")
     scores: dict[str, float] = {}
     for pair in listed:
-        if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise UnusableModel(f"{where} has a vocabulary that is no list of pairs.")
+        if not isinstance(pair, list) or not _is_scored(pair):
+            raise UnusableModel(f"{where} has a vocabulary that is no list of texts and scores.")
         scores[pair[0]] = float(pair[1])
     vocab = {text: token for token, text in enumerate(pair[0] for pair in listed)}
     tokens = tokens_of_vocab(vocab, added, config.vocabulary, scores)
@@ -210,8 +215,9 @@ def _from_unigram(
     tokens = Tokens(tokens.texts, tokens.scores, tuple(types))
     pairs = _list_pairs("t5", "default", tokens)
     pairs[f"{_KEY}.add_space_prefix"] = value_of(True)
-    pairs[f"{_KEY}.remove_extra_whitespaces"] = value_of(True)
-    for one in _listed(tokenizer.get("normalizer"), "normalizers"):
+    steps = _listed(tokenizer.get("normalizer"), "normalizers")
+    pairs[f"{_KEY}.remove_extra_whitespaces"] = value_of(any(map(_joins_spaces, steps)))
+    for one in steps:
         if one.get("type") == "Precompiled" and isinstance(one.get("precompiled_charsmap"), str):
             try:
                 rules = base64.b64decode(one["precompiled_charsmap"], validate=True)
@@ -266,6 +272,15 @@ def _listed(described: Any, key: str) -> list[Mapping[str, Any]]:
         parts = described.get(key)
         return [one for one in parts if isinstance(one, Mapping)] if isinstance(parts, list) else []
     return [described]
+
+
+def _is_scored(pair: list[Any]) -> bool:
+    return len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], int | float)
+
+
+def _joins_spaces(step: Mapping[str, Any]) -> bool:
+    """Tell whether a step makes one space of several."""
+    return step.get("type") == "Replace" and step.get("pattern") == {"Regex": " {2,}"}
 
 
 def _normalizers(described: Any) -> set[str]:

@@ -76,7 +76,9 @@ def surrounded(
 def _is_token(one: Any, token: int | None, tokens: Tokens) -> bool:
     special = one.get("SpecialToken") if isinstance(one, Mapping) else None
     text = special.get("id") if isinstance(special, Mapping) else None
-    return token is not None and isinstance(text, str) and tokens.texts[token] == text.encode()
+    if token is None or not isinstance(text, str):
+        return False
+    return tokens.texts[token] == text.encode("utf-8", "surrogatepass")
 
 
 def _truth(said: Any, seen: bool | None, *, default: bool) -> bool:
