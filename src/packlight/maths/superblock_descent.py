@@ -24,10 +24,10 @@ ENOUGH = 1e-3
 
 def sweep_blocks(
     w: Array, h: Array, columns: Columns, grid: SuperBlockGrid, *, sweeps: int
-) -> tuple[Columns, float, int]:
+) -> tuple[Array, int]:
     """Improve columns in place until a sweep lowers the error by less than a thousandth.
 
-    w: [in, n]. h: [in, in]. Returns the columns, the error, and the sweeps it took.
+    w: [in, n]. h: [in, in]. Returns each output's error, float64 [n], and the sweeps it took.
     """
     xp = array_namespace(w)
     inputs = w.shape[0]
@@ -35,7 +35,9 @@ def sweep_blocks(
     for sweep in range(sweeps + 1):
         off = w - all_values(columns, grid)
         pull = xp.matmul(h, off)
-        error = float(xp.sum(xp.astype(off * pull, xp.float64)))
+        off *= pull
+        errors = xp.sum(xp.astype(off, xp.float64), axis=0)
+        error = float(xp.sum(errors))
         if sweep == sweeps or (last is not None and error > last * (1 - ENOUGH)):
             break
         last = error
@@ -47,7 +49,7 @@ def sweep_blocks(
                 pull[:start, :] -= xp.matmul(h[:start, start:stop], change)
             if stop < inputs:
                 pull[stop:, :] -= xp.matmul(h[stop:, start:stop], change)
-    return columns, error, sweep
+    return errors, sweep
 
 
 def all_values(columns: Columns, grid: SuperBlockGrid) -> Array:
@@ -190,11 +192,19 @@ def _refit(
 
 
 def lower_mixing(near: Array) -> Array:
-    """Lower triangular M with M^T M = H_jj, damped by what keeps float32 from failing."""
+    """Lower triangular M with M^T M = H_jj, damped by what keeps float32 from failing.
+
+    It only says which codes are tried: what becomes of the error is computed with H itself.
+    """
     xp = array_namespace(near)
     wide = xp.astype(near, xp.float64)
     mean = float(xp.sum(xp.linalg.diagonal(wide))) / wide.shape[0]
     eye = xp.eye(wide.shape[0], dtype=xp.float64)
-    damped = wide + (1e-5 * mean if mean > 0 else 1.0) * eye
-    upper = xp.matrix_transpose(xp.linalg.cholesky(xp.flip(damped, axis=(0, 1))))
-    return xp.astype(xp.flip(upper, axis=(0, 1)), near.dtype)
+    mean = mean if mean > 0 else 1.0
+    for share in (1e-5, 1e-4, 1e-3, 1e-2, 1e-1):
+        try:
+            lower = xp.linalg.cholesky(xp.flip(wide + share * mean * eye, axis=(0, 1)))
+        except (ValueError, RuntimeError):  # NumPy's and PyTorch's own
+            continue
+        return xp.astype(xp.flip(xp.matrix_transpose(lower), axis=(0, 1)), near.dtype)
+    return xp.astype(mean**0.5 * eye, near.dtype)

@@ -9,6 +9,7 @@ their inputs; each gets its scales and codes for the targets that make up for th
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from packlight.maths.layer import check_moments, row_slices
 from packlight.maths.superblock_descent import sweep_blocks
 from packlight.maths.superblock_moves import Columns, empty_columns
 from packlight.maths.superblock_rounding import round_super_block
-from packlight.maths.superblock_search import codes_of_levels
+from packlight.maths.superblock_search import GREATEST, codes_of_levels
 from packlight.maths.superblocks import SuperBlockGrid, SuperBlocks
 
 OUTPUTS = 512
@@ -54,12 +55,17 @@ def solve_super_blocks(
     grid: SuperBlockGrid,
     *,
     damping: float = 0.01,
-    sweeps: int = 8,
+    sweeps: int = 6,
+    starts: int = 1,
+    threads: int = 1,
 ) -> tuple[SuperBlocks, SuperBlockInfo]:
     """Give the layer's super-blocks, and how it went.
 
-    weight: [out, in], the inputs whole super-blocks. second_moments: [in, in], symmetric.
-    damping: as in `factor_moments`, for compensation only. sweeps: of descent, at most.
+    weight: [out, in], the inputs whole super-blocks. second_moments: [in, in], symmetric; in
+    float32 they are not copied. damping: as in `factor_moments`, for compensation only. sweeps: of
+    descent, at most. starts: compensations with more and more damping, each three times that of
+    the one before; every output keeps the best. threads: parts of the outputs side by side,
+    which changes no result.
     Raises ValueError for second moments that are not finite or of another size.
     """
     xp = array_namespace(weight)
@@ -67,29 +73,69 @@ def solve_super_blocks(
     if inputs % grid.size:
         raise ValueError(f"{inputs} inputs are not whole super-blocks of {grid.size}")
     check_moments(second_moments, inputs)
-    where = device(weight)
-    backwards = xp.arange(inputs - 1, -1, -1, device=where)
-    factor = factor_moments(second_moments, backwards, damping=damping, dtype=xp.float32)
-    unit = 2.0**-factor.exponent
-    h = xp.empty((inputs, inputs), dtype=xp.float32, device=where)
-    for rows in row_slices(inputs):
-        h[rows, :] = xp.astype(second_moments[rows, :] * unit, xp.float32)
-    parts, error, reference, most = [], 0.0, 0.0, 0
-    for some in row_slices(outputs, OUTPUTS):
-        w = xp.asarray(xp.astype(weight[some, :], xp.float32).T, copy=True)
-        columns = _compensate(xp, w, factor.upper, grid)
-        columns, left, done = sweep_blocks(w, h, columns, grid, sweeps=sweeps)
-        error, most = error + left, max(most, done)
-        reference += float(xp.sum(xp.astype(xp.matmul(h, w) * w, xp.float64)))
-        parts.append(_blocks_of(xp, columns, grid))
+    h, exponent = _moderate(xp, second_moments)
+    backwards = xp.arange(inputs - 1, -1, -1, device=device(weight))
+    parts = [_Part(xp, weight[some, :], grid) for some in row_slices(outputs, OUTPUTS)]
+    used, dead = 0.0, 0
+    for start in range(starts):
+        wanted = damping * 3.0**start
+        factor = factor_moments(h, backwards, damping=wanted, dtype=xp.float32)
+        if not start:
+            used, dead = factor.damping, sum(factor.dead)
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in pool.map(lambda part, u=factor.upper: part.solve(u, h, sweeps), parts):
+                pass
     info = SuperBlockInfo(
-        math.ldexp(error, factor.exponent),
-        math.ldexp(reference, factor.exponent),
-        factor.damping,
-        sum(factor.dead),
-        most,
+        math.ldexp(math.fsum(part.error for part in parts), exponent),
+        math.ldexp(math.fsum(part.reference for part in parts), exponent),
+        used,
+        dead,
+        max(part.sweeps for part in parts),
     )
-    return _join(xp, parts), info
+    return _join(xp, [_blocks_of(xp, part.columns, grid) for part in parts]), info
+
+
+class _Part:
+    """Some outputs of a layer, and the best super-blocks found for them so far."""
+
+    def __init__(self, xp: Any, weight: Array, grid: SuperBlockGrid) -> None:
+        self.xp, self.weight, self.grid = xp, weight, grid
+        self.columns: Columns = Columns(None, None, None)
+        self.errors: Array | None = None
+        self.reference, self.sweeps = 0.0, 0
+
+    @property
+    def error(self) -> float:
+        return float(self.xp.sum(self.errors))
+
+    def solve(self, upper: Array, h: Array, sweeps: int) -> None:
+        """Start once more, from compensation with this factor."""
+        xp = self.xp
+        w = xp.asarray(xp.astype(self.weight, xp.float32).T, copy=True)
+        w = w.clip(-GREATEST, GREATEST)
+        columns = _compensate(xp, w, upper, self.grid)
+        errors, done = sweep_blocks(w, h, columns, self.grid, sweeps=sweeps)
+        self.sweeps = max(self.sweeps, done)
+        if self.errors is None:
+            self.columns, self.errors = columns, errors
+            self.reference = float(xp.sum(xp.astype(xp.matmul(h, w) * w, xp.float64)))
+            return
+        better = errors < self.errors
+        self.columns.take_better(columns, better)
+        self.errors = xp.where(better, errors, self.errors)
+
+
+def _moderate(xp: Any, second_moments: Array) -> tuple[Array, int]:
+    """Give 2^-exponent H in float32, and the exponent: near 1, where it would overflow."""
+    diagonal = xp.astype(xp.linalg.diagonal(second_moments), xp.float64)
+    exponent = math.frexp(float(xp.max(diagonal)))[1]
+    if second_moments.dtype == xp.float32 and abs(exponent) < 30:
+        return second_moments, 0
+    h = xp.empty(second_moments.shape, dtype=xp.float32, device=device(second_moments))
+    unit = 2.0**-exponent
+    for rows in row_slices(second_moments.shape[0]):
+        h[rows, :] = xp.astype(second_moments[rows, :] * unit, xp.float32)
+    return h, exponent
 
 
 def _compensate(xp: Any, w: Array, u: Array, grid: SuperBlockGrid) -> Columns:

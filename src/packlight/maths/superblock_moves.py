@@ -11,6 +11,9 @@ from array_api_compat import array_namespace
 from packlight.maths.grids import Array
 from packlight.maths.superblocks import SuperBlockGrid, to_half
 
+MOVES = (-0.5, -0.25, -0.1, 0.1, 0.25, 0.5)
+"""By which part of a step an offset is tried higher and lower."""
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -47,6 +50,13 @@ class Columns:
             self.sub_offset[place, :] = scales.sub_offset
             if grid.sub_blocks == 1:
                 self.offset[block, :] = scales.offset
+
+    def take_better(self, other: Columns, better: Array) -> None:
+        """Take over the outputs of another state that are better. better: [n] booleans."""
+        xp = array_namespace(better)
+        for own, new in zip(vars(self).values(), vars(other).values(), strict=True):
+            if own is not None:
+                own[...] = xp.where(better, new, own)
 
 
 @dataclass(frozen=True)
@@ -138,7 +148,7 @@ def try_scales(now: Scales, grid: SuperBlockGrid, spread: Sequence[float]) -> Sc
         for anchor in (0.0, 0.5, 1.0) if now.offset is not None else (0.0,):
             add(1 + share, anchor, 0.0)
     if now.offset is not None:
-        for move in (-0.25, 0.25):
+        for move in MOVES:
             add(1.0, 0.0, move)
     elif grid.scale_limits[0] < 0 or grid.scale_limits == (1, 1):
         add(-1.0, 0.0, 0.0)

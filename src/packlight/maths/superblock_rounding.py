@@ -13,7 +13,7 @@ from packlight.maths.superblock_moves import Columns, Scales, choose, pick_rows,
 from packlight.maths.superblock_search import round_to_levels, search_scales
 from packlight.maths.superblocks import SuperBlockGrid
 
-SPREAD = (-0.2, -0.1, -0.04, 0.04, 0.1, 0.2)
+SPREAD = (-0.3, -0.2, -0.1, -0.04, 0.04, 0.1, 0.2, 0.3)
 
 
 def round_super_block(

@@ -67,7 +67,7 @@ def search_super_blocks(
     shape = (outputs * supers, grid.sub_blocks, grid.sub_size)
     target = xp.permute_dims(xp.reshape(weight, shape), (2, 1, 0))
     target = xp.asarray(xp.astype(target, xp.float32), copy=True)
-    target = xp.reshape(xp.reshape(target, (-1,)), target.shape)
+    target = target.clip(-GREATEST, GREATEST)
     matters = _weigh(xp, target, importance, outputs, grid)
     scales = search_scales(target, matters, grid)
     levels = nearest_levels(target, scales.steps(), scales.shifts(), grid)
@@ -103,6 +103,9 @@ def _weigh(
 
 
 _LEAST = 1e-30  # weights of 0 would leave sub-blocks without any scale
+
+GREATEST = 1e9
+"""No format reaches further, and squares of what is larger would overflow."""
 
 
 def search_scales(
@@ -145,7 +148,7 @@ def round_to_levels(ratio: Array, grid: SuperBlockGrid) -> Array:
         return xp.round(ratio).clip(float(grid.levels[0]), float(grid.levels[-1]))
     low, high = grid.levels[0], grid.levels[-1]
     table = xp.asarray(_half_steps(grid.levels), dtype=xp.float32, device=device(ratio))
-    place = xp.round(ratio.clip(float(low), float(high)) * 2) - 2 * low
+    place = xp.floor(ratio.clip(float(low), float(high)) * 2) - 2 * low
     flat = xp.take(table, xp.reshape(xp.astype(place, xp.int64), (-1,)), axis=0)
     return xp.reshape(flat, ratio.shape)
 
@@ -182,7 +185,7 @@ def _search_plain(x: Array, w: Array, grid: SuperBlockGrid, rounds: int) -> tupl
     xp = array_namespace(x)
     high, low = xp.max(x, axis=0), xp.min(x, axis=0)
     extreme = xp.where(high > -low, high, low)
-    alive = extreme != 0
+    alive = xp.abs(extreme) > _LEAST
     inverse = 1 / xp.where(alive, extreme, xp.ones_like(extreme))
     best, least = xp.zeros_like(extreme), xp.zeros_like(extreme)
     bend = xp.zeros_like(extreme)
@@ -226,16 +229,16 @@ def _search_offset(
         low = xp.minimum(low, xp.zeros_like(low))
         high = xp.maximum(high, xp.zeros_like(high))
     span = high - low
-    alive = span > 0
+    alive = span > _LEAST
     inverse = xp.where(alive, 1 / xp.where(alive, span, xp.ones_like(span)), 0 * span)
     full = w * xp.ones_like(x) if w.shape != x.shape else w
     mass, wx = xp.sum(full, axis=0), w * x
     first, power = xp.sum(wx, axis=0), xp.sum(wx * x, axis=0)
-    step, shift = 0 * span, -low
-    least = xp.sum(full * (x - low) ** 2, axis=0) if signed else power
+    # To begin with, one value for all.
+    step, bend, shift = 0 * span, 0 * span, -first / mass
     if not signed:
-        shift = 0 * span
-    bend = 0 * span
+        shift = xp.maximum(shift, 0 * shift)
+    least = power + shift * (2 * first + shift * mass)
     top = float(grid.levels[-1])
 
     def consider(ratio: Array, base: Array) -> None:
@@ -309,9 +312,9 @@ def _whole(values: Array, bend: Array, limits: tuple[int, int]) -> tuple[Array, 
 
 @cache
 def _half_steps(levels: tuple[int, ...]) -> list[float]:
-    """The nearest level of every half number from the lowest level to the highest."""
+    """The nearest level of all numbers from n / 2 up to (n + 1) / 2: none lies across a middle."""
     return [
-        float(min(levels, key=lambda level: (abs(2 * level - place), level)))
+        float(min(levels, key=lambda level: abs(4 * level - 2 * place - 1)))
         for place in range(2 * levels[0], 2 * levels[-1] + 1)
     ]
 

@@ -53,6 +53,7 @@ def quantize_with_info(
     *,
     damping: float = 0.01,
     sweeps: int = 6,
+    starts: int = 1,
     threads: int | None = None,
 ) -> Quantized:
     """Give the bytes of a weight [out, in], and how it went.
@@ -61,7 +62,8 @@ def quantize_with_info(
     minimised by compensation and descent (`solve_super_blocks`). Or its diagonal [in]: each
     input's squared error has that weight. Plain formats (F32, F16, BF16) have no use for them.
     damping: share of H's mean diagonal that compensation adds, raised where it must be, which
-    the info says. sweeps: of descent, at most.
+    the info says. sweeps, starts: as there; a second start takes as long again for an error
+    2 to 4 % lower.
     Raises WrongUsage for a weight of another rank or a width the format does not fit,
     UnusableModel for a weight that is not finite, UnusableSamples for second moments that do not
     fit it.
@@ -77,9 +79,16 @@ def quantize_with_info(
     if second_moments is not None:
         _check_moments(second_moments, inputs)
     grid = chosen.layout.grid
+    threads = threads or min(os.cpu_count() or 1, THREADS)
     if second_moments is not None and second_moments.ndim == 2:
         blocks, info = solve_super_blocks(
-            weight, second_moments, grid, damping=damping, sweeps=sweeps
+            weight,
+            second_moments,
+            grid,
+            damping=damping,
+            sweeps=sweeps,
+            starts=starts,
+            threads=threads,
         )
         return Quantized(encode(name, blocks), info)
     data = np.empty((outputs, width), np.uint8)
@@ -90,9 +99,8 @@ def quantize_with_info(
         found = search_super_blocks(weight[some], second_moments, grid)
         data[some] = encode(name, found)
 
-    starts = range(0, outputs, rows)
-    with ThreadPoolExecutor(threads or min(os.cpu_count() or 1, THREADS)) as pool:
-        for _ in pool.map(work, starts):
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(work, range(0, outputs, rows)):
             pass
     return Quantized(data)
 

@@ -1,0 +1,156 @@
+"""Bytes of GGUF's formats: as its own Python package reads them, and back without a change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from packlight.errors import WrongUsage
+from packlight.llm.formats import FORMATS, decode, encode, fallback, fits, row_bytes
+from packlight.maths.superblocks import SuperBlocks
+
+BLOCKED = [name for name, entry in FORMATS.items() if entry.layout is not None]
+
+# One block, all scales 1 and offsets 0 where there is a choice, codes 0, 1, 2, ... as far as
+# they go and again; written down by hand from the layouts.
+HALF_ONE = "003c"
+NIBBLES = "".join(f"{n:x}{n:x}" for n in range(16))  # code i and code i + 16 are alike
+GOLDEN = {
+    "Q4_0": HALF_ONE + NIBBLES,
+    "IQ4_NL": HALF_ONE + NIBBLES,
+    "Q4_1": HALF_ONE + "00bc" + NIBBLES,  # offset 1 is subtracted: -1 is stored
+    "Q5_0": HALF_ONE + "0000ffff" + NIBBLES,
+    "Q5_1": HALF_ONE + "00bc" + "0000ffff" + NIBBLES,
+    "Q8_0": HALF_ONE + "".join(f"{n ^ 0x80:02x}" for n in range(32)),
+}
+
+
+def random_bytes(name: str, rows: int = 6, seed: int = 0) -> Any:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (rows, row_bytes(name, 1280)), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_read_as_by_the_gguf_package(name: str) -> None:
+    gguf = pytest.importorskip("gguf", reason="the gguf package is not installed")
+    kind = gguf.GGMLQuantizationType[name]
+    assert FORMATS[name].gguf_type == kind
+    assert gguf.GGML_QUANT_SIZES[kind] == (FORMATS[name].block, FORMATS[name].block_bytes)
+    data = random_bytes(name)
+    with np.errstate(all="ignore"):
+        ours = decode(name, data)
+        theirs = gguf.quants.dequantize(data.copy(), kind).reshape(ours.shape)
+    assert ours.dtype == np.float32
+    alike = (ours.view(np.uint32) == theirs.view(np.uint32)) | (np.isnan(ours) & np.isnan(theirs))
+    assert alike.all()
+
+
+@pytest.mark.parametrize("name", BLOCKED)
+def test_codes_and_scales_come_back_as_the_same_bytes(name: str) -> None:
+    entry = FORMATS[name]
+    layout = entry.layout
+    assert layout is not None
+    data = random_bytes(name).reshape(-1, entry.block_bytes)
+    np.testing.assert_array_equal(layout.encode(layout.decode(data)), data)
+
+
+@pytest.mark.parametrize("name", ["F32", "F16", "BF16"])
+def test_plain_numbers_come_back(name: str) -> None:
+    from packlight.llm.formats import quantize
+
+    weight = np.array([[0.0, -0.0, 1.5, -2.0, 65504.0, 2.0**-14]], np.float32)
+    data = quantize(name, weight)
+    assert data.shape == (1, row_bytes(name, 6))
+    back = decode(name, data)
+    if name == "BF16":
+        assert back[0, 4] == 65536.0  # 8 bits of mantissa round up
+        back[0, 4] = 65504.0
+    np.testing.assert_array_equal(back.view(np.uint32), weight.view(np.uint32))
+
+
+def test_bfloat16_rounds_halves_to_even_and_keeps_nan() -> None:
+    from packlight.llm.formats import quantize
+
+    bits = np.array([[0x3F808000, 0x3F818000, 0x3F808001, 0x7FFFFFFF, 0xFF800001]], np.uint32)
+    stored = quantize("BF16", bits.view(np.float32)).view("<u2")[0]
+    assert [int(x) for x in stored[:3]] == [0x3F80, 0x3F82, 0x3F81]
+    assert np.isnan(decode("BF16", stored.view(np.uint8)[None]))[0, 3:].all()
+
+
+def example(name: str) -> SuperBlocks:
+    layout = FORMATS[name].layout
+    assert layout is not None
+    grid = layout.grid
+    codes = (np.arange(grid.size) % len(grid.levels)).astype(np.uint8)[None]
+    ones = np.ones((1, grid.sub_blocks), np.int8)
+    one = np.ones((1, 1), np.float32)
+    if grid.offset_limits is None:
+        return SuperBlocks(codes, ones, one)
+    return SuperBlocks(codes, ones, one, ones, one)
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"])
+def test_golden_bytes_of_small_blocks(name: str) -> None:
+    assert encode(name, example(name)).tobytes().hex() == GOLDEN[name]
+
+
+def test_golden_bytes_of_super_blocks() -> None:
+    """Codes 0, 1, ... repeat with a period that divides a run, so bytes are whole runs alike."""
+    found = {name: encode(name, example(name)).tobytes().hex() for name in BLOCKED}
+    assert found["Q2_K"] == "11" * 16 + "0055aaff" * 16 + HALF_ONE * 2
+    # Codes 0 to 7: low bits 0 to 3 twice, high bits 0 0 0 0 1 1 1 1; a scale of 1 is stored as 33.
+    assert (
+        found["Q3_K"] == "00000000ffffffff" * 4 + "0055aaff" * 16 + "11" * 8 + "aa" * 4 + HALF_ONE
+    )
+    sixes = "01" * 8 + "11" * 4
+    assert found["Q4_K"] == HALF_ONE * 2 + sixes + NIBBLES * 8
+    assert found["Q5_K"] == HALF_ONE * 2 + sixes + ("00" * 16 + "ff" * 16) + NIBBLES * 8
+    assert found["Q6_K"] == NIBBLES * 8 + ("00" * 16 + "55" * 16) * 2 * 0 + found["Q6_K"][256:]
+    assert found["IQ4_XS"] == HALF_ONE + "aaaa" + "11" * 4 + NIBBLES * 8
+
+
+def test_scales_of_six_bits_lie_as_llama_cpp_reads_them() -> None:
+    """Each sub-block its own number, told apart by what a block decodes to."""
+    rng = np.random.default_rng(1)
+    scales = rng.integers(0, 64, (3, 8)).astype(np.int8)
+    offsets = rng.integers(0, 64, (3, 8)).astype(np.int8)
+    one = np.ones((3, 1), np.float32)
+    for name in ("Q4_K", "Q5_K"):
+        for code in (0, 1):
+            codes = np.full((3, 256), code, np.uint8)
+            data = encode(name, SuperBlocks(codes, scales, one, offsets, one))
+            expected = np.repeat(code * scales.astype(np.float32) - offsets, 32, axis=1)
+            np.testing.assert_array_equal(decode(name, data), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "expected"),
+    [
+        ("Q4_K", 512, "Q4_K"),
+        ("Q4_K", 96, "Q5_0"),
+        ("Q5_K", 96, "Q5_1"),
+        ("Q6_K", 96, "Q8_0"),
+        ("Q2_K", 96, "IQ4_NL"),
+        ("IQ4_XS", 288, "IQ4_NL"),
+        ("Q6_K", 50, "F16"),
+        ("Q3_K", 50, "F16"),
+        ("F32", 7, "F32"),
+    ],
+)
+def test_a_width_that_does_not_fit_falls_back(name: str, inputs: int, expected: str) -> None:
+    assert fallback(name, inputs) == expected
+    assert fits(name, inputs) is (name == expected)
+    assert row_bytes(expected, inputs) > 0
+
+
+def test_bad_input_is_refused_in_a_sentence() -> None:
+    with pytest.raises(WrongUsage, match=r"'Q4_M' is no block format.*did you mean 'Q4_K'"):
+        row_bytes("Q4_M", 256)
+    with pytest.raises(WrongUsage, match=r"blocks of 256 weights.*rows of 96.*use Q5_0"):
+        row_bytes("Q4_K", 96)
+    with pytest.raises(WrongUsage, match=r"n \* 144\], not from uint8 of shape \[2, 145\]"):
+        decode("Q4_K", np.zeros((2, 145), np.uint8))
+    with pytest.raises(WrongUsage, match="F16 has no blocks"):
+        encode("F16", example("Q4_K"))
