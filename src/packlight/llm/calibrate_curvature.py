@@ -34,6 +34,7 @@ from packlight.llm.blocks import (
 )
 from packlight.llm.blocks_states import States
 from packlight.llm.blocks_wiring import Wiring
+from packlight.llm.compress_forecast import WIDEST
 from packlight.llm.text import Tokens
 
 Floats: TypeAlias = NDArray[np.float32]
@@ -42,9 +43,6 @@ Load: TypeAlias = Callable[[int | None], Mapping[str, Tensor]]
 
 Change: TypeAlias = Callable[[str, Tensor, Tensor | None], Iterator[tuple[str, Tensor]]]
 """Gives for a weight (full name) and its second moments each type with the rounded weight."""
-
-WIDEST = 8192
-"""Outputs up to which G is a whole matrix; beyond, its diagonal."""
 
 BATCH = 1024
 

@@ -133,7 +133,9 @@ def compress_checkpoint(
     settings = settings or Settings()
     if windows is not None:
         check_torch()
-    asked = dict(types) if isinstance(types, Mapping) else {"candidates": list(candidates)}
+    asked: dict[str, Any] = (
+        dict(types) if isinstance(types, Mapping) else {"candidates": list(candidates)}
+    )
     key = _key(checkpoint, asked, windows, settings)
     with begin_gguf(path, checkpoint, metadata=metadata, settings=key) as writing:
         journal = Journal(path.with_name(f".{path.name}.rows"), key)
