@@ -149,6 +149,7 @@ def make_same_types(
 ) -> tuple[Path, float]:
     """Writes packlight's bytes over llama.cpp's in a copy of its file, type by type."""
     import gguf
+
     from packlight.llm.formats import quantize
 
     out = Path(shutil.copy(work / f"{kind}.gguf", work / f"{kind}-rounded.gguf"))
@@ -170,6 +171,7 @@ def make_in_sequence(
 ) -> tuple[Path, float]:
     """Compresses block by block, every tensor to the type that it has in llama.cpp's file."""
     import gguf
+
     from packlight.llm.checkpoint import open_checkpoint
     from packlight.llm.compress import compress_checkpoint, rounded_names
     from packlight.llm.text import open_tokenizer, read_windows

@@ -34,6 +34,7 @@ from packlight.llm.blocks import (
 )
 from packlight.llm.blocks_states import States
 from packlight.llm.blocks_wiring import Wiring
+from packlight.llm.compress_forecast import WIDEST
 from packlight.llm.text import Tokens
 
 Floats: TypeAlias = NDArray[np.float32]
@@ -43,19 +44,23 @@ Load: TypeAlias = Callable[[int | None], Mapping[str, Tensor]]
 Change: TypeAlias = Callable[[str, Tensor, Tensor | None], Iterator[tuple[str, Tensor]]]
 """Gives for a weight (full name) and its second moments each type with the rounded weight."""
 
-WIDEST = 8192
-"""Outputs up to which G is a whole matrix; beyond, its diagonal."""
-
 BATCH = 1024
 
 
 @dataclass
 class _Sums:
-    """Of a linear layer, sums over tokens. outputs: G, [out, out] or [out]. inputs: H by expert."""
+    """Of a linear layer, sums over tokens. outputs: G, [out, out] or [out], of one half of the
+    tokens and of the other. inputs: H by expert.
+    """
 
-    outputs: Tensor | None = None
+    halves: list[Tensor] = field(default_factory=list)
     inputs: dict[int | None, Tensor] = field(default_factory=dict)
     counts: dict[int | None, int] = field(default_factory=dict)
+
+    @property
+    def outputs(self) -> Tensor | None:
+        """G over all tokens, where there was a gradient."""
+        return self.halves[0] + self.halves[1] if self.halves else None
 
 
 def estimate_losses(
@@ -110,9 +115,9 @@ def estimate_losses(
                     found = _linear_losses(name, weights[short], one, windows * length, change)
                     losses[name] = found
                     progress(name)
-                    whole = one.outputs is not None and one.outputs.ndim == 2
+                    whole = bool(one.halves) and one.halves[0].ndim == 2
                     if keep_slopes is not None and whole and None in one.inputs:
-                        keep_slopes(name, (one.outputs / (windows * length)).float().numpy())
+                        keep_slopes(name, _agreed(one.halves, windows * length))
         embedding = _embedding(load(None), wiring, tokens, slopes, change, wanted)
         for name, found in embedding.items():
             own = losses.setdefault(name, {})
@@ -204,8 +209,29 @@ def _backwards(
 
 def _add_slope(sums: _Sums, slope: Tensor) -> None:
     flat = slope.detach().flatten(0, -2)
-    outer = (flat.mT @ flat) if flat.shape[-1] <= WIDEST else (flat**2).sum(0)
-    sums.outputs = outer.double() if sums.outputs is None else sums.outputs + outer
+    middle = flat.shape[0] // 2
+    added = [
+        ((half.mT @ half) if flat.shape[-1] <= WIDEST else (half**2).sum(0)).double()
+        for half in (flat[:middle], flat[middle:])
+    ]
+    known = sums.halves or [torch.zeros_like(one) for one in added]
+    sums.halves = [one + more for one, more in zip(known, added, strict=True)]
+
+
+def _agreed(halves: Sequence[Tensor], tokens: int) -> Floats:
+    """G a token, what is beside its diagonal shrunk to what both halves of the tokens agree on.
+
+    With c the correlation of the halves there, 2 c / (1 + c) of the sum is no noise (Spearman
+    1910, Brown 1910).
+    """
+    first, second = (half - torch.diag(torch.diagonal(half)) for half in halves)
+    size = float(torch.linalg.norm(first) * torch.linalg.norm(second))
+    share = max(float((first * second).sum()) / size, 0.0) if size > 0 else 0.0
+    whole = halves[0] + halves[1]
+    beside = whole - torch.diag(torch.diagonal(whole))
+    shrunk = torch.diag(torch.diagonal(whole)) + beside * (2 * share / (1 + share))
+    found: Floats = (shrunk / tokens).float().numpy()
+    return found
 
 
 def _linear_losses(
@@ -214,8 +240,7 @@ def _linear_losses(
     """1/2 tr(G D H D^T) a token; of experts the sum, with one G for all of them."""
     if sums.outputs is None:
         return {}
-    routed = sum(sums.counts.values())
-    slopes = sums.outputs / max(routed, 1)
+    slopes = sums.outputs / max(sum(sums.counts.values()), 1)
     losses: dict[str, float] = {}
     for expert, moments in sums.inputs.items():
         count = sums.counts[expert]

@@ -29,8 +29,8 @@ Bytes: TypeAlias = NDArray[np.uint8]
 PARTS = 16
 """Rows are rounded in so many parts; those of one part do not make up for each other."""
 
-DAMPING = 0.1
-"""Share of G's mean diagonal that is added to it: it comes from a few thousand tokens."""
+DAMPING = 0.03
+"""Share of G's mean diagonal that is added to it: it comes from some thousand tokens."""
 
 
 def round_in_parts(

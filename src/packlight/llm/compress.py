@@ -27,7 +27,7 @@ from packlight.llm.calibrate_outputs import SlopeStore, round_in_parts
 from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.compress_forecast import other_bytes, rounded_names
 from packlight.llm.costs import Choose, TensorCosts
-from packlight.llm.formats import FORMATS, decode, fallback, fits, quantize, row_bytes
+from packlight.llm.formats import FORMATS, decode, fallback, fits, quantize_with_info, row_bytes
 from packlight.llm.gguf import GgufFile, Writing, begin_gguf
 from packlight.llm.journal import Journal, Row
 from packlight.llm.text import Windows
@@ -40,6 +40,11 @@ Moments: TypeAlias = NDArray[np.float64]
 _EXACT = ("F32", "F16", "BF16")
 """Formats in which nothing is left to make up for."""
 
+STARTS = ((3, 1 << 26), (2, 1 << 29), (1, 1 << 60))
+"""Beginnings of descent, and the weights of a model up to which they are affordable. Three in place
+of one took the error of 2-bit blocks from 0.525 to 0.496 of llama.cpp's, of 4-bit ones from 0.530
+to 0.510, on text held back."""
+
 _PIECE = 1 << 24
 """Weights that are rounded at a time without text."""
 
@@ -50,16 +55,18 @@ class Settings:
 
     aim: what a layer's outputs are fitted to before it is rounded, see
     `packlight.llm.calibrate.Aim`. pull: towards its own weight meanwhile. damping: of second
-    moments in rounding. rows_make_up: for each other's errors, see
-    `packlight.llm.calibrate_outputs`. curvature_tokens: that gradients are taken of. states_bytes:
-    of hidden states in memory; more of them lie in a file. seed: of what is drawn.
+    moments in rounding. starts: of its descent, 0 for what the model's size allows.
+    rows_make_up: for each other's errors, see `packlight.llm.calibrate_outputs`.
+    curvature_tokens: that gradients are taken of. states_bytes: of hidden states in memory; more
+    of them lie in a file. seed: of what is drawn.
     """
 
     aim: Literal["own", "outputs", "stream"] = "own"
     pull: float = 0.01
     damping: float = 0.01
+    starts: int = 0
     rows_make_up: bool = True
-    curvature_tokens: int = 8192
+    curvature_tokens: int = 16384
     states_bytes: int = 2 << 30
     seed: int = 0
 
@@ -135,7 +142,7 @@ def compress_checkpoint(
     settings = settings or Settings()
     if windows is not None:
         check_torch()
-    asked = (
+    asked: dict[str, Any] = (
         dict(types)
         if isinstance(types, Mapping)
         else {"candidates": [*candidates], "budget": budget}
@@ -223,16 +230,30 @@ def round_tensor(run: Run, name: str, weight: Floats, moments: Moments | None) -
 
 def _quantize(run: Run, name: str, weight: Floats, moments: Moments | None) -> NDArray[np.uint8]:
     """Bytes of a matrix, its rows making up for each other where gradients are known."""
-    kind, damping = run.types[name], run.settings.damping
+    kind = run.types[name]
     slopes = run.slopes.read(name) if run.settings.rows_make_up and moments is not None else None
     if slopes is None or kind in _EXACT:
-        return quantize(kind, weight, moments, damping=damping)
+        return _round(run, kind, weight, moments)
     return round_in_parts(
         weight,
         slopes,
-        lambda rows: quantize(kind, rows, moments, damping=damping),
+        lambda rows: _round(run, kind, rows, moments),
         lambda data: decode(kind, data),
     )
+
+
+def _round(run: Run, kind: str, rows: Floats, moments: Moments | None) -> NDArray[np.uint8]:
+    settings = run.settings
+    starts = settings.starts or _affordable_starts(run.checkpoint)
+    # Symmetric and in float32, the solver uses it as it is.
+    h = None if moments is None else moments.astype(np.float32)
+    return quantize_with_info(kind, rows, h, damping=settings.damping, starts=starts).data
+
+
+def _affordable_starts(checkpoint: Checkpoint) -> int:
+    """From how many beginnings a matrix is rounded: each takes as long again, and gains less."""
+    weights = sum(info.weights for info in checkpoint.tensors.values())
+    return next(starts for starts, most in STARTS if weights <= most)
 
 
 def finished_tensor(run: Run, name: str) -> Floats | None:

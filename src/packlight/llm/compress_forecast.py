@@ -15,6 +15,9 @@ ROUNDED_ROLES = (LINEAR, EMBEDDING, OUTPUT)
 
 ALIGNMENT = 32
 
+WIDEST = 8192
+"""Outputs up to which gradients' second moments are a whole matrix; beyond, its diagonal."""
+
 BASE_BYTES = 500 << 20
 """Python with PyTorch and what a batch of windows needs."""
 
@@ -69,13 +72,15 @@ def forecast_compression(
     tokens: int = 0,
     states_bytes: int = 2 << 30,
     followed: bool = False,
+    gradients: bool = True,
     weighed: int = 0,
 ) -> CompressionForecast:
     """Say what rounding to these types will take.
 
     tokens: of the calibration windows, 0 without text. states_bytes: of hidden states that stay in
-    memory. followed: whether the original is computed beside (`Settings.aim`). weighed: how many
-    types are weighed for each tensor beforehand.
+    memory. followed: whether the original is computed beside (`Settings.aim`). gradients: whether
+    they are taken beforehand (`Settings.rows_make_up`, or types to be chosen). weighed: how many
+    types are weighed for each tensor.
     """
     tensors, config = checkpoint.tensors, checkpoint.config
     size = other_bytes(checkpoint)
@@ -88,12 +93,15 @@ def forecast_compression(
         seconds = weights * SECONDS_PER_WEIGHT * 0.15
         return _forecast(checkpoint, types, size, memory, 0, seconds)
     blocks: dict[int | None, int] = {}
+    slopes: dict[int | None, int] = {}
     moments = 0
     for name in names:
         info, block = tensors[name], checkpoint.block_of(name)
         blocks[block] = blocks.get(block, 0) + info.weights
         experts = prod(info.shape[:-2])
+        outputs = info.shape[-2] if info.shape[-2] <= WIDEST else 0
         moments = max(moments, 8 * experts * info.shape[-1] ** 2)
+        slopes[block] = slopes.get(block, 0) + 16 * outputs**2 + 8 * experts * info.shape[-1] ** 2
     inside = max((count for block, count in blocks.items() if block is not None), default=0)
     outside = blocks.get(None, 0)
     streams = 2 if followed else 1
@@ -102,6 +110,9 @@ def forecast_compression(
     # Weights before and after, a layer's working copies, and sums of moments with their copies.
     memory = BASE_BYTES + resident + 4 * max(2 * inside, 2 * outside) + 4 * 4 * largest
     memory += moments * (3 + 2 * (streams - 1))
+    if gradients or weighed:
+        sums = max((size for block, size in slopes.items() if block is not None), default=0)
+        memory = max(memory, BASE_BYTES + resident + 4 * max(3 * inside, outside) + sums)
     work = 2.0 * tokens * (weights - outside) * PASSES * streams
     seconds = work / FLOPS + weights * SECONDS_PER_WEIGHT * (1 + 0.2 * weighed)
     return _forecast(checkpoint, types, size, memory, states - resident, seconds)

@@ -15,7 +15,11 @@ from packlight.llm.blocks import (  # noqa: E402
     run_block,
 )
 from packlight.llm.blocks_wiring import Rotary, Wiring, plain_frequencies  # noqa: E402
-from packlight.llm.calibrate_curvature import choose_windows, estimate_losses  # noqa: E402
+from packlight.llm.calibrate_curvature import (  # noqa: E402
+    _agreed,
+    choose_windows,
+    estimate_losses,
+)
 
 WIDTH, HIDDEN, VOCABULARY, LAYERS = 16, 24, 20, 2
 ROTARY = Rotary("halves", 8, plain_frequencies(1e4, 8))
@@ -115,3 +119,18 @@ def test_windows_are_spread_and_few():
     assert few[0, 0] == 0
     assert choose_windows(tokens, 1).shape == (1, 4)
     assert choose_windows(tokens, 10_000).shape == (10, 4)
+
+
+def test_slopes_are_shrunk_to_what_halves_of_the_tokens_agree_on():
+    generator = torch.Generator().manual_seed(0)
+    draw = torch.randn((4000, 12), generator=generator).double()
+    mixing = torch.randn((12, 12), generator=generator).double()
+    for rows, least, most in ((draw @ mixing, 0.95, 1.0), (draw[:60], 0.0, 0.5)):
+        halves = [half.T @ half for half in rows.chunk(2)]
+        found = torch.from_numpy(_agreed(halves, len(rows))).double()
+        plain = (halves[0] + halves[1]) / len(rows)
+        torch.testing.assert_close(found.diagonal(), plain.diagonal(), rtol=1e-5, atol=1e-6)
+        apart = ~torch.eye(12, dtype=torch.bool)
+        share = found[apart] / plain[apart]
+        assert float(share.max() - share.min()) < 1e-4
+        assert least <= float(share.mean()) <= most

@@ -27,12 +27,23 @@ def test_the_size_is_the_file_s_to_the_byte(
     assert (said.rounded, said.kept) == (len(done.rows), len(done.kept))
 
 
+def test_gradients_cost_memory_that_states_do_not(checkpoint: Checkpoint):
+    types = uniform_types(checkpoint, "Q4_0")
+    with_them, without = (
+        forecast_compression(checkpoint, types, tokens=100, gradients=gradients)
+        for gradients in (True, False)
+    )
+    assert with_them.memory_bytes > without.memory_bytes
+    assert with_them.size_bytes == without.size_bytes
+
+
 def test_text_costs_memory_time_and_beyond_a_limit_the_disk(checkpoint: Checkpoint):
     types = uniform_types(checkpoint, "Q4_0")
     alone = forecast_compression(checkpoint, types)
-    read = forecast_compression(checkpoint, types, tokens=10_000)
-    followed = forecast_compression(checkpoint, types, tokens=10_000, followed=True)
-    spilled = forecast_compression(checkpoint, types, tokens=10_000, states_bytes=1_000_000)
+    alike = {"tokens": 10_000, "gradients": False}
+    read = forecast_compression(checkpoint, types, **alike)
+    followed = forecast_compression(checkpoint, types, followed=True, **alike)
+    spilled = forecast_compression(checkpoint, types, states_bytes=1_000_000, **alike)
     assert alone.memory_bytes < read.memory_bytes < followed.memory_bytes
     assert alone.seconds < read.seconds < followed.seconds
     assert read.scratch_bytes == 0
