@@ -11,8 +11,9 @@ BENCH  ?= int8
 # Only tests use it: the maths is held to give the same on NumPy and PyTorch. `make test TORCH=`
 # goes without (PyPI's build for Linux is large), and those tests are skipped.
 TORCH  ?= torch
-# Tests of transformer graphs build small models with it, and are skipped without (MODELS=).
-MODELS ?= transformers
+# Tests of transformers build small models with the one, and hold GGUF files against the other;
+# they are skipped without (MODELS=).
+MODELS ?= transformers gguf
 
 # onnxruntime reports its use otherwise; packlight sets it for its own processes.
 export ORT_DISABLE_TELEMETRY := 1
@@ -78,7 +79,7 @@ check: lint types test ## what continuous integration runs
 	  -c constraints.txt -r benchmarks/requirements.txt -e .
 	@touch $@
 
-bench: .bench/bench.stamp ## a benchmark: BENCH=int8|fewbits|mixed|size|rounding|entropy|budget|prune|prune_kinds (OPTIONS="...")
+bench: .bench/bench.stamp ## a benchmark: BENCH=int8|fewbits|mixed|size|rounding|entropy|budget|prune|prune_kinds|llm (OPTIONS="...")
 	@.bench/bin/python benchmarks/$(BENCH).py $(OPTIONS)
 
 clean: ## removes environments, caches and what the demo wrote
