@@ -19,7 +19,10 @@ from packlight.maths.superblock_search import round_to_levels
 from packlight.maths.superblocks import SuperBlockGrid, to_half
 
 SPREADS = ((-0.15, -0.07, -0.03, 0.03, 0.07, 0.15), (-0.05, -0.02, 0.02, 0.05))
+"""Shares by which steps are tried, in the first sweep and in the others."""
+
 ENOUGH = 1e-3
+"""A sweep that lowers the error by a smaller share of it is the last."""
 
 
 def sweep_blocks(

@@ -14,6 +14,7 @@ from packlight.maths.superblock_search import round_to_levels, search_scales
 from packlight.maths.superblocks import SuperBlockGrid
 
 SPREAD = (-0.3, -0.2, -0.1, -0.04, 0.04, 0.1, 0.2, 0.3)
+"""By which share a sub-block's step is tried smaller and larger than what the search found."""
 
 
 def round_super_block(

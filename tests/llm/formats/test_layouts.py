@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from packlight.errors import WrongUsage
-from packlight.llm.formats import FORMATS, decode, encode, fallback, fits, row_bytes
+from packlight.llm.formats import FORMATS, decode, encode, fallback, fits, quantize, row_bytes
 from packlight.maths.superblocks import SuperBlocks
 
 BLOCKED = [name for name, entry in FORMATS.items() if entry.layout is not None]
@@ -58,8 +58,6 @@ def test_codes_and_scales_come_back_as_the_same_bytes(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["F32", "F16", "BF16"])
 def test_plain_numbers_come_back(name: str) -> None:
-    from packlight.llm.formats import quantize
-
     weight = np.array([[0.0, -0.0, 1.5, -2.0, 65504.0, 2.0**-14]], np.float32)
     data = quantize(name, weight)
     assert data.shape == (1, row_bytes(name, 6))
@@ -71,8 +69,6 @@ def test_plain_numbers_come_back(name: str) -> None:
 
 
 def test_bfloat16_rounds_halves_to_even_and_keeps_nan() -> None:
-    from packlight.llm.formats import quantize
-
     bits = np.array([[0x3F808000, 0x3F818000, 0x3F808001, 0x7FFFFFFF, 0xFF800001]], np.uint32)
     stored = quantize("BF16", bits.view(np.float32)).view("<u2")[0]
     assert [int(x) for x in stored[:3]] == [0x3F80, 0x3F82, 0x3F81]
@@ -107,7 +103,8 @@ def test_golden_bytes_of_super_blocks() -> None:
     sixes = "01" * 8 + "11" * 4
     assert found["Q4_K"] == HALF_ONE * 2 + sixes + NIBBLES * 8
     assert found["Q5_K"] == HALF_ONE * 2 + sixes + ("00" * 16 + "ff" * 16) + NIBBLES * 8
-    assert found["Q6_K"] == NIBBLES * 8 + ("00" * 16 + "55" * 16) * 2 * 0 + found["Q6_K"][256:]
+    sixteens = ("88" * 16 + "dd" * 16) * 2  # i, i + 32, i + 64, i + 96: 0 2 0 2, then 1 3 1 3
+    assert found["Q6_K"] == NIBBLES * 8 + sixteens + "01" * 16 + HALF_ONE
     assert found["IQ4_XS"] == HALF_ONE + "aaaa" + "11" * 4 + NIBBLES * 8
 
 
