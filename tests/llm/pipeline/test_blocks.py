@@ -21,6 +21,7 @@ from packlight.llm.blocks import (  # noqa: E402
 )
 from packlight.llm.blocks_wiring import wiring_of  # noqa: E402
 from packlight.llm.checkpoint import open_checkpoint  # noqa: E402
+from packlight.llm.compress import compress_checkpoint, uniform_types  # noqa: E402
 from packlight.llm.compress_blocks import load_weights, read_wiring  # noqa: E402
 
 # Windows that are shorter than the text, and heads whose size is not the width over their number.
@@ -77,3 +78,16 @@ def test_factors_of_rotation_that_do_not_fit_are_refused(tmp_path: Path):
     make_model(tmp_path, "llama")
     with pytest.raises(UnusableModel, match="3 factors of rotation were found for 8"):
         wiring_of(open_checkpoint(tmp_path).config, [1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize("family", ["llama-3.1", "mixtral", "qwen2-yarn", "gemma3", "gpt2"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_gguf_file_gives_the_logits_of_its_folder(family: str, tmp_path: Path):
+    make_model(tmp_path, family)
+    folder = open_checkpoint(tmp_path)
+    compress_checkpoint(folder, tmp_path / "m.gguf", uniform_types(folder, "F32"))
+    tokens = torch.from_numpy(np.random.default_rng(1).integers(0, VOCABULARY, (2, 40)))
+    with torch.no_grad():
+        expected = run_all(folder, tokens)
+        found = run_all(open_checkpoint(tmp_path / "m.gguf"), tokens)
+    assert float((found - expected).abs().max()) < 1e-4 * float(expected.abs().max())
