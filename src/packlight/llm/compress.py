@@ -270,12 +270,14 @@ def keep_tensor(run: Run, name: str) -> None:
         run.writing.add(name, "F32", run.checkpoint.read(name))
 
 
-def relative_error(weight: Floats, near: Floats, moments: Moments | None) -> tuple[float, float]:
+def relative_error(
+    weight: Floats, near: Floats, moments: Moments | Floats | None
+) -> tuple[float, float]:
     """Give tr(D H D^T) and tr(W H W^T), D the difference; H = I where there are no moments."""
     gap = weight - near
     if moments is None:
         return float(np.vdot(gap, gap)), float(np.vdot(weight, weight))
-    h = moments.astype(np.float32)
+    h = moments.astype(np.float32, copy=False)
     return float(np.vdot(gap @ h, gap)), float(np.vdot(weight @ h, weight))
 
 

@@ -23,6 +23,7 @@ from packlight.llm.compress import (
     Settings,
     finished_tensor,
     keep_tensor,
+    relative_error,
     round_tensor,
 )
 from packlight.llm.compress_forecast import rounded_names
@@ -99,13 +100,10 @@ def estimate_costs(
     progress.stage("weighing types", len(names))
 
     def change(name: str, weight: Tensor, moments: Tensor | None) -> Iterator[tuple[str, Tensor]]:
-        for kind in candidates:
-            if fits(kind, weight.shape[-1]):
-                h = None if moments is None else moments.numpy()
-                done = quantize_with_info(
-                    kind, weight.detach().numpy(), h, damping=settings.damping, sweeps=0
-                )  # descent would better each type alike, for most of the time
-                yield kind, torch.from_numpy(decode(kind, done.data))
+        kinds = [kind for kind in candidates if fits(kind, weight.shape[-1])]
+        h = None if moments is None else moments.numpy().astype(np.float32)
+        for kind, near in _round_cheaply(kinds, weight.detach().numpy(), h, settings.damping):
+            yield kind, torch.from_numpy(near)
 
     losses = estimate_losses(
         lambda layer: load_weights(checkpoint, layer),
@@ -128,6 +126,30 @@ def estimate_costs(
         ]
         found.append(TensorCosts(name, int(np.prod(shape)), tuple(options)))
     return tuple(found)
+
+
+def _round_cheaply(
+    kinds: Sequence[str], weight: Floats, moments: Floats | None, damping: float
+) -> Iterator[tuple[str, Floats]]:
+    """The weight in each type, about as far off as the rounding that follows will leave it.
+
+    That takes long, and betters all types of a tensor nearly alike (on a Llama to 0.505 to 0.535 of
+    the diagonal's error from 2 to 6 bits). So one type is compensated, and the errors of the
+    others, rounded by the diagonal alone, shrunk as much as its own.
+    """
+    share = 1.0
+    diagonal = None if moments is None else np.ascontiguousarray(np.diagonal(moments))
+    if moments is not None and kinds:
+        middle = kinds[len(kinds) // 2]
+        best = decode(
+            middle, quantize_with_info(middle, weight, moments, damping=damping, sweeps=0).data
+        )
+        plain = decode(middle, quantize_with_info(middle, weight, diagonal).data)
+        after, before = (relative_error(weight, near, moments)[0] for near in (best, plain))
+        share = min(after / before, 1.0) if before > 0 else 1.0
+    for kind in kinds:
+        near = decode(kind, quantize_with_info(kind, weight, diagonal).data)
+        yield kind, weight - np.float32(np.sqrt(share)) * (weight - near)
 
 
 def read_wiring(checkpoint: Checkpoint) -> Wiring:
