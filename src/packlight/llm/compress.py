@@ -14,6 +14,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
@@ -23,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packlight.errors import MissingExtra, UnusableModel, WrongUsage
-from packlight.llm.calibrate_outputs import SlopeStore, round_in_parts
+from packlight.llm.calibrate_outputs import PARTS, SlopeStore, round_in_parts
 from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.compress_forecast import other_bytes, rounded_names
 from packlight.llm.costs import Choose, TensorCosts
@@ -40,10 +41,10 @@ Moments: TypeAlias = NDArray[np.float64]
 _EXACT = ("F32", "F16", "BF16")
 """Formats in which nothing is left to make up for."""
 
-STARTS = ((3, 1 << 26), (2, 1 << 29), (1, 1 << 60))
-"""Beginnings of descent, and the weights of a model up to which they are affordable. Three in place
-of one took the error of 2-bit blocks from 0.525 to 0.496 of llama.cpp's, of 4-bit ones from 0.530
-to 0.510, on text held back."""
+SMALL = 1 << 26
+"""Weights of a model up to which more effort is spent on each: three beginnings of descent in place
+of one (which took the error of 2-bit blocks from 0.525 to 0.496 of llama.cpp's, of 4-bit ones from
+0.530 to 0.510, on text held back), and rows that make up for each other in smaller parts."""
 
 _PIECE = 1 << 24
 """Weights that are rounded at a time without text."""
@@ -55,7 +56,7 @@ class Settings:
 
     aim: what a layer's outputs are fitted to before it is rounded, see
     `packlight.llm.calibrate.Aim`. pull: towards its own weight meanwhile. damping: of second
-    moments in rounding. starts: of its descent, 0 for what the model's size allows.
+    moments in rounding.
     rows_make_up: for each other's errors, see `packlight.llm.calibrate_outputs`.
     curvature_tokens: that gradients are taken of. states_bytes: of hidden states in memory; more
     of them lie in a file. seed: of what is drawn.
@@ -64,7 +65,6 @@ class Settings:
     aim: Literal["own", "outputs", "stream"] = "own"
     pull: float = 0.01
     damping: float = 0.01
-    starts: int = 0
     rows_make_up: bool = True
     curvature_tokens: int = 16384
     states_bytes: int = 2 << 30
@@ -201,7 +201,8 @@ def round_tensor(run: Run, name: str, weight: Floats, moments: Moments | None) -
         if h is not None and not h.any():
             h, unseen = None, unseen + 1
         try:
-            data = _quantize(run, name, one, h)
+            with one_blas_thread():
+                data = _quantize(run, name, one, h)
         except ValueError as broken:
             raise UnusableModel(f"{name} cannot be rounded to {kind}: {broken}") from broken
         near[e] = decode(kind, data)
@@ -228,32 +229,36 @@ def round_tensor(run: Run, name: str, weight: Floats, moments: Moments | None) -
     return near.reshape(weight.shape)
 
 
+def one_blas_thread() -> AbstractContextManager[object]:
+    """Keep NumPy to one thread meanwhile: its own spin between the small products of rounding.
+
+    A tensor took 96 s with two of them on a busy machine, and 17 s with one.
+    """
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        return nullcontext()
+    found: AbstractContextManager[object] = threadpool_limits(1, user_api="blas")
+    return found
+
+
 def _quantize(run: Run, name: str, weight: Floats, moments: Moments | None) -> NDArray[np.uint8]:
     """Bytes of a matrix, its rows making up for each other where gradients are known."""
-    kind = run.types[name]
+    kind, damping = run.types[name], run.settings.damping
     slopes = run.slopes.read(name) if run.settings.rows_make_up and moments is not None else None
+    # Symmetric and in float32, the solver uses it as it is.
+    h = None if moments is None else moments.astype(np.float32)
+    small = sum(info.weights for info in run.checkpoint.tensors.values()) <= SMALL
     if slopes is None or kind in _EXACT:
-        return _round(run, kind, weight, moments)
+        starts = 3 if small else 1
+        return quantize_with_info(kind, weight, h, damping=damping, starts=starts).data
     return round_in_parts(
         weight,
         slopes,
-        lambda rows: _round(run, kind, rows, moments),
+        lambda rows: quantize_with_info(kind, rows, h, damping=damping, threads=1).data,
         lambda data: decode(kind, data),
+        parts=2 * PARTS if small else PARTS,
     )
-
-
-def _round(run: Run, kind: str, rows: Floats, moments: Moments | None) -> NDArray[np.uint8]:
-    settings = run.settings
-    starts = settings.starts or _affordable_starts(run.checkpoint)
-    # Symmetric and in float32, the solver uses it as it is.
-    h = None if moments is None else moments.astype(np.float32)
-    return quantize_with_info(kind, rows, h, damping=settings.damping, starts=starts).data
-
-
-def _affordable_starts(checkpoint: Checkpoint) -> int:
-    """From how many beginnings a matrix is rounded: each takes as long again, and gains less."""
-    weights = sum(info.weights for info in checkpoint.tensors.values())
-    return next(starts for starts, most in STARTS if weights <= most)
 
 
 def finished_tensor(run: Run, name: str) -> Floats | None:

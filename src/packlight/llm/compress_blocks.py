@@ -23,6 +23,7 @@ from packlight.llm.compress import (
     Settings,
     finished_tensor,
     keep_tensor,
+    one_blas_thread,
     relative_error,
     round_tensor,
 )
@@ -102,7 +103,9 @@ def estimate_costs(
     def change(name: str, weight: Tensor, moments: Tensor | None) -> Iterator[tuple[str, Tensor]]:
         kinds = [kind for kind in candidates if fits(kind, weight.shape[-1])]
         h = None if moments is None else moments.numpy().astype(np.float32)
-        for kind, near in _round_cheaply(kinds, weight.detach().numpy(), h, settings.damping):
+        with one_blas_thread():
+            found = list(_round_cheaply(kinds, weight.detach().numpy(), h, settings.damping))
+        for kind, near in found:
             yield kind, torch.from_numpy(near)
 
     losses = estimate_losses(
