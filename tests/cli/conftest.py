@@ -10,11 +10,14 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from rich.console import RenderableType
 
 from packlight.graph.anatomy import Anatomy, LayerAnatomy, OperatorAnatomy
 from packlight.graph.layers import Unquantizable
 from packlight.graph.spare import Redundancy
 from packlight.measure.evidence import Budget, Evidence, LatencyEvidence, MetricEvidence, Pair
+from packlight.report import evidence_to_json
+from packlight.report.table import show_evidence
 from packlight.tensors import TensorSpec
 
 STATUS = {"met": 0, "best-effort": 3, "not-worth-it": 4}
@@ -72,6 +75,17 @@ class FakeResult:
     evidence: Evidence
     saved: list[tuple[Path, bool]]
     exit_status: int
+    model: Path = Path("scratch/model.onnx")
+
+    @property
+    def verdict(self) -> str:
+        return self.evidence.verdict
+
+    def to_json(self) -> dict[str, object]:
+        return evidence_to_json(self.evidence)
+
+    def __rich__(self) -> RenderableType:
+        return show_evidence(self.evidence)
 
     def save(self, out: Path, force: bool = False) -> Path:
         self.saved.append((out, force))
@@ -123,6 +137,9 @@ class FakeApi:
             progress.step("conv1")
         if self.fails is not None:
             raise self.fails
+
+    def is_language_model(self, model: Path) -> bool:
+        return model.suffix == ".gguf"
 
     def compress(self, *args: Any, **options: Any) -> Any:
         self._call("compress", args, options)

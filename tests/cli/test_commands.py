@@ -45,6 +45,7 @@ def test_every_option_reaches_the_api_unchanged(api: Any) -> None:
         "--max-size": "25%",
         "--max-latency": "10ms",
         "--max-download": "5%",
+        "--bits": "4.5",
         "--preset": "smallest",
         "--pin": "a=b=int8",
         "--forbid": "float16",
@@ -70,6 +71,7 @@ def test_every_option_reaches_the_api_unchanged(api: Any) -> None:
         "max_size": "25%",
         "max_latency": "10ms",
         "max_download": "5%",
+        "bits": "4.5",
         "preset": "smallest",
         "pin": {"a=b": "int8"},
         "forbid": ("float16",),
@@ -84,6 +86,11 @@ def test_every_option_reaches_the_api_unchanged(api: Any) -> None:
         "dry_run": False,
     }
     assert api.saved == [(Path("there"), True)]
+
+
+def test_unfinished_files_of_a_language_model_are_named_so(api: Any) -> None:
+    assert run(app, ["compress", "net.gguf", "--out", "there"]).exit_code == 0
+    assert api.calls[0][2]["checkpoints"] == Path("there.unfinished")
 
 
 @pytest.mark.parametrize(

@@ -298,6 +298,7 @@ def compress(
             inputs = [model, *([Path(data)] if data else []), *([recipe] if recipe else [])]
             check_output(folder, force=force, inputs=inputs)
         api = _load_api()
+        kept = "unfinished" if api.is_language_model(model) else "healing"
         with show_progress(sys.stderr) as progress:
             found = api.compress(
                 model,
@@ -314,7 +315,7 @@ def compress(
                 forbid=tuple(forbid or ()),
                 prune=prune,
                 heal_minutes=heal_minutes,
-                checkpoints=folder.with_name(f"{folder.name}.healing"),
+                checkpoints=folder.with_name(f"{folder.name}.{kept}"),
                 workers=workers,
                 metric=metric,
                 preprocess=preprocess,
