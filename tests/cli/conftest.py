@@ -171,7 +171,7 @@ def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeApi:
     """The stand-in, in the place of `packlight.api`; the current directory is an empty one."""
     fake = FakeApi()
     module = ModuleType("packlight.api")
-    for name in ("compress", "compare", "inspect", "targets"):
+    for name in ("compress", "compare", "inspect", "is_language_model", "targets"):
         setattr(module, name, getattr(fake, name))
     monkeypatch.setitem(sys.modules, "packlight.api", module)
     monkeypatch.chdir(tmp_path)

@@ -15,6 +15,7 @@ from language_zoo import TEXT, make_model
 import packlight
 from packlight.errors import UnusableSamples, WrongUsage
 from packlight.language import LanguageForecast, LanguageResult
+from packlight.llm import compress as compressing
 from packlight.llm.checkpoint import open_checkpoint
 
 SHAPE = {
@@ -29,6 +30,12 @@ needs_llama_cpp = pytest.mark.skipif(
     importlib.util.find_spec("llama_cpp") is None,
     reason="llama-cpp-python is not installed: pip install 'packlight[llamacpp]'",
 )
+
+
+@pytest.fixture(autouse=True)
+def little_effort(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compressing, "SMALL", 0)
+    monkeypatch.setattr(compressing, "PARTS", 2)
 
 
 @pytest.fixture(scope="module")
