@@ -73,6 +73,8 @@ packlight compare net.onnx net.packed/model.onnx --data samples.npz
 """
 _TARGETS = """List the devices, their runtimes, and what each of them runs fast.
 
+Language models have targets of their own: llama.cpp and ollama.
+
 [bold]Example[/bold]
 
 packlight targets
