@@ -14,7 +14,6 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
@@ -201,8 +200,7 @@ def round_tensor(run: Run, name: str, weight: Floats, moments: Moments | None) -
         if h is not None and not h.any():
             h, unseen = None, unseen + 1
         try:
-            with one_blas_thread():
-                data = _quantize(run, name, one, h)
+            data = _quantize(run, name, one, h)
         except ValueError as broken:
             raise UnusableModel(f"{name} cannot be rounded to {kind}: {broken}") from broken
         near[e] = decode(kind, data)
@@ -227,19 +225,6 @@ def round_tensor(run: Run, name: str, weight: Floats, moments: Moments | None) -
     run.writing.add(name, kind, np.concatenate(pieces))
     run.progress.step(f"{name} {kind}")
     return near.reshape(weight.shape)
-
-
-def one_blas_thread() -> AbstractContextManager[object]:
-    """Keep NumPy to one thread meanwhile: its own spin between the small products of rounding.
-
-    A tensor took 96 s with two of them on a busy machine, and 17 s with one.
-    """
-    try:
-        from threadpoolctl import threadpool_limits
-    except ImportError:
-        return nullcontext()
-    found: AbstractContextManager[object] = threadpool_limits(1, user_api="blas")
-    return found
 
 
 def _quantize(run: Run, name: str, weight: Floats, moments: Moments | None) -> NDArray[np.uint8]:

@@ -23,7 +23,6 @@ from packlight.llm.compress import (
     Settings,
     finished_tensor,
     keep_tensor,
-    one_blas_thread,
     relative_error,
     round_tensor,
 )
@@ -103,9 +102,7 @@ def estimate_costs(
     def change(name: str, weight: Tensor, moments: Tensor | None) -> Iterator[tuple[str, Tensor]]:
         kinds = [kind for kind in candidates if fits(kind, weight.shape[-1])]
         h = None if moments is None else moments.numpy().astype(np.float32)
-        with one_blas_thread():
-            found = list(_round_cheaply(kinds, weight.detach().numpy(), h, settings.damping))
-        for kind, near in found:
+        for kind, near in _round_cheaply(kinds, weight.detach().numpy(), h, settings.damping):
             yield kind, torch.from_numpy(near)
 
     losses = estimate_losses(
