@@ -60,6 +60,8 @@ def test_what_cannot_be_is_said_in_one_sentence(options: dict[str, Any], words: 
 
 
 def test_folders_and_gguf_files_are_language_models(tmp_path: Path) -> None:
+    assert not is_language_model(tmp_path)
+    (tmp_path / "config.json").touch()
     assert is_language_model(tmp_path) and is_language_model("model.GGUF")
     assert not is_language_model("net.onnx") and not is_language_model(object())
 

@@ -42,7 +42,9 @@ def is_language_model(model: object) -> bool:
     if not isinstance(model, str | Path):
         return False
     path = Path(model)
-    return path.suffix.lower() == ".gguf" or path.is_dir()
+    if path.is_dir():
+        return (path / "config.json").exists() or any(path.glob("*.safetensors"))
+    return path.suffix.lower() == ".gguf"
 
 
 def read_ask(
