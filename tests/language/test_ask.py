@@ -49,7 +49,7 @@ def test_one_budget_is_read(options: dict[str, Any], field: str, value: float) -
         ({"bits": "four"}, "such as 4.5"),
         ({"bits": "nan"}, "such as 4.5"),
         ({"max_drop": "0"}, "allow more than 0"),
-        ({"target": "olama"}, "did you mean.*ollama"),
+        ({"target": "olama"}, "yet: choose one of llama.cpp, ollama"),
         ({"target": "vllm"}, "choose one of llama.cpp, ollama"),
         ({"pins": {"token_embd.weight": "Q4K"}}, "did you mean.*Q4_K"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from language_zoo import TEXT, make_model
 
 import packlight
-from packlight.errors import UnusableSamples, WrongUsage
+from packlight.errors import UnusableModel, UnusableSamples, WrongUsage
 from packlight.language import LanguageForecast, LanguageResult
 from packlight.llm import compress as compressing
 from packlight.llm.checkpoint import open_checkpoint
@@ -130,6 +131,17 @@ def test_a_forecast_reads_no_weights_and_writes_nothing(small: Path, text: Path)
 def test_what_cannot_be_asked_for_is_said(small: Path, options: Any, words: str) -> None:
     with pytest.raises(WrongUsage, match=words):
         compress(small, **options)
+
+
+def test_nothing_empty_is_left_behind(small: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(small, bare)
+    (bare / "tokenizer.json").unlink()
+    with pytest.raises(UnusableModel, match="tokenizer"):
+        compress(bare, bits=4, checkpoints=tmp_path / "out.unfinished")
+    assert not (tmp_path / "out.unfinished").exists()
+    compress(small, bits=4, checkpoints=tmp_path / "out.unfinished").save(tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"bare", "out"}
 
 
 def test_bits_are_for_language_models(demo: Path) -> None:

@@ -64,8 +64,8 @@ def read_ask(
     target = "llama.cpp" if target == "laptop" else target
     if target not in TARGETS:
         raise WrongUsage(
-            f"A language model cannot be made for the target {target!r}"
-            f"{did_you_mean(target, TARGETS)}: choose one of {', '.join(TARGETS)}."
+            f"A language model cannot be made for the target {target!r} yet: choose one of "
+            f"{', '.join(TARGETS)}."
         )
     options = {"--bits": bits, "--max-size": max_size, "--max-drop": max_drop, "--recipe": types}
     given = [name for name, value in options.items() if value is not None]

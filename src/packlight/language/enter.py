@@ -59,16 +59,20 @@ def enter(
         )
     windows = None if data is None else _windows(checkpoint, data)
     inputs = [path, *(Path(one) for one in (data, recipe) if isinstance(one, str | Path))]
-    return compress_language_model(
-        checkpoint,
-        ask,
-        windows,
-        Scratch(scratch),
-        inputs=inputs,
-        seed=seed if given is None else given.seed,
-        dry_run=dry_run,
-        progress=progress,
-    )
+    unfinished = Scratch(scratch)
+    try:
+        return compress_language_model(
+            checkpoint,
+            ask,
+            windows,
+            unfinished,
+            inputs=inputs,
+            seed=seed if given is None else given.seed,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    finally:
+        unfinished.tidy()
 
 
 def _windows(checkpoint: Checkpoint, data: object) -> Windows:

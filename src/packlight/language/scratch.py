@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import weakref
@@ -26,6 +27,14 @@ class Scratch:
         folder = self.path / label
         folder.mkdir(parents=True, exist_ok=True)
         return folder / name
+
+    def tidy(self) -> None:
+        """Remove folders in which nothing lies that a next run could use."""
+        if self._own or not self.path.is_dir():
+            return
+        for folder in (*self.path.iterdir(), self.path):
+            with contextlib.suppress(OSError):  # it holds something, or is a file
+                folder.rmdir()
 
     def clear(self) -> None:
         """Remove all of it: what was made is where the user wanted it."""
