@@ -25,6 +25,7 @@ FLOORS = {
     "version": 0,
     "durable": 0,
     "nearest": 0,
+    "scratch": 0,
     "choices": 0.5,  # what a recipe is made of
     "ranks": 0.5,
     "recipe": 1,

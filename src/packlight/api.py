@@ -6,14 +6,12 @@ source -> load -> prepare -> simplify -> calibrate -> search -> measure -> Evide
 from __future__ import annotations
 
 import contextlib
-import shutil
 import tempfile
 import time
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 
@@ -23,8 +21,8 @@ from packlight.graph.layers import find_layers
 from packlight.graph.model import load_model as load
 from packlight.graph.model import save_model
 from packlight.graph.torch.enter import to_torch
-from packlight.language import LanguageForecast, LanguageResult, enter, is_language_model
-from packlight.measure.evidence import Budget, Evidence
+from packlight.language.known import is_language_model
+from packlight.measure.evidence import EXIT_STATUS, Budget, Evidence
 from packlight.measure.quality import Metric, find_metric
 from packlight.plan.account import state_evidence
 from packlight.plan.answer import Question, find_answer, tune_answer
@@ -47,14 +45,17 @@ from packlight.report.snippet import how_to_run
 from packlight.report.table import show_evidence
 from packlight.runtime import profile_operators
 from packlight.samples import feeds_of
+from packlight.scratch import Scratch
 from packlight.targets import TARGETS, Target, find_target
 from packlight.transport import pack, unpack
+
+if TYPE_CHECKING:
+    from packlight.language.forecast import LanguageForecast
+    from packlight.language.result import LanguageResult
 
 __all__ = [
     "Comparison",
     "Forecast",
-    "LanguageForecast",
-    "LanguageResult",
     "Result",
     "compare",
     "compress",
@@ -90,7 +91,7 @@ class Result:
     @property
     def exit_status(self) -> int:
         """0 met, 3 best-effort, 4 not-worth-it."""
-        return {"met": 0, "best-effort": 3, "not-worth-it": 4}[self.evidence.verdict]
+        return EXIT_STATUS[self.evidence.verdict]
 
     def save(self, out: str | Path, *, force: bool = False) -> Path:
         """Write model.onnx, recipe.yaml, report.html and report.json into the folder `out`.
@@ -206,7 +207,8 @@ def compress(
             "--preprocess": preprocess is not None,
         }
         _refuse(no_use, "a language model")
-        assert isinstance(model, str | Path)
+        from packlight.language.enter import enter  # what it needs, other models do without
+
         return enter(
             model,
             data=data,
@@ -243,7 +245,7 @@ def compress(
             "recipe, or leave it out."
         )
     progress.stage("reading the model and the samples")
-    arrived = _Scratch()
+    arrived = Scratch()
     source = load(bring_in(model, example_inputs, arrived.path))
     size, download = (
         None if most is None else parse_size(most, source.size_bytes, option=option)
@@ -268,7 +270,6 @@ def compress(
         found_metric,
         Budget(drop, size, None, download),
         max_latency=max_latency,
-        limited=limited,
         share=share,
         pin=pin or {},
         forbid=forbid,
@@ -294,7 +295,7 @@ def compress(
             packed = bench.pack_trial(chosen).packed_bytes
             figures = replace(figures, packed_bytes=packed)
         evidence = state_evidence(question, answer, steps, figures, tuning)
-        scratch = _Scratch()
+        scratch = Scratch()
         files = _keep(chosen, scratch.path)
     evidence = replace(evidence, seconds=time.monotonic() - begun)
     given_paths = (model, data, recipe)
@@ -394,14 +395,6 @@ def _path_of(recipe: str | Path | Recipe) -> str | Path:
 
 def _recipe(recipe: str | Path | Recipe | None) -> Recipe | None:
     return recipe if recipe is None or isinstance(recipe, Recipe) else read_recipe(recipe)
-
-
-class _Scratch:
-    """A folder that goes away with the last that holds this, or when Python ends."""
-
-    def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="packlight-"))
-        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 def _keep(chosen: Tried, folder: Path) -> tuple[Path, ...]:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from packlight.errors import UnusableRecipe, WrongUsage
-from packlight.language.ask import DEFAULT_BITS, is_language_model, read_ask
+from packlight.language.ask import DEFAULT_BITS, read_ask
+from packlight.language.known import is_language_model
 from packlight.language.recipe import (
     LanguageRecipe,
     read_language_recipe,

@@ -15,7 +15,8 @@ from language_zoo import TEXT, make_model
 
 import packlight
 from packlight.errors import UnusableModel, UnusableSamples, WrongUsage
-from packlight.language import LanguageForecast, LanguageResult
+from packlight.language.forecast import LanguageForecast
+from packlight.language.result import LanguageResult
 from packlight.llm import compress as compressing
 from packlight.llm.checkpoint import open_checkpoint
 

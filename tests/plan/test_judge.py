@@ -7,6 +7,7 @@ import pytest
 
 from packlight.measure.evidence import Budget, LatencyEvidence, MetricEvidence, Pair
 from packlight.plan.judge import Figures, environment, judge
+from packlight.runtime import runtime_name
 
 METRIC = MetricEvidence("top-1 agreement", 500, 1.0, 0.998, 0.002, (0.0, 0.008), proven=True)
 FASTER = LatencyEvidence("onnxruntime", 1, 10.0, 5.0, 0.5, (0.49, 0.51))
@@ -91,7 +92,7 @@ def test_a_metric_that_is_not_a_number_is_not_within_the_budget() -> None:
 
 
 def test_the_environment_names_versions_and_the_processor() -> None:
-    found = environment()
+    found = environment(runtime_name("onnxruntime"))
     assert {"packlight", "runtime", "python", "numpy", "system", "processor"} <= found.keys()
     assert all(isinstance(value, str) and value for value in found.values())
     assert "VNNI" in found["processor"]

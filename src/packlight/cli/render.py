@@ -20,9 +20,10 @@ from packlight.cli.anatomy import show_anatomy
 from packlight.report.visible import visible
 
 if TYPE_CHECKING:
-    from packlight.api import LanguageResult, Result
+    from packlight.api import Result
     from packlight.cli.choices import ChoiceLine
     from packlight.graph.anatomy import Anatomy
+    from packlight.language.result import LanguageResult
     from packlight.report.choices import Gain
     from packlight.transport import Transport
 

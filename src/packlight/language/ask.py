@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 from packlight.errors import WrongUsage
 from packlight.llm.formats import FORMATS
@@ -33,18 +32,8 @@ class Ask:
     max_size_bytes: int | None = None
     max_drop: float | None = None
     types: Mapping[str, str] | None = None
-    pins: Mapping[str, str] | None = None
+    pins: Mapping[str, str] = field(default_factory=dict)
     by_default: bool = False
-
-
-def is_language_model(model: object) -> bool:
-    """Whether something is a path to a Hugging Face folder or a GGUF file."""
-    if not isinstance(model, str | Path):
-        return False
-    path = Path(model)
-    if path.is_dir():
-        return (path / "config.json").exists() or any(path.glob("*.safetensors"))
-    return path.suffix.lower() == ".gguf"
 
 
 def read_ask(

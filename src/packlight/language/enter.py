@@ -10,12 +10,12 @@ from packlight.language.ask import read_ask
 from packlight.language.forecast import LanguageForecast
 from packlight.language.recipe import read_language_recipe
 from packlight.language.result import LanguageResult
-from packlight.language.scratch import Scratch
 from packlight.language.story import compress_language_model
 from packlight.llm.checkpoint import Checkpoint, open_checkpoint
 from packlight.llm.text import Tokenize, Windows, open_tokenizer, read_windows
 from packlight.progress import Progress
 from packlight.runtime.llamacpp import LlamaCpp
+from packlight.scratch import Scratch
 
 
 def enter(

@@ -77,7 +77,7 @@ def forecast_language(
     """Predict a run from the checkpoint's header alone: no weight is read."""
     weights = sum(info.weights for info in checkpoint.tensors.values())
     notes = list(checkpoint.notes)
-    types = {**(ask.types or _likely_types(checkpoint, ask, weights)), **(ask.pins or {})}
+    types = {**(ask.types or _likely_types(checkpoint, ask, weights)), **ask.pins}
     found = forecast_compression(
         checkpoint,
         types,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from pathlib import Path
 
@@ -11,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packlight.errors import MissingExtra
-from packlight.language.scratch import Scratch
 from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.gguf import plain_contents, write_gguf
 from packlight.llm.text import Windows
@@ -19,8 +16,8 @@ from packlight.measure.language_proof import PROOF_TOKENS, LanguageProof, prove_
 from packlight.measure.language_run import measure_divergence
 from packlight.progress import Progress
 from packlight.runtime import cpu_features
-from packlight.runtime.llamacpp import LlamaCpp, check_llamacpp, llamacpp_name
-from packlight.version import __version__
+from packlight.runtime.llamacpp import LlamaCpp, check_llamacpp
+from packlight.scratch import Scratch
 
 SECONDS = 300.0
 """Reading a text in both files takes about so long, on `LEAST_WINDOWS` at least."""
@@ -53,7 +50,7 @@ def agreement_lost(
     chosen = _affordable(original, windows.search)
     progress.stage("measuring what is lost", len(chosen))
     found = measure_divergence(
-        original, file, chosen, threads=_threads(), seed=seed, on_window=progress.step
+        original, file, chosen, threads=cpu_features().cores, seed=seed, on_window=progress.step
     )
     return 1 - found.top_agreement, found.mean_kl
 
@@ -77,7 +74,7 @@ def prove(
     chosen = _affordable(original, windows.proof[: max(2, PROOF_TOKENS // windows.length)])
     progress.stage("proving on text held back", 4)
     proof = prove_language(
-        original, file, chosen, threads=_threads(), seed=seed, on_step=progress.step
+        original, file, chosen, threads=cpu_features().cores, seed=seed, on_step=progress.step
     )
     text = f"{windows.source}: {len(chosen)} windows of {windows.length} tokens, held back"
     return proof, text
@@ -85,7 +82,7 @@ def prove(
 
 def _affordable(original: Path, windows: NDArray[np.int32]) -> NDArray[np.int32]:
     """As many windows, evenly spread, as can be read in time."""
-    with LlamaCpp(original, threads=_threads(), context=windows.shape[1]) as model:
+    with LlamaCpp(original, threads=cpu_features().cores, context=windows.shape[1]) as model:
         begun = time.monotonic()
         for _ in model.logits(windows[0]):
             pass
@@ -94,24 +91,3 @@ def _affordable(original: Path, windows: NDArray[np.int32]) -> NDArray[np.int32]
     if len(windows) <= most:
         return windows
     return windows[np.linspace(0, len(windows) - 1, most).astype(np.int64)]
-
-
-def _threads() -> int:
-    return os.cpu_count() or 1
-
-
-def environment() -> dict[str, str]:
-    """The machine and the versions that the figures were measured with."""
-    cpu = cpu_features()
-    found = {
-        "packlight": __version__,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": f"{cpu.model}, {cpu.cores} cores",
-    }
-    try:
-        check_llamacpp()
-    except MissingExtra:
-        return found
-    return {**found, "runtime": llamacpp_name()}

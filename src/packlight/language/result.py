@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from packlight.measure.evidence import Verdict
+from packlight.measure.evidence import EXIT_STATUS, Verdict
 from packlight.measure.language_evidence import LanguageEvidence
 from packlight.report.folder import write_folder
 from packlight.report.language import (
@@ -19,6 +18,8 @@ from packlight.report.language import (
     write_language_html,
 )
 from packlight.report.language_json import language_evidence_to_json, write_language_json
+from packlight.report.language_wording import how_to_run_language
+from packlight.scratch import Scratch
 
 MODEL = "model.gguf"
 
@@ -32,7 +33,7 @@ class LanguageResult:
     model: Path
     _texts: Mapping[str, str] = field(repr=False)
     _inputs: tuple[Path, ...] = field(repr=False)
-    _keep: Any = field(repr=False, compare=False, default=None)
+    _keep: Scratch = field(repr=False, compare=False)
 
     @property
     def verdict(self) -> Verdict:
@@ -42,7 +43,7 @@ class LanguageResult:
     @property
     def exit_status(self) -> int:
         """0 met, 3 best-effort, 4 not-worth-it."""
-        return {"met": 0, "best-effort": 3, "not-worth-it": 4}[self.evidence.verdict]
+        return EXIT_STATUS[self.evidence.verdict]
 
     def save(self, out: str | Path, *, force: bool = False) -> Path:
         """Write model.gguf, recipe.yaml, report.html and report.json into the folder `out`.
@@ -54,14 +55,13 @@ class LanguageResult:
             **self._texts,
             "report.json": write_language_json(self.evidence),
             "report.html": write_language_html(
-                self.evidence, how_to_run=how_to_run(self.evidence.target, Path(out))
+                self.evidence, how_to_run=how_to_run_language(self.evidence.target, MODEL)
             ),
         }
         folder = write_folder(
             Path(out), files=(self.model,), texts=texts, force=force, inputs=self._inputs
         )
-        if self._keep is not None:
-            self._keep.clear()
+        self._keep.clear()
         return folder
 
     def to_json(self) -> dict[str, Any]:
@@ -78,13 +78,3 @@ class LanguageResult:
         from html import escape
 
         return f"<pre>{escape(str(self))}</pre>"
-
-
-def how_to_run(target: str, folder: Path) -> str:
-    """The lines that run the result."""
-    if target == "ollama":
-        name = shlex.quote(folder.name.lower() or "packed")
-        return f"ollama create {name} -f Modelfile\nollama run {name}\n"
-    return (
-        f'llama-cli -m {MODEL} -p "Once upon a time"\n# or, in Python: llama_cpp.Llama("{MODEL}")\n'
-    )

@@ -76,11 +76,9 @@ class Compressed:
 
     path: Path
     size_bytes: int
-    original_bytes: int
     rows: tuple[Row, ...]
     kept: tuple[str, ...]
     notes: tuple[str, ...]
-    seconds: float
 
     @property
     def types(self) -> dict[str, str]:
@@ -137,7 +135,6 @@ def compress_checkpoint(
     checkpoint's own. A run with the same arguments that was killed is gone on with.
     Raises UnusableModel, UnusableOutput, MissingExtra (PyTorch, for windows), WrongUsage.
     """
-    begun = time.monotonic()
     settings = settings or Settings()
     if windows is not None:
         check_torch()
@@ -169,7 +166,7 @@ def compress_checkpoint(
         file = writing.finish()
         journal.remove()
         slopes.clear()
-    return _result(run, file, time.monotonic() - begun)
+    return _result(run, file)
 
 
 def check_torch() -> None:
@@ -246,9 +243,14 @@ def _quantize(run: Run, name: str, weight: Floats, moments: Moments | None) -> N
     )
 
 
+def is_finished(run: Run, name: str) -> bool:
+    """Whether an earlier run finished a tensor."""
+    return name in run.writing.finished and name in run.journal.rows
+
+
 def finished_tensor(run: Run, name: str) -> Floats | None:
     """What a tensor's bytes stand for, where an earlier run has finished it."""
-    if name not in run.writing.finished or name not in run.journal.rows:
+    if not is_finished(run, name):
         return None
     shape = run.checkpoint.tensors[name].shape
     return decode(run.types[name], run.writing.read(name)).reshape(shape)
@@ -278,15 +280,10 @@ def _round_alone(run: Run) -> None:
         if name not in run.types:
             keep_tensor(run, name)
             run.progress.step(name)
-        elif finished_tensor_is_whole(run, name):
+        elif is_finished(run, name):
             run.progress.step(name)
         else:
             _round_rows(run, name, info.shape)
-
-
-def finished_tensor_is_whole(run: Run, name: str) -> bool:
-    """Whether an earlier run finished a tensor."""
-    return name in run.writing.finished and name in run.journal.rows
 
 
 def _round_rows(run: Run, name: str, shape: tuple[int, ...]) -> None:
@@ -373,15 +370,13 @@ def _key(
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def _result(run: Run, file: GgufFile, seconds: float) -> Compressed:
+def _result(run: Run, file: GgufFile) -> Compressed:
     rows = run.journal.rows
     tensors = run.checkpoint.tensors
     return Compressed(
         path=file.path,
         size_bytes=file.path.stat().st_size,
-        original_bytes=run.checkpoint.size_bytes,
         rows=tuple(rows[name] for name in file.tensors if name in rows),
         kept=tuple(name for name in tensors if name not in rows),
         notes=(*run.checkpoint.notes, *run.notes),
-        seconds=seconds,
     )

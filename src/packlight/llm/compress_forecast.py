@@ -9,11 +9,10 @@ from math import prod
 from packlight.llm.architectures import EMBEDDING, LINEAR, OUTPUT
 from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.costs import bytes_of
+from packlight.llm.gguf.writing import alignment_of, head_bytes, pad
 
 ROUNDED_ROLES = (LINEAR, EMBEDDING, OUTPUT)
 """What is stored in fewer bits; norms, biases and routers stay as they are, in 32."""
-
-ALIGNMENT = 32
 
 WIDEST = 8192
 """Outputs up to which gradients' second moments are a whole matrix; beyond, its diagonal."""
@@ -61,8 +60,11 @@ def rounded_names(checkpoint: Checkpoint) -> tuple[str, ...]:
 def other_bytes(checkpoint: Checkpoint) -> int:
     """Bytes of the file that no choice of types changes: its head, and tensors kept in 32 bits."""
     rounded = set(rounded_names(checkpoint))
-    kept = (info.shape for name, info in checkpoint.tensors.items() if name not in rounded)
-    return _head_bytes(checkpoint) + sum(_padded(4 * prod(shape)) for shape in kept)
+    shapes = {name: tuple(info.shape) for name, info in checkpoint.tensors.items()}
+    pairs = checkpoint.gguf_metadata()
+    kept = (shape for name, shape in shapes.items() if name not in rounded)
+    aligned = alignment_of(pairs)
+    return head_bytes(pairs, shapes) + sum(pad(4 * prod(shape), aligned) for shape in kept)
 
 
 def forecast_compression(
@@ -84,7 +86,8 @@ def forecast_compression(
     """
     tensors, config = checkpoint.tensors, checkpoint.config
     size = other_bytes(checkpoint)
-    size += sum(_padded(bytes_of(types[name], tensors[name].shape)) for name in types)
+    aligned = alignment_of(checkpoint.gguf_metadata())
+    size += sum(pad(bytes_of(types[name], tensors[name].shape), aligned) for name in types)
     weights = sum(tensors[name].weights for name in types)
     names = rounded_names(checkpoint)
     largest = max((tensors[name].weights for name in names), default=0)
@@ -128,18 +131,3 @@ def _forecast(
 ) -> CompressionForecast:
     kept = len(checkpoint.tensors) - len(types)
     return CompressionForecast(size, memory, scratch, seconds, len(types), kept)
-
-
-def _head_bytes(checkpoint: Checkpoint) -> int:
-    """Bytes in front of the tensors: magic and counts, metadata, and a line a tensor."""
-    pairs = {key: len(value.raw) for key, value in checkpoint.gguf_metadata().items()}
-    for key in ("general.file_type", "general.quantization_version"):
-        pairs.setdefault(key, 4)
-    size = 24 + sum(8 + len(key.encode()) + 4 + length for key, length in pairs.items())
-    for name, info in checkpoint.tensors.items():
-        size += 8 + len(name.encode()) + 4 + 8 * len(info.shape) + 12
-    return _padded(size)
-
-
-def _padded(size: int) -> int:
-    return size + -size % ALIGNMENT

@@ -12,6 +12,9 @@ from typing import Literal
 
 Verdict = Literal["met", "best-effort", "not-worth-it"]
 
+EXIT_STATUS: dict[Verdict, int] = {"met": 0, "best-effort": 3, "not-worth-it": 4}
+"""What the command line ends with."""
+
 
 @dataclass(frozen=True)
 class Budget:

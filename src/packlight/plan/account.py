@@ -11,6 +11,7 @@ from packlight.plan.answer import Answer, Question
 from packlight.plan.goal import average_bits
 from packlight.plan.judge import Figures, environment, judge, layer_evidence
 from packlight.plan.trials import Tried
+from packlight.runtime import runtime_name
 
 
 def state_evidence(
@@ -64,7 +65,7 @@ def state_evidence(
         ),
         inputs=tuple(str(spec) for spec in model.inputs),
         samples=prepared.samples.source,
-        environment=environment(bench.device.engine),
+        environment=environment(runtime_name(bench.device.engine)),
         seed=bench.seed,
         packed_bytes=figures.packed_bytes,
         preset=goal.name,

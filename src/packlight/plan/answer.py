@@ -48,7 +48,7 @@ class Question:
     """What the user asks, read and checked.
 
     budget: without its latency, which may be a share of the original's: `max_latency` says it.
-    limited: a size or a time was asked for. share: of the multiply-accumulates that are to go;
+    share: of the multiply-accumulates that are to go;
     0 for none, None for what the budget needs. given: the user's recipe.
     """
 
@@ -60,7 +60,6 @@ class Question:
     metric: Metric | str | None
     budget: Budget
     max_latency: str | float | None
-    limited: bool
     share: Share | None
     pin: Mapping[str, str]
     forbid: Sequence[str]
@@ -69,6 +68,12 @@ class Question:
     heal_minutes: float
     workers: int | str
     seed: int
+
+    @property
+    def limited(self) -> bool:
+        """Whether a size or a time was asked for."""
+        limits = (self.budget.max_size_bytes, self.budget.max_download_bytes, self.max_latency)
+        return any(limit is not None for limit in limits)
 
     @property
     def searches(self) -> bool:
@@ -159,15 +164,15 @@ def find_answer(question: Question, stack: ExitStack, progress: Progress) -> Ans
     """
     best = _answer(question, question.share or None, question.training, stack, progress)
     share = _first_share(question, best)
+    training = question.training
+    if share is not None and training.any:
+        folder, minutes = training.folder, question.heal_minutes
+        training = plan_training(minutes, prunes=True, given=None, folder=folder)
     short = best.beyond > 0
     reason = "bits alone do not reach the budget" if short else "the shortest time was wished for"
     for _ in range(ATTEMPTS):
         if share is None:
             break
-        training = question.training
-        if training.any:
-            folder, minutes = training.folder, question.heal_minutes
-            training = plan_training(minutes, prunes=True, given=None, folder=folder)
         try:
             other = _answer(question, share, training, stack, progress, known=best)
         except WrongUsage as error:

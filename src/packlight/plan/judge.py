@@ -32,7 +32,7 @@ from packlight.plan.solve import SLOWER
 from packlight.plan.speed import layer_times
 from packlight.plan.trials import GIVEN, Tried, Workbench
 from packlight.progress import SILENT, Progress
-from packlight.runtime import Engine, cpu_features, runtime_name
+from packlight.runtime import cpu_features
 from packlight.version import __version__
 
 ROUNDS = 200
@@ -215,14 +215,17 @@ def _bytes_before(originals: Sequence[Layer], layers: Sequence[Layer]) -> dict[s
     return found
 
 
-def environment(engine: Engine = "onnxruntime") -> dict[str, str]:
-    """The machine and the versions that the figures were measured with."""
+def environment(runtime: str | None) -> dict[str, str]:
+    """The machine and the versions that the figures were measured with.
+
+    runtime: its name; None where nothing was run.
+    """
     cpu = cpu_features()
     import numpy as np
 
     return {
         "packlight": __version__,
-        "runtime": runtime_name(engine),
+        **({"runtime": runtime} if runtime else {}),
         "python": platform.python_version(),
         "numpy": np.__version__,
         "system": f"{platform.system()} {platform.machine()}",

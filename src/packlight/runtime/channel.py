@@ -15,7 +15,8 @@ import time
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from numpy.typing import NDArray
 
@@ -201,6 +202,32 @@ class Channel:
     def _stop(self, reason: str) -> None:
         self._ended = self._ended or reason
         self._end()
+
+
+class Owner:
+    """What asks a worker of its own through `_channel`; used in a `with` statement."""
+
+    _channel: Channel
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._channel.pid
+
+    def close(self) -> None:
+        """End the child, and with it all that it holds. Closing twice does nothing."""
+        self._channel.close()
 
 
 def _spawn(memory_bytes: int, mapped_bytes: int) -> tuple[subprocess.Popen[bytes], int, int, int]:

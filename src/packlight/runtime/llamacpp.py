@@ -13,14 +13,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from packlight.errors import MissingExtra, RuntimeCrashed, RuntimeRefused, WrongUsage
-from packlight.runtime.channel import Channel
+from packlight.runtime.channel import Channel, Owner
 from packlight.runtime.limits import Limits
 
 _DEFAULT = Limits()
@@ -56,7 +55,7 @@ class TextSeconds:
     generation: float
 
 
-class LlamaCpp:
+class LlamaCpp(Owner):
     """llama.cpp with one .gguf file loaded; use it in a `with` statement.
 
     threads: of both prompt and generation. context: tokens that a window, or a prompt with its
@@ -108,26 +107,6 @@ class LlamaCpp:
         except BaseException:
             self._channel.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        where: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    @property
-    def pid(self) -> int:
-        """The child's process id."""
-        return self._channel.pid
-
-    def close(self) -> None:
-        """End the child. Closing twice does nothing."""
-        self._channel.close()
 
     def tokenize(self, text: str) -> NDArray[np.int32]:
         """Tokens [n] of a text, without a start token; special tokens in it are plain text."""

@@ -6,15 +6,14 @@ import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from packlight.errors import MissingExtra, RuntimeCrashed, RuntimeRefused, WrongUsage
 from packlight.runtime import wire
-from packlight.runtime.channel import Channel
+from packlight.runtime.channel import Channel, Owner
 from packlight.runtime.limits import Limits
 from packlight.tensors import TensorSpec
 
@@ -36,7 +35,7 @@ _CARRIERS = {
 }
 
 
-class Process:
+class Process(Owner):
     """One child process that holds any number of sessions; use it in a `with` statement.
 
     limits: memory of the child, and time of a single request.
@@ -47,22 +46,6 @@ class Process:
     def __init__(self, *, limits: Limits = _DEFAULT) -> None:
         self._channel = Channel(limits)
         self._loaded = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        where: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    @property
-    def pid(self) -> int:
-        """The child's process id."""
-        return self._channel.pid
 
     def load(
         self,
@@ -174,10 +157,6 @@ class Process:
         if type(size) is not int or size <= 0:
             raise RuntimeCrashed("The runtime's process sent a peak memory that makes no sense.")
         return size
-
-    def close(self) -> None:
-        """End the child, and with it all sessions. Closing twice does nothing."""
-        self._channel.close()
 
 
 class Session:

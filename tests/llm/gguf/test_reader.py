@@ -67,7 +67,7 @@ def test_what_stands_in_it(tmp_path: Path, version: int):
         "a.truth": True,
     }
     assert file.metadata["a.numbers"] == value_of([1, -2, 3], Kind.I64)
-    assert file.tensors["x"].shape == (2, 4) and file.tensors["x"].type.name == "F32"
+    assert file.tensors["x"].shape == (2, 4) and file.tensors["x"].dtype == "F32"
     assert file.tensors["y"].size_bytes == 34
     assert file.tensors["y"].offset == file.head_bytes + 32
 

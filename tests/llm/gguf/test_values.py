@@ -91,5 +91,5 @@ def test_a_file_of_the_gguf_package_is_read_as_it_was_meant(tmp_path: Path):
     raw = path.read_bytes()
     for name, array in arrays.items():
         found = file.tensors[name]
-        assert found.shape == array.shape and found.type.name == ("F32" if name == "x" else "F16")
+        assert found.shape == array.shape and found.dtype == ("F32" if name == "x" else "F16")
         assert raw[found.offset : found.offset + found.size_bytes] == array.tobytes()

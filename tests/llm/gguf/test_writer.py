@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from packlight.errors import UnusableModel, UnusableOutput
 from packlight.llm.checkpoint import Checkpoint, open_checkpoint
+from packlight.llm.formats.table import encode_plain
 from packlight.llm.gguf import Kind, begin_gguf, plain_contents, read_gguf, write_gguf
-from packlight.llm.gguf.encode import encode_rows, to_bfloat16
+from packlight.llm.gguf.encode import encode_rows
 from packlight.llm.gguf.values import value_of
 
 
@@ -120,7 +121,7 @@ def test_blocks_must_add_up(tmp_path: Path, checkpoint: Checkpoint, count: int, 
 
 def test_the_plain_model(tmp_path: Path, checkpoint: Checkpoint):
     written = write_gguf(tmp_path / "out", checkpoint, plain_contents(checkpoint, "F16"))
-    kinds = {name: one.type.name for name, one in written.tensors.items()}
+    kinds = {name: one.dtype for name, one in written.tensors.items()}
     assert kinds["token_embd.weight"] == kinds["blk.0.attn_q.weight"] == "F16"
     assert kinds["output_norm.weight"] == "F32"
 
@@ -381,12 +382,12 @@ def test_contents_that_do_not_fit_are_refused(kind: str, content: NDArray[Any], 
 
 def test_bfloat16_rounds_to_nearest_halves_to_even():
     floats = np.array([1, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-9, -1 - 2**-8 - 2**-12], np.float32)
-    back = (to_bfloat16(floats).astype(np.uint32) << 16).view(np.float32)
+    back = (encode_plain("BF16", floats).view("<u2").astype(np.uint32) << 16).view(np.float32)
     assert back.tolist() == [1, 1, 1 + 2**-6, 1, -1 - 2**-7]
     torch = pytest.importorskip("torch")
     draw = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
     asked = torch.from_numpy(draw).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
-    assert np.array_equal(to_bfloat16(draw), asked)
+    assert np.array_equal(encode_plain("BF16", draw).view("<u2"), asked)
 
 
 def test_the_gguf_package_reads_the_same(tmp_path: Path, real: Path):

@@ -52,7 +52,7 @@ def test_every_tensor_is_accounted_for(tmp_path: Path, checkpoint: Checkpoint):
     assert all(0 < row.error < 0.02 and not row.compensated for row in done.rows)
     stored = read_gguf(tmp_path / "m.gguf").tensors
     for name in checkpoint.tensors:
-        assert stored[name].type.name == done.types.get(name, "F32")
+        assert stored[name].dtype == done.types.get(name, "F32")
     assert [one.name for one in tmp_path.iterdir()] == ["m.gguf"]
 
 

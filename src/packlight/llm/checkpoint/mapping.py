@@ -19,7 +19,7 @@ from packlight.llm.checkpoint.config import ModelConfig
 from packlight.llm.checkpoint.model import TensorInfo
 from packlight.llm.checkpoint.parts import Part
 from packlight.llm.checkpoint.rotation import rope_tensors
-from packlight.llm.checkpoint.stored import Stored
+from packlight.llm.storage import Stored
 
 FLOATS = ("F32", "F16", "BF16", "F64")
 

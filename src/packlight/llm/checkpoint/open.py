@@ -15,11 +15,10 @@ from packlight.llm.checkpoint.metadata import config_of, metadata_of
 from packlight.llm.checkpoint.model import Checkpoint, TensorInfo
 from packlight.llm.checkpoint.parts import Part
 from packlight.llm.checkpoint.roles import infer_role
-from packlight.llm.checkpoint.stored import Stored
 from packlight.llm.checkpoint.strict_json import read_json
 from packlight.llm.gguf.reader import GgufFile, read_gguf
-from packlight.llm.gguf.types import TYPES
 from packlight.llm.gguf.values import Value
+from packlight.llm.storage import TYPES, Stored
 from packlight.llm.vocabulary import FILES, read_vocabulary
 
 MOST_CONFIG_BYTES = 1 << 22
@@ -110,9 +109,8 @@ def _open_gguf(file: GgufFile) -> Checkpoint:
                 f"{list(shape_of(piece, config))}: convert the model again."
             )
         role = piece.role if piece else infer_role(name, one.shape, config)
-        stored = Stored(name, file.path, one.type.name, one.shape, one.offset)
-        infos[name] = TensorInfo(name, one.shape, one.type.name, name, role)
-        parts[name] = Part(one.shape, (stored,))
+        infos[name] = TensorInfo(name, one.shape, one.dtype, name, role)
+        parts[name] = Part(one.shape, (one,))
     with file.path.open("rb") as opened:
         head = opened.read(file.head_bytes)
     return Checkpoint(

@@ -8,7 +8,8 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from packlight.llm.checkpoint.stored import Stored, read_rows
+from packlight.llm.checkpoint.stored import read_rows
+from packlight.llm.storage import Stored
 
 
 @dataclass(frozen=True)

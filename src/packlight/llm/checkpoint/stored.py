@@ -1,58 +1,19 @@
-"""A tensor as a file holds it, and its rows as float32, read piece by piece."""
+"""The rows of a tensor in a file, as float32, read piece by piece."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
-from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from packlight.errors import UnusableModel
-from packlight.llm.gguf.types import TYPES
+from packlight.llm.formats import FORMATS, decode
+from packlight.llm.storage import Stored
 
-_NUMPY = {
-    "F64": "<f8",
-    "F32": "<f4",
-    "F16": "<f2",
-    "BF16": "<u2",
-    "I64": "<i8",
-    "I32": "<i4",
-    "I16": "<i2",
-    "I8": "|i1",
-}
+_WIDE = {"F64": "<f8", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1"}
 _CHUNK_WEIGHTS = 1 << 21
-
-
-@dataclass(frozen=True)
-class Stored:
-    """Where a tensor lies. dtype: GGUF's name of its type; shape: outermost axis first;
-    offset: of its first byte in `file`.
-    """
-
-    name: str
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-
-    @property
-    def rows(self) -> int:
-        """Rows of shape[-1] weights, all leading axes together."""
-        return prod(self.shape[:-1])
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row."""
-        return TYPES[self.dtype].row_bytes(self.shape[-1]) if self.shape else 0
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of all rows."""
-        return self.rows * self.row_bytes
 
 
 def read_bytes(stored: Stored, begin: int, end: int) -> NDArray[np.uint8]:
@@ -108,24 +69,8 @@ def read_rows(stored: Stored, begin: int, end: int) -> NDArray[np.float32]:
 
 def decode_rows(stored: Stored, raw: NDArray[np.uint8]) -> NDArray[Any]:
     """Turn uint8 [rows, row_bytes] of the tensor's type into numbers [rows, in]."""
-    kind = stored.dtype
-    if kind == "BF16":
-        widened = raw.view("<u2").astype(np.uint32)
-        widened <<= 16
-        return widened.view(np.float32)
-    if kind in _NUMPY:
-        return raw.view(_NUMPY[kind])
-    if kind == "Q8_0":
-        # 32 weights: a float16 scale, then as many int8 codes.
-        blocks = raw.reshape(-1, 34)
-        scaled = blocks[:, 2:].view(np.int8) * blocks[:, :2].view("<f2").astype(np.float32)
-        return scaled.reshape(raw.shape[0], -1)
-    return _decode_blocks(stored, raw)
-
-
-def _decode_blocks(stored: Stored, raw: NDArray[np.uint8]) -> NDArray[Any]:
-    from packlight.llm.formats import FORMATS, decode
-
+    if stored.dtype in _WIDE:
+        return raw.view(_WIDE[stored.dtype])
     if stored.dtype not in FORMATS:
         raise UnusableModel(
             f"{stored.name} in {stored.file} is stored as {stored.dtype}, which cannot be decoded "

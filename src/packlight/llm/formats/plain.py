@@ -10,7 +10,7 @@ from packlight.llm.formats.bits import Bytes
 
 def encode_f32(values: NDArray[np.float32]) -> Bytes:
     """Numbers [rows, inputs] as bytes [rows, 4 * inputs]."""
-    return values.astype("<f4").view(np.uint8)
+    return values.astype("<f4", copy=False).view(np.uint8)
 
 
 def decode_f32(data: Bytes) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from packlight.errors import WrongUsage
 from packlight.llm.formats import legacy, plain, superblocks
 from packlight.llm.formats.bits import Bytes
+from packlight.llm.storage import TYPES
 from packlight.maths.superblocks import SuperBlockGrid, SuperBlocks, values_of
 from packlight.nearest import did_you_mean
 
@@ -70,25 +71,28 @@ def _layouts() -> dict[str, Layout]:
 
 def _formats() -> Iterator[BlockFormat]:
     layouts = _layouts()
-    # name, block, bytes, number, narrower. What is narrower is what llama.cpp falls back to.
-    for name, block, size, number, narrower in (
-        ("F32", 1, 4, 0, None),
-        ("F16", 1, 2, 1, None),
-        ("BF16", 1, 2, 30, None),
-        ("Q8_0", 32, 34, 8, "F16"),
-        ("Q4_0", 32, 18, 2, "F16"),
-        ("Q4_1", 32, 20, 3, "F16"),
-        ("Q5_0", 32, 22, 6, "F16"),
-        ("Q5_1", 32, 24, 7, "F16"),
-        ("IQ4_NL", 32, 18, 20, "F16"),
-        ("Q2_K", 256, 84, 10, "IQ4_NL"),
-        ("Q3_K", 256, 110, 11, "IQ4_NL"),
-        ("IQ4_XS", 256, 136, 23, "IQ4_NL"),
-        ("Q4_K", 256, 144, 12, "Q5_0"),
-        ("Q5_K", 256, 176, 13, "Q5_1"),
-        ("Q6_K", 256, 210, 14, "Q8_0"),
+    # What is narrower is what llama.cpp falls back to.
+    for name, narrower in (
+        ("F32", None),
+        ("F16", None),
+        ("BF16", None),
+        ("Q8_0", "F16"),
+        ("Q4_0", "F16"),
+        ("Q4_1", "F16"),
+        ("Q5_0", "F16"),
+        ("Q5_1", "F16"),
+        ("IQ4_NL", "F16"),
+        ("Q2_K", "IQ4_NL"),
+        ("Q3_K", "IQ4_NL"),
+        ("IQ4_XS", "IQ4_NL"),
+        ("Q4_K", "Q5_0"),
+        ("Q5_K", "Q5_1"),
+        ("Q6_K", "Q8_0"),
     ):
-        yield BlockFormat(name, block, size, number, narrower, layouts.get(name))
+        kind = TYPES[name]
+        yield BlockFormat(
+            name, kind.block, kind.block_bytes, kind.gguf_type, narrower, layouts.get(name)
+        )
 
 
 FORMATS: Mapping[str, BlockFormat] = MappingProxyType({f.name: f for f in _formats()})

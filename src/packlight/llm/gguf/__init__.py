@@ -4,18 +4,14 @@ The format: github.com/ggml-org/ggml, docs/gguf.md, versions 2 and 3, little-end
 """
 
 from packlight.llm.gguf.plain import plain_contents
-from packlight.llm.gguf.reader import GgufFile, StoredTensor, read_gguf
-from packlight.llm.gguf.types import TYPES, TensorType
+from packlight.llm.gguf.reader import GgufFile, read_gguf
 from packlight.llm.gguf.values import Kind, Value
 from packlight.llm.gguf.writer import begin_gguf, write_gguf
 from packlight.llm.gguf.writing import Writing
 
 __all__ = [
-    "TYPES",
     "GgufFile",
     "Kind",
-    "StoredTensor",
-    "TensorType",
     "Value",
     "Writing",
     "begin_gguf",

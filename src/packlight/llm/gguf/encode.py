@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packlight.errors import UnusableModel
-from packlight.llm.gguf.types import TYPES
+from packlight.llm.formats.table import encode_plain
+from packlight.llm.storage import TYPES
 
 
 def encode_blocks(
@@ -65,29 +66,18 @@ def encode_rows(
         raise UnusableModel(
             f"{name} has the shape {list(shape)}, and {list(content.shape)} is given."
         )
-    return _encode_floats(name, kind, content).view(np.uint8).reshape(rows, row_bytes)
+    return _encode_floats(name, kind, content).reshape(rows, row_bytes)
 
 
-def _encode_floats(name: str, kind: str, content: NDArray[Any]) -> NDArray[Any]:
+def _encode_floats(name: str, kind: str, content: NDArray[Any]) -> NDArray[np.uint8]:
     if kind not in ("F32", "F16", "BF16"):
         raise UnusableModel(f"{name} is to be stored as {kind}: encode it first.")
     if not np.isfinite(content).all():
         raise UnusableModel(f"{name} holds NaN or infinity: the model is damaged.")
     floats = np.ascontiguousarray(content, np.float32)
-    if kind == "F32":
-        return floats.astype("<f4", copy=False)
-    if kind == "BF16":
-        return to_bfloat16(floats)
     limit = float(np.finfo(np.float16).max)
-    if floats.size and float(np.abs(floats).max()) > limit:
+    if kind == "F16" and floats.size and float(np.abs(floats).max()) > limit:
         raise UnusableModel(
             f"{name} holds weights above {limit:.0f}, which F16 cannot: store it as BF16 or F32."
         )
-    return floats.astype("<f2")
-
-
-def to_bfloat16(floats: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Round finite float32 to bfloat16, halves to even, as the upper 16 bits of a float32."""
-    bits = floats.view(np.uint32)
-    rounded: NDArray[np.uint16] = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
-    return rounded
+    return encode_plain(kind, floats)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import stat
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import IO
 
 from packlight.errors import UnusableModel
-from packlight.llm.gguf.types import BY_NUMBER, TensorType
 from packlight.llm.gguf.values import ARRAY_HEAD, DTYPES, LENGTH, Kind, Value
+from packlight.llm.storage import BY_NUMBER, Stored
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
@@ -34,33 +34,6 @@ _TYPE_AND_OFFSET = struct.Struct("<IQ")
 
 
 @dataclass(frozen=True)
-class StoredTensor:
-    """A tensor as a file holds it. shape: outermost axis first, so [out, in] for a matrix;
-    offset: of its first byte in the file.
-    """
-
-    name: str
-    type: TensorType
-    shape: tuple[int, ...]
-    offset: int
-
-    @property
-    def rows(self) -> int:
-        """Rows of shape[-1] weights."""
-        return prod(self.shape[:-1])
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row."""
-        return self.type.row_bytes(self.shape[-1])
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of all rows."""
-        return self.rows * self.row_bytes
-
-
-@dataclass(frozen=True)
 class GgufFile:
     """A checked GGUF file, weights not read. head_bytes: where the tensor data begins."""
 
@@ -68,7 +41,7 @@ class GgufFile:
     version: int
     alignment: int
     metadata: Mapping[str, Value]
-    tensors: Mapping[str, StoredTensor]
+    tensors: Mapping[str, Stored]
     head_bytes: int
     size_bytes: int
 
@@ -224,7 +197,7 @@ def _alignment_of(path: Path, metadata: Mapping[str, Value]) -> int:
     return alignment
 
 
-def _read_info(data: Bytes) -> StoredTensor:
+def _read_info(data: Bytes) -> Stored:
     """Read name, shape, type and offset; the offset counts from the tensor data as yet."""
     name = data.string("the name of a tensor", MOST_NAME_BYTES).decode("utf-8", "surrogateescape")
     axes = data.number(_U32, f"the number of axes of {name}")
@@ -250,14 +223,14 @@ def _read_info(data: Bytes) -> StoredTensor:
             f"{data.path} is damaged: {name} has rows of {inner_first[0]} weights, and "
             f"{kind.name} stores blocks of {kind.block}."
         )
-    return StoredTensor(name, kind, inner_first[::-1], offset)
+    return Stored(name, data.path, kind.name, inner_first[::-1], offset)
 
 
 def _place(
-    path: Path, infos: list[StoredTensor], begin: int, alignment: int, size: int
-) -> dict[str, StoredTensor]:
+    path: Path, infos: list[Stored], begin: int, alignment: int, size: int
+) -> dict[str, Stored]:
     """Check where tensors lie, and give them with offsets from the beginning of the file."""
-    placed: dict[str, StoredTensor] = {}
+    placed: dict[str, Stored] = {}
     for info in infos:
         if info.name in placed:
             raise UnusableModel(f"{path} holds the tensor {info.name} twice: convert it again.")
@@ -271,7 +244,7 @@ def _place(
                 f"{path} is cut short or damaged: {info.name} ends at byte "
                 f"{begin + info.offset + info.size_bytes} of {size}. Download or convert it again."
             )
-        placed[info.name] = StoredTensor(info.name, info.type, info.shape, begin + info.offset)
+        placed[info.name] = replace(info, offset=begin + info.offset)
     by_offset = sorted(placed.values(), key=lambda one: one.offset)
     for before, after in pairwise(by_offset):
         if before.offset + before.size_bytes > after.offset:

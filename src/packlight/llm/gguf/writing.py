@@ -21,8 +21,8 @@ from packlight.errors import UnusableModel, UnusableOutput
 from packlight.llm.gguf.encode import encode_blocks
 from packlight.llm.gguf.journal import Entry, Journal
 from packlight.llm.gguf.reader import DEFAULT_ALIGNMENT, MAGIC, GgufFile, read_gguf
-from packlight.llm.gguf.types import PLAIN, TYPES
 from packlight.llm.gguf.values import LENGTH, Value, value_of
+from packlight.llm.storage import PLAIN, TYPES
 
 VERSION = 3
 QUANTIZATION_VERSION = 2
@@ -62,16 +62,10 @@ class Writing:
     ) -> None:
         self._path, self._partial, self._file = path, partial, file
         self._shapes = shapes
-        # The head's size must not depend on what the tensors turn out to be.
-        unknown = {"general.file_type": 0, "general.quantization_version": QUANTIZATION_VERSION}
         self._guessed = "general.file_type" not in pairs
-        self._pairs = {**pairs}
-        for name, number in unknown.items():
-            self._pairs.setdefault(name, value_of(number))
-        alignment = pairs.get("general.alignment")
-        self._alignment = _number(alignment.content) if alignment else DEFAULT_ALIGNMENT
-        empty = [Entry(name, "F32", 0, 0, "") for name in shapes]
-        self._begin = _pad(len(self._head(empty)), self._alignment)
+        self._pairs = _complete(pairs)
+        self._alignment = alignment_of(pairs)
+        self._begin = head_bytes(pairs, shapes)
         self._end = self._begin
         self._entries: dict[str, Entry] = {}
         self._journal = Journal(partial.with_name(partial.name + ".journal"), key)
@@ -137,7 +131,7 @@ class Writing:
         if self._guessed:
             self._pairs["general.file_type"] = value_of(_file_type(entries, self._shapes))
         self._file.truncate(self._end)  # a tensor that broke off may have reached further
-        head = self._head(entries)
+        head = _head(self._pairs, self._shapes, entries, self._begin)
         self._file.seek(0)
         self._file.write(head + b"\0" * (self._begin - len(head)))
         self._file.flush()
@@ -181,29 +175,57 @@ class Writing:
 
     def _take(self, entry: Entry) -> None:
         self._entries[entry.name] = entry
-        self._end = entry.offset + _pad(entry.size, self._alignment)
+        self._end = entry.offset + pad(entry.size, self._alignment)
 
-    def _head(self, entries: list[Entry]) -> bytes:
-        """Everything before the tensor data; of the same size whatever the entries say."""
-        parts = [struct.pack("<4sIQQ", MAGIC, VERSION, len(entries), len(self._pairs))]
-        for key, value in self._pairs.items():
-            parts += [_string(key), struct.pack("<I", value.kind), value.raw]
-        for entry in entries:
-            shape = self._shapes[entry.name]
-            parts += [_string(entry.name), struct.pack("<I", len(shape))]
-            parts += [struct.pack(f"<{len(shape)}Q", *shape[::-1])]
-            offset = max(0, entry.offset - self._begin) if entry.offset else 0
-            parts += [struct.pack("<IQ", TYPES[entry.type].gguf_type, offset)]
-        return b"".join(parts)
+
+def head_bytes(pairs: Mapping[str, Value], shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Bytes of a file with this metadata and these tensors before the tensors' data begin.
+
+    It does not depend on what types the tensors turn out to have.
+    """
+    empty = [Entry(name, "F32", 0, 0, "") for name in shapes]
+    return pad(len(_head(_complete(pairs), shapes, empty, 0)), alignment_of(pairs))
+
+
+def alignment_of(pairs: Mapping[str, Value]) -> int:
+    """Tensors begin at multiples of so many bytes."""
+    alignment = pairs.get("general.alignment")
+    return _number(alignment.content) if alignment else DEFAULT_ALIGNMENT
+
+
+def pad(size: int, alignment: int) -> int:
+    """The next multiple of the alignment."""
+    return size + -size % alignment
+
+
+def _complete(pairs: Mapping[str, Value]) -> dict[str, Value]:
+    """Metadata with what is only known at the end, so that the head keeps its size."""
+    unknown = {"general.file_type": 0, "general.quantization_version": QUANTIZATION_VERSION}
+    return {**pairs, **{n: value_of(c) for n, c in unknown.items() if n not in pairs}}
+
+
+def _head(
+    pairs: Mapping[str, Value],
+    shapes: Mapping[str, tuple[int, ...]],
+    entries: list[Entry],
+    begin: int,
+) -> bytes:
+    """Everything before the tensor data, which begin there; of one size whatever entries say."""
+    parts = [struct.pack("<4sIQQ", MAGIC, VERSION, len(entries), len(pairs))]
+    for key, value in pairs.items():
+        parts += [_string(key), struct.pack("<I", value.kind), value.raw]
+    for entry in entries:
+        shape = shapes[entry.name]
+        parts += [_string(entry.name), struct.pack("<I", len(shape))]
+        parts += [struct.pack(f"<{len(shape)}Q", *shape[::-1])]
+        offset = max(0, entry.offset - begin) if entry.offset else 0
+        parts += [struct.pack("<IQ", TYPES[entry.type].gguf_type, offset)]
+    return b"".join(parts)
 
 
 def _string(text: str) -> bytes:
     coded = text.encode("utf-8", "surrogateescape")
     return LENGTH.pack(len(coded)) + coded
-
-
-def _pad(size: int, alignment: int) -> int:
-    return size + -size % alignment
 
 
 def _number(content: Any) -> int:

@@ -1,8 +1,10 @@
-"""The types a GGUF tensor may have: what number stands for each, and how its bytes are cut."""
+"""How tensors are stored: the types that GGUF knows, and where in a file a tensor lies."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -72,3 +74,31 @@ BY_NUMBER = {one.gguf_type: one for one in _TABLE}
 
 PLAIN = frozenset({"F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64"})
 """Types without blocks and scales."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor lies. dtype: GGUF's name of its type; shape: outermost axis first, so
+    [out, in] for a matrix; offset: of its first byte in `file`.
+    """
+
+    name: str
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of shape[-1] weights, all leading axes together."""
+        return prod(self.shape[:-1])
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return TYPES[self.dtype].row_bytes(self.shape[-1]) if self.shape else 0
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all rows."""
+        return self.rows * self.row_bytes

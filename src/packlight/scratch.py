@@ -1,4 +1,4 @@
-"""Where a language model's files are made until they are handed over."""
+"""Where files are made until they are handed over."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Scratch:
     """A folder for unfinished files.
 
     At a path of its own it stays, so that a killed run is gone on with; without one it goes away
-    with the last that holds this.
+    with the last that holds this, or when Python ends.
     """
 
     def __init__(self, path: Path | None = None) -> None:
