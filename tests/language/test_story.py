@@ -99,6 +99,32 @@ def test_a_text_lowers_the_error_and_is_done_again(small: Path, text: Path, tmp_
         compress(small, recipe=folder / "recipe.yaml")
 
 
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    small: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Types that were planned are kept, and only what is open is rounded again."""
+    whole = compress(small, bits=4, data=text)
+    quantize, done = compressing._quantize, []
+
+    def counted(run: Any, name: str, *rest: Any) -> Any:
+        if len(done) == 6:
+            raise KeyboardInterrupt
+        done.append(name)
+        return quantize(run, name, *rest)
+
+    monkeypatch.setattr(compressing, "_quantize", counted)
+    with pytest.raises(KeyboardInterrupt):
+        compress(small, bits=4, data=text, checkpoints=tmp_path / "kept")
+    first = set(done)
+    done[:] = [""] * 7
+    again = compress(small, bits=4, data=text, checkpoints=tmp_path / "kept")
+    assert again.recipe == whole.recipe
+    assert not first & set(done) and len(first | {*done} - {""}) == len(whole.evidence.tensors)
+    assert again.model.read_bytes() == whole.model.read_bytes()
+    again.save(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_gguf_file_comes_in_too_and_pins_are_kept(small: Path, tmp_path: Path) -> None:
     first = compress(small, bits=8.5).save(tmp_path / "first")
     source = first / "model.gguf"

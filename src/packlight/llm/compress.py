@@ -45,7 +45,7 @@ SMALL = 1 << 26
 of one (which took the error of 2-bit blocks from 0.525 to 0.496 of llama.cpp's, of 4-bit ones from
 0.530 to 0.510, on text held back), and rows that make up for each other in smaller parts."""
 
-_PIECE = 1 << 24
+_PIECE = 1 << 21
 """Weights that are rounded at a time without text."""
 
 
