@@ -18,10 +18,11 @@ from packlight.language.proof import agreement_lost, prove
 from packlight.language.recipe import LanguageRecipe, write_language_recipe
 from packlight.language.result import MODEL, LanguageResult
 from packlight.llm.checkpoint import Checkpoint
-from packlight.llm.compress import Compressed, Settings, compress_checkpoint
+from packlight.llm.compress import Compressed, compress_checkpoint
 from packlight.llm.compress_forecast import rounded_names
 from packlight.llm.costs import Choose, TensorCosts
 from packlight.llm.formats import FORMATS, fallback
+from packlight.llm.rounding import Settings
 from packlight.llm.text import Windows
 from packlight.measure.evidence import Pair, Skipped
 from packlight.measure.language_evidence import (

@@ -16,19 +16,10 @@ from packlight.llm.calibrate import calibrate_block
 from packlight.llm.calibrate_curvature import choose_windows, estimate_losses
 from packlight.llm.calibrate_outputs import SlopeStore
 from packlight.llm.checkpoint import Checkpoint
-from packlight.llm.compress import (
-    Floats,
-    Moments,
-    Run,
-    Settings,
-    finished_tensor,
-    keep_tensor,
-    relative_error,
-    round_tensor,
-)
 from packlight.llm.compress_forecast import rounded_names
 from packlight.llm.costs import TensorCosts, TypeCost, bytes_of
 from packlight.llm.formats import decode, fits, quantize_with_info
+from packlight.llm.rounding import Floats, Moments, Rounding, Settings, relative_error
 from packlight.llm.text import Windows
 from packlight.maths.moments import add_to_moments, empty_moments
 from packlight.progress import Progress
@@ -36,7 +27,7 @@ from packlight.progress import Progress
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 
 
-def round_blocks(run: Run, windows: Windows, scratch: Path) -> None:
+def round_blocks(run: Rounding, windows: Windows, scratch: Path) -> None:
     """Round everything, from the embedding to the output head."""
     checkpoint, settings = run.checkpoint, run.settings
     wiring = read_wiring(checkpoint)
@@ -48,8 +39,8 @@ def round_blocks(run: Run, windows: Windows, scratch: Path) -> None:
         if checkpoint.block_of(name) is None and name not in (EMBEDDING, HEAD)
     }
     for name in small:
-        keep_tensor(run, name)
-    run.progress.stage("rounding", len(run.types))
+        run.keep(name)
+    run.progress.stage("rounding", sum(map(run.wants, checkpoint.tensors)))
     with ExitStack() as stack:
 
         def keep() -> States:
@@ -63,22 +54,22 @@ def round_blocks(run: Run, windows: Windows, scratch: Path) -> None:
             original = keep()
             _embed(original, {**small, EMBEDDING: embedding}, wiring, tokens)
         moments = None
-        if tied and EMBEDDING in run.types and finished_tensor(run, EMBEDDING) is None:
+        if tied and run.wants(EMBEDDING) and run.finished(EMBEDDING) is None:
             with keep() as ahead:
                 _embed(ahead, {**small, EMBEDDING: embedding}, wiring, tokens)
                 moments = _original_head_moments(checkpoint, wiring, small, ahead)
-        if EMBEDDING in run.types:
+        if run.wants(EMBEDDING):
             embedding = _round_outer(run, EMBEDDING, embedding, moments)
         else:
-            keep_tensor(run, EMBEDDING)
+            run.keep(EMBEDDING)
         states = keep()
         _embed(states, {**small, EMBEDDING: embedding}, wiring, tokens)
         del embedding
         for layer in range(wiring.layers):
             _round_block(run, wiring, layer, states, original)
-        if not tied and HEAD not in run.types:
-            keep_tensor(run, HEAD)
-        elif not tied and finished_tensor(run, HEAD) is None:
+        if not tied and not run.wants(HEAD):
+            run.keep(HEAD)
+        elif not tied and run.finished(HEAD) is None:
             head = torch.from_numpy(checkpoint.read(HEAD))
             _round_outer(run, HEAD, head, _head_moments(small, wiring, states))
 
@@ -172,23 +163,23 @@ def load_weights(checkpoint: Checkpoint, layer: int | None) -> dict[str, Tensor]
 
 
 def _round_block(
-    run: Run, wiring: Wiring, layer: int, states: States, original: States | None
+    run: Rounding, wiring: Wiring, layer: int, states: States, original: States | None
 ) -> None:
     prefix = f"blk.{layer}."
     weights = load_weights(run.checkpoint, layer)
-    wanted = [name for name in weights if prefix + name in run.types]
+    wanted = [name for name in weights if run.wants(prefix + name)]
     finished: dict[str, Floats] = {}
     for name in weights:
         if name not in wanted:
-            keep_tensor(run, prefix + name)
+            run.keep(prefix + name)
             continue
-        done = finished_tensor(run, prefix + name)
+        done = run.finished(prefix + name)
         if done is not None:
             finished[name] = done
             run.progress.step(prefix + name)
 
     def solve(name: str, weight: Floats, moments: Moments | None) -> Floats:
-        return round_tensor(run, prefix + name, weight, moments)
+        return run.round(prefix + name, weight, moments)
 
     calibrate_block(
         weights,
@@ -204,10 +195,10 @@ def _round_block(
     )
 
 
-def _round_outer(run: Run, name: str, weight: Tensor, moments: Moments | None) -> Tensor:
-    done = finished_tensor(run, name)
+def _round_outer(run: Rounding, name: str, weight: Tensor, moments: Moments | None) -> Tensor:
+    done = run.finished(name)
     if done is None:
-        done = round_tensor(run, name, weight.numpy(), moments)
+        done = run.round(name, weight.numpy(), moments)
     return torch.from_numpy(done)
 
 

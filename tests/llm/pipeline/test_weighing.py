@@ -7,9 +7,9 @@ import pytest
 
 pytest.importorskip("torch")
 
-from packlight.llm.compress import relative_error
 from packlight.llm.compress_blocks import _round_cheaply
 from packlight.llm.formats import decode, quantize
+from packlight.llm.rounding import relative_error
 
 KINDS = ("Q2_K", "Q3_K", "Q4_K", "Q6_K")
 
