@@ -17,7 +17,7 @@ import packlight
 from packlight.errors import UnusableModel, UnusableSamples, WrongUsage
 from packlight.language.forecast import LanguageForecast
 from packlight.language.result import LanguageResult
-from packlight.llm import compress as compressing
+from packlight.llm import compress_gguf
 from packlight.llm.checkpoint import open_checkpoint
 
 SHAPE = {
@@ -36,8 +36,8 @@ needs_llama_cpp = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def little_effort(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compressing, "SMALL", 0)
-    monkeypatch.setattr(compressing, "PARTS", 2)
+    monkeypatch.setattr(compress_gguf, "SMALL", 0)
+    monkeypatch.setattr(compress_gguf, "PARTS", 2)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 ) -> None:
     """Types that were planned are kept, and only what is open is rounded again."""
     whole = compress(small, bits=4, data=text)
-    quantize, done = compressing._quantize, []
+    quantize, done = compress_gguf.GgufRun._quantize, []
 
     def counted(run: Any, name: str, *rest: Any) -> Any:
         if len(done) == 6:
@@ -112,7 +112,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
         done.append(name)
         return quantize(run, name, *rest)
 
-    monkeypatch.setattr(compressing, "_quantize", counted)
+    monkeypatch.setattr(compress_gguf.GgufRun, "_quantize", counted)
     with pytest.raises(KeyboardInterrupt):
         compress(small, bits=4, data=text, checkpoints=tmp_path / "kept")
     first = set(done)

@@ -9,7 +9,6 @@ import pytest
 from folder_bench import write_llama
 
 from packlight.errors import WrongUsage
-from packlight.llm import compress
 from packlight.llm.checkpoint import Checkpoint, open_checkpoint
 from packlight.llm.compress import (
     Compressed,
@@ -18,6 +17,7 @@ from packlight.llm.compress import (
     uniform_types,
 )
 from packlight.llm.compress_forecast import rounded_names
+from packlight.llm.compress_gguf import GgufRun
 from packlight.llm.costs import TensorCosts
 from packlight.llm.formats import decode
 from packlight.llm.gguf import read_gguf
@@ -109,7 +109,7 @@ class KilledError(Exception):
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> Callable[[], None]:
     """The process dies while the tensor after so many is rounded."""
-    real, count = compress._quantize, [0]
+    real, count = GgufRun._quantize, [0]
 
     def dying(*args: Any, **named: Any) -> Any:
         count[0] += 1
@@ -117,8 +117,8 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> Callable[[], None
             raise KilledError
         return real(*args, **named)
 
-    monkeypatch.setattr(compress, "_quantize", dying)
-    return lambda: monkeypatch.setattr(compress, "_quantize", real)
+    monkeypatch.setattr(GgufRun, "_quantize", dying)
+    return lambda: monkeypatch.setattr(GgufRun, "_quantize", real)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 4, 9, 14])
