@@ -14,7 +14,8 @@ normalization does once it is folded). "every layer" rows take the share out of 
 that the residual stream runs through too. "--prune" rows let packlight share the removal out
 itself, among channels, residual branches and layers of low rank (with --alone once without those).
 "healed" ones are trained towards the original for so many minutes; the compressed rows are
-packlight's answers for the healed file with its default preset, and with the smallest, packed.
+packlight's answers for the healed file with its default preset, with the smallest, and with so
+many --bits a weight everywhere (trained so for --tune-minutes), packed.
 Healed files are kept in --work, and used again. With --scores the "inner" rows alone are made, once
 for each way of picking the channels (scores.py), all repaired alike.
 """
@@ -40,6 +41,7 @@ from fewbits import NETWORKS
 from int8 import describe_processor
 from measuring import load, open_session, ratio_interval, time_interleaved
 from numpy.typing import NDArray
+from peers.torch_pruning_cifar import thin_by_magnitude
 from scores import thin_by_scores
 
 import packlight
@@ -48,7 +50,6 @@ from packlight.graph.coupling.groups import find_groups
 from packlight.graph.layers import find_layers
 from packlight.graph.model import Graph, Model, load_model, save_model
 from packlight.graph.rewrite.simplify import simplify
-from packlight.graph.walk import constant_of
 from packlight.maths.intervals import paired_difference_interval
 from packlight.plan.thinning import Thinned, thin
 from packlight.plan.training import Training
@@ -114,6 +115,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--shares", nargs="*", type=float, default=SHARES)
     parser.add_argument("--prune", nargs="*", type=float, default=(0.5,), help="shares of the MACs")
     parser.add_argument("--heal-minutes", type=float, default=20.0, help="0: nothing is healed")
+    parser.add_argument("--bits", nargs="*", type=float, default=(3, 2.5), help="once healed")
+    parser.add_argument("--tune-minutes", type=float, default=0.0, help="of training in those bits")
     parser.add_argument("--no-peers", dest="peers", action="store_false")
     parser.add_argument("--alone", action="store_true", help="also without layers of low rank")
     parser.add_argument("--scores", action="store_true", help="inner layers by score, and no more")
@@ -165,7 +168,7 @@ def _makers(case: Case, options: argparse.Namespace) -> list[Callable[[], list[R
         return [lambda share=share: _scored(case, share, options.seed) for share in options.shares]
     for share in options.shares:
         if options.peers:
-            makers.append(lambda share=share: _torch_pruning(case, share))
+            makers.append(lambda share=share: _peer(case, share))
         makers.append(lambda share=share: _inner(case, share, options.seed))
     every = options.shares[:2]
     makers += [lambda share=share: _every_layer(case, share, options.seed) for share in every]
@@ -251,133 +254,39 @@ def _planned(case: Case, share: float, options: argparse.Namespace) -> list[Row]
         save_model(found.graph, healed)
         print(f"<!-- {name}: {found.evidence} -->", flush=True)
     rows.append(Row(f"{name}, healed", healed, seconds))
-    for preset, limit in (("balanced", "0.5%"), ("smallest", "0.5%")):
-        began = time.perf_counter()
-        result = packlight.compress(
-            healed,
-            data=case.samples.read(range(len(case.samples))),
-            preset=preset,
-            max_drop=limit,
-            seed=options.seed,
-        )
-        assert isinstance(result, packlight.Result)
-        folder = result.save(case.work / f"{preset}-{share:g}", force=True)
-        packed = packlight.pack(folder, case.work / f"{preset}-{share:g}.plz", force=True)
-        seconds = time.perf_counter() - began
-        label = f"{name}, healed, {preset}"
-        rows.append(Row(label, folder / "model.onnx", seconds, packed.path.stat().st_size))
-    return rows
+    return rows + _compress(case, healed, name, options)
 
 
-def _torch_pruning(case: Case, share: float) -> list[Row]:
-    """torch-pruning's magnitude pruner on the inner layers, as it is and with means corrected."""
-    import torch  # noqa: TID251
-    import torch_pruning  # type: ignore[import-not-found]
-
-    began = time.perf_counter()
-    net = _resnet(case)
-    inner = [block.first for stage in net.stages for block in stage]
-    ignored = [m for m in net.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
-    ignored = [module for module in ignored if module not in inner]
-    pruner = torch_pruning.pruner.MagnitudePruner(
-        net,
-        torch.zeros(1, 3, 32, 32),
-        importance=torch_pruning.importance.MagnitudeImportance(p=2),
-        pruning_ratio=share,
-        ignored_layers=ignored,
-    )
-    pruner.step()
+def _compress(case: Case, healed: Path, name: str, options: argparse.Namespace) -> list[Row]:
+    """The healed file in fewer bits: by the presets, and at so many bits a weight everywhere."""
     rows = []
-    for corrected in (False, True):
-        if corrected:
-            _correct_means(
-                net,
-                _resnet(case),
-                case.samples.read(range(min(REPAIRED_ON, len(case.samples))))["image"],
-            )
-        label = f"inner {share:.0%}, torch-pruning" + (", means corrected" if corrected else "")
-        path = case.work / f"peer-{share:g}-{corrected:d}.onnx"
-        torch.onnx.export(
-            net.eval(), (torch.zeros(2, 3, 32, 32),), path, dynamo=False, opset_version=17,
-            input_names=["image"], output_names=["logits"],
-            dynamic_axes={"image": {0: "n"}, "logits": {0: "n"}},
-        )  # fmt: skip
-        rows.append(Row(label, path, time.perf_counter() - began))
+    asked: list[tuple[str, dict[str, Any]]] = [
+        (preset, {"preset": preset, "max_drop": "0.5%"}) for preset in ("balanced", "smallest")
+    ]
+    layers = find_layers(simplify(load_model(healed).ir, check=None)[0])
+    for rate in options.bits:
+        choices = tuple((layer.name, f"weights-coded{rate:g}") for layer in layers)
+        recipe = case.work / f"bits-{rate:g}.yaml"
+        recipe.write_text(write_recipe(Recipe(layers=choices, sequential=True, seed=options.seed)))
+        asked.append((f"{rate:g} bits", {"recipe": recipe, "heal_minutes": options.tune_minutes}))
+    for label, how in asked:
+        began = time.perf_counter()
+        data = case.samples.read(range(len(case.samples)))
+        result = packlight.compress(healed, data=data, seed=options.seed, **how)
+        assert isinstance(result, packlight.Result)
+        folder = case.work / f"{healed.stem}-{label.replace(' ', '-')}"
+        result.save(folder, force=True)
+        packed = packlight.pack(folder, case.work / f"{folder.name}.plz", force=True)
+        seconds = time.perf_counter() - began
+        size = packed.path.stat().st_size
+        rows.append(Row(f"{name}, healed, {label}", folder / "model.onnx", seconds, size))
     return rows
 
 
-def _resnet(case: Case) -> Any:
-    """The network in PyTorch, with the weights of the simplified graph."""
-    import torch  # noqa: TID251
-    from torch import nn  # noqa: TID251
-    from torch.nn import functional  # noqa: TID251
-
-    layers = find_layers(case.graph)
-    depth = (len(layers) - 2) // 6
-
-    class Block(nn.Module):  # type: ignore[misc]
-        def __init__(self, inputs: int, outputs: int) -> None:
-            super().__init__()
-            self.stride = 1 if inputs == outputs else 2
-            self.first = nn.Conv2d(inputs, outputs, 3, self.stride, 1)
-            self.second = nn.Conv2d(outputs, outputs, 3, 1, 1)
-            self.more = (outputs - inputs) // 2
-
-        def forward(self, x: Any) -> Any:
-            y = self.second(functional.relu(self.first(x)))
-            if self.stride == 2:
-                x = functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.more, self.more))
-            return functional.relu(x + y)
-
-    class ResNet(nn.Module):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem = nn.Conv2d(3, 16, 3, 1, 1)
-            widths = [(16, 16), (16, 32), (32, 64)]
-            self.stages = nn.ModuleList(
-                nn.Sequential(Block(a, b), *(Block(b, b) for _ in range(depth - 1)))
-                for a, b in widths
-            )
-            self.head = nn.Linear(64, 10)
-
-        def forward(self, x: Any) -> Any:
-            x = functional.relu(self.stem(x))
-            for stage in self.stages:
-                x = stage(x)
-            return self.head(x.mean((2, 3)))
-
-    net = ResNet()
-    modules = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    with torch.no_grad():
-        for module, layer in zip(modules, layers, strict=True):
-            weight, bias = constant_of(layer.weight), constant_of(layer.bias)
-            assert weight is not None and bias is not None
-            array = weight.numpy()
-            array = array.T if layer.kind == "Gemm" and layer.out_axis == 1 else array
-            module.weight.copy_(torch.from_numpy(array.copy()))
-            module.bias.copy_(torch.from_numpy(bias.numpy().copy()))
-    return net.eval()
-
-
-def _correct_means(net: Any, original: Any, pictures: Floats) -> None:
-    """Move the biases of second layers, in order, so that blocks give the original's means."""
-    import torch  # noqa: TID251
-
-    with torch.no_grad():
-        x = torch.from_numpy(np.ascontiguousarray(pictures))
-        for mine, theirs in zip(net.stages, original.stages, strict=True):
-            for block, other in zip(mine, theirs, strict=True):
-                means = []
-                for whole, one in ((net, block), (original, other)):
-                    seen: list[Any] = []
-                    hook = one.second.register_forward_hook(
-                        lambda _m, _i, out, seen=seen: seen.append(out.mean((0, 2, 3)))
-                    )
-                    for start in range(0, len(x), 256):
-                        whole(x[start : start + 256])
-                    hook.remove()
-                    means.append(torch.stack(seen).mean(0))
-                block.second.bias += means[1] - means[0]
+def _peer(case: Case, share: float) -> list[Row]:
+    pictures = case.samples.read(range(min(REPAIRED_ON, len(case.samples))))["image"]
+    made = thin_by_magnitude(case.graph, pictures, share, case.work)
+    return [Row(f"inner {share:.0%}, {label}", path, seconds) for label, path, seconds in made]
 
 
 def _print_table(case: Case, rows: Sequence[Row]) -> None:
