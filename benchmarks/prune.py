@@ -113,7 +113,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", choices=NETWORKS, default=NETWORKS[:1])
     parser.add_argument("--shares", nargs="*", type=float, default=SHARES)
-    parser.add_argument("--prune", nargs="*", type=float, default=(0.5,), help="shares of the MACs")
+    parser.add_argument("--prune", nargs="*", type=float, default=(0.5,), help="shares")
+    parser.add_argument("--of", choices=["macs", "weights"], default="macs", help="of --prune")
     parser.add_argument("--heal-minutes", type=float, default=20.0, help="0: nothing is healed")
     parser.add_argument("--bits", nargs="*", type=float, default=(3, 2.5), help="once healed")
     parser.add_argument("--tune-minutes", type=float, default=0.0, help="of training in those bits")
@@ -226,18 +227,20 @@ def _thin(case: Case, label: str, seed: int, **how: Any) -> tuple[Row, Thinned]:
 
 def _planned(case: Case, share: float, options: argparse.Namespace) -> list[Row]:
     """Packlight's own choice of what goes: repaired, healed, in 8 bits, and packed."""
-    name = f"--prune {share:.0%}"
+    name = f"--prune {share:.0%}" + (" of the weights" if options.of == "weights" else "")
     rows = []
     if options.alone:
         every = [layer.name for layer in find_layers(case.graph)]
         alone = f"{name}, channels and branches alone, closed form"
         rows.append(_thinned(case, alone, options.seed, share=share, whole=every))
-    row, chosen = _thin(case, f"{name}, closed form", options.seed, share=share)
+    row, chosen = _thin(case, f"{name}, closed form", options.seed, share=share, of=options.of)
     rows.append(row)
     print(f"<!-- {name}: {write_recipe(chosen.note_in(Recipe()))} -->", flush=True)
     if not options.heal_minutes:
         return rows
-    healed = case.work / f"healed-{share:g}-{options.heal_minutes:g}-{options.seed}.onnx"
+    healed = (
+        case.work / f"healed-{options.of}-{share:g}-{options.heal_minutes:g}-{options.seed}.onnx"
+    )
     seconds = 0.0
     if not healed.exists():
         label = f"{name}, healed {options.heal_minutes:g} minutes"

@@ -64,7 +64,7 @@ def main() -> int:
     if not (packed / "model.onnx").is_file():
         result = compress(options.model, photos[::2], seed=options.seed)
         result.save(packed)
-        result.print()
+        print(result)
     sessions = [open_detector(path) for path in (options.model, packed / "model.onnx")]
     print("| photo | faces | the compressed model's | in both | mean IoU | ms | compressed ms |")
     print("|---" * 7 + "|")
@@ -129,13 +129,14 @@ def read_pixels(photo: Image.Image) -> NDArray[np.float32]:
 def open_detector(path: Path) -> onnxruntime.InferenceSession:
     """The model in onnxruntime, on one thread."""
     how = onnxruntime.SessionOptions()
-    how.intra_op_num_threads = 1
+    how.intra_op_num_threads, how.log_severity_level = 1, 3
     return onnxruntime.InferenceSession(str(path), how, providers=["CPUExecutionProvider"])
 
 
 def find_in_turns(sessions: Sequence[Any], pixels: NDArray[np.float32], rounds: int) -> list[Found]:
     """What each detector finds, and its median milliseconds: they take turns, so that whatever
-    else the machine does slows all of them."""
+    else the machine does slows all of them.
+    """
     answers: list[Any] = [None] * len(sessions)
     taken = np.zeros((rounds, len(sessions)))
     for turn in range(rounds):
@@ -149,7 +150,8 @@ def find_in_turns(sessions: Sequence[Any], pixels: NDArray[np.float32], rounds: 
 
 def pick_faces(scores: NDArray[np.float32], boxes: Boxes) -> Boxes:
     """Boxes that are sure enough, without those that overlap a surer one (non-maximum
-    suppression)."""
+    suppression).
+    """
     sure = np.flatnonzero(scores[:, 1] > CONFIDENT)
     left = sure[np.argsort(-scores[sure, 1], kind="stable")]
     kept = []

@@ -34,7 +34,7 @@ def part(number: int, rows: list[tuple[float, float, float]]) -> Part:
 
 def sums(parts: tuple[Part, ...], choices: tuple[int, ...]) -> np.ndarray:
     chosen = [options[choice] for options, choice in zip(parts, choices, strict=True)]
-    return np.array([(one.loss, one.macs, one.time) for one in chosen]).sum(axis=0)
+    return np.array([(one.loss, one.share, one.time) for one in chosen]).sum(axis=0)
 
 
 def every(parts: tuple[Part, ...]) -> list[tuple[int, ...]]:
@@ -43,7 +43,7 @@ def every(parts: tuple[Part, ...]) -> list[tuple[int, ...]]:
 
 def saved_of(parts: tuple[Part, ...]):
     """What cuts save when the savings of parts add up."""
-    each = {one.cuts.keep: one.macs for options in parts for one in options}
+    each = {one.cuts.keep: one.share for options in parts for one in options}
     return lambda cuts: sum(each[(item,)] for item in cuts.keep)
 
 
@@ -60,13 +60,13 @@ def test_the_least_loss_of_all_that_save_enough(parts: tuple[Part, ...], share: 
     totals = np.array([sums(parts, choices) for choices in every(parts)])
     enough = totals[totals[:, 1] >= share - 1e-9]
     if not len(enough):
-        assert found is None or found.macs >= share - CLOSE
+        assert found is None or found.share >= share - CLOSE
         return
-    assert found is not None and found.macs >= share - CLOSE
+    assert found is not None and found.share >= share - CLOSE
     nearly = totals[totals[:, 1] >= share - CLOSE - 1e-9]
     assert nearly[:, 0].min() - 1e-9 <= found.loss <= enough[:, 0].min() + 1e-9
     loss, macs, time = sums(parts, found.choices)
-    assert (found.loss, found.macs, found.time) == pytest.approx((loss, macs, time))
+    assert (found.loss, found.share, found.time) == pytest.approx((loss, macs, time))
 
 
 @given(problems, st.floats(0.02, 0.3), st.floats(1.0, 2.0))
@@ -96,7 +96,7 @@ def test_what_two_parts_promise_together_is_counted() -> None:
         )
 
     found = allocate(parts, 0.5, saved)
-    assert found is not None and found.macs >= 0.5 - CLOSE and found.choices[2] == 1
+    assert found is not None and found.share >= 0.5 - CLOSE and found.choices[2] == 1
 
 
 def test_forbidden_choices_are_not_proposed_again() -> None:
@@ -115,11 +115,11 @@ def test_a_branch_goes_or_keeps_its_groups() -> None:
     assert options[0] == NOTHING and options[-1] == branch and len(options) == 5
     both = options[3]
     assert both.cuts == Cuts((("g0", 1), ("g1", 1)))
-    assert (both.loss, both.macs, both.time) == pytest.approx((0.4, 0.3, 0.3))
+    assert (both.loss, both.share, both.time) == pytest.approx((0.4, 0.3, 0.3))
     many = [part(k, [(0.1 * j, 0.1 * j, 0.1 * j) for j in range(1, 6)]) for k in range(4)]
     thinned = combine(many, branch)
     assert len(thinned) <= MOST_OPTIONS + 1 and thinned[0] == NOTHING
-    assert max(one.macs for one in thinned) == pytest.approx(2.0)  # the largest cuts stay
+    assert max(one.share for one in thinned) == pytest.approx(2.0)  # the largest cuts stay
 
 
 def test_spread_evenly_takes_the_same_share_of_all() -> None:
@@ -142,7 +142,7 @@ def test_losses_learn_which_part_was_missed_more_than_it_seemed() -> None:
     factors = np.array([row[2].loss / old[2].loss for row, old in zip(learnt, parts, strict=True)])
     np.testing.assert_allclose(factors, truth, rtol=0.25)
     assert learn_losses(parts, []) == parts
-    assert [one.macs for one in learnt[1]] == [one.macs for one in parts[1]]
+    assert [one.share for one in learnt[1]] == [one.share for one in parts[1]]
 
 
 def apart(number: int, rows: list[tuple[float, float, float]]) -> Part:
@@ -178,7 +178,7 @@ def test_only_what_is_allowed_is_taken(
     some: tuple[Part, ...], others: tuple[Part, ...], share: float
 ) -> None:
     """As if the other parts were not there; choices still count all options."""
-    both = (*some, *(apart(k, [(o.loss, o.macs, o.time) for o in row[1:]]) for k, row in
+    both = (*some, *(apart(k, [(o.loss, o.share, o.time) for o in row[1:]]) for k, row in
                      enumerate(others)))  # fmt: skip
     alone = allocate(some, share, saved_of(some))
     found = allocate(both, share, saved_of(some), allowed=lambda cuts: not cuts.ranks)

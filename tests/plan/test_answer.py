@@ -52,7 +52,7 @@ def test_channels_go_where_bits_alone_do_not_reach_the_size(net: Path, tmp_path:
     assert found.verdict == "met"
     evidence = found.evidence
     assert dict(found.recipe.channels)["first"] <= 96 and evidence.thinning is not None
-    (note,) = (note for note in evidence.notes if "multiply-accumulates went too" in note)
+    (note,) = (note for note in evidence.notes if "weights went too" in note)
     assert note.startswith("bits alone do not reach the budget") and "put aside" not in note
     # All that was tried is there, before and after, and one of it was chosen.
     less = [trial for trial in evidence.trials if "less to multiply" in trial.label]

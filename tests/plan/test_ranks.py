@@ -144,7 +144,7 @@ def test_layers_of_a_model_with_open_lengths_are_taken_apart_too(
         found = planner.measure_ranks(ground, SILENT)
     assert len(found["first"]) > 1
     first = found["first"][-1]
-    assert first.macs == pytest.approx(1 - ground.macs_left(first.cuts) / ground.total, abs=1e-6)
+    assert first.share == pytest.approx(1 - ground.macs_left(first.cuts) / ground.total, abs=1e-6)
 
 
 def test_a_recipe_gives_the_same_bytes(net: Model, clock: dict[str, float], tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_what_is_offered_was_faster_and_what_it_loses_was_measured(
     none, *options = offers["second"]
     assert none == NOTHING
     losses = {one.cuts.ranks[0][1].rank: one.loss for one in options}
-    assert all(one.macs > 0 and one.time > 0 for one in options)
+    assert all(one.share > 0 and one.time > 0 for one in options)
     assert list(losses.values()) == sorted(losses.values())  # the largest rank first
     assert list(losses) == sorted(losses, reverse=True)
     least = min(one.loss for one in offers["first"][1:] if one.cuts.ranks[0][1].rank <= 24)
@@ -279,7 +279,7 @@ def test_of_channels_and_ranks_the_better_is_taken(ground: Ground, clock: dict[s
     """Whatever the knapsack promises, what is left decides: here channels would lose far more."""
     ranks = planner.measure_ranks(ground, SILENT)
     parts = [
-        tuple(replace(one, loss=one.loss if one.cuts.ranks else 1e-9 * one.macs) for one in row)
+        tuple(replace(one, loss=one.loss if one.cuts.ranks else 1e-9 * one.share) for one in row)
         for row in measure_parts(ground, SILENT, ranks)
     ]
     found = proposals.propose(ground, parts, 0.3, SILENT)

@@ -65,6 +65,35 @@ def test_the_share_is_reached_and_what_says_nothing_goes(net: Model) -> None:
     assert "keeps its shape" in reasons["third"] and reasons["first"] == ""
 
 
+WIDE = """g (float[n,3,12,12] x) => (float[n,6] y) {
+    [early] a = Conv <pads=[1,1,1,1]> (x, w0, b0) r = Relu(a)
+    [middle] b = Conv <pads=[1,1,1,1]> (r, w1, b1) s = Relu(b)
+    p = GlobalAveragePool(s) f = Flatten(p)
+    [late] c = Gemm (f, w2, b2) t = Relu(c)
+    [last] y = Gemm (t, w3, b3) }"""
+
+
+@pytest.mark.parametrize("of", ["macs", "weights"])
+def test_a_share_may_be_of_the_weights(tmp_path: Path, of: Any) -> None:
+    """Multiplications are in the first layers of this net, and weights in the last ones."""
+    random = np.random.default_rng(5)
+    shapes = ((16, 3, 3, 3), (16, 16, 3, 3), (16, 128), (128, 6))
+    weights = {
+        f"w{k}": random.standard_normal(shape).astype(np.float32) / 8
+        for k, shape in enumerate(shapes)
+    } | {f"b{k}": np.zeros(size, np.float32) for k, size in enumerate((16, 16, 128, 6))}
+    net = build_model(tmp_path / "net.onnx", WIDE, weights)
+    data = random.standard_normal((120, 3, 12, 12)).astype(np.float32)
+    split = Split(tuple(range(80)), tuple(range(80, 120)), ())
+    found = thin(net.ir, open_samples({"x": data}, net.inputs), split, net.inputs, share=0.3, of=of)
+    left = sum(layer.parameters for layer in find_layers(found.graph))
+    fewer = 1 - left / sum(layer.parameters for layer in find_layers(net.ir))
+    less = 1 - found.evidence.macs_left / found.evidence.macs_original
+    assert (fewer if of == "weights" else less) >= 0.29
+    kept = {one.name: one.kept for one in found.evidence.channels}
+    assert (min(kept["early"], kept["middle"]) == 16) == (of == "weights")
+
+
 def test_the_counts_of_a_recipe_give_the_same_graph(net: Model) -> None:
     first = run(net, share=0.35)
     recipe = first.note_in(Recipe())

@@ -5,7 +5,7 @@ channels or a layer that lies in none. For each part one option is taken, with x
 
     minimise    sum loss[p, o] x[p, o]
     subject to  sum_o x[p, o] = 1                  for every part p
-                sum macs[p, o] x[p, o] >= share    (of the multiply-accumulates)
+                sum share[p, o] x[p, o] >= share   (of the multiplications, or of the weights)
 
 or the most time saved within a loss.
 
@@ -45,11 +45,11 @@ LEAST_FACTOR = 0.1
 
 @dataclass(frozen=True)
 class Option:
-    """What may be done to one part. loss: noise power at the output. macs, time: shares saved."""
+    """What may be done to one part. loss: noise power at the output. share, time: saved."""
 
     cuts: Cuts
     loss: float
-    macs: float
+    share: float
     time: float
 
 
@@ -59,12 +59,12 @@ Part = tuple[Option, ...]
 
 @dataclass(frozen=True)
 class Allocation:
-    """One option for each part, by number. macs: the share that is saved, as counted."""
+    """One option for each part, by number. share: what is saved, as counted."""
 
     choices: tuple[int, ...]
     cuts: Cuts
     loss: float
-    macs: float
+    share: float
     time: float
 
 
@@ -89,7 +89,7 @@ def _products(parts: Sequence[Part]) -> list[Option]:
         cuts = Cuts()
         for option in chosen:
             cuts = cuts | option.cuts
-        sums = (sum(getattr(o, name) for o in chosen) for name in ("loss", "macs", "time"))
+        sums = (sum(getattr(o, name) for o in chosen) for name in ("loss", "share", "time"))
         found.append(Option(cuts, *sums))
     return found
 
@@ -103,7 +103,7 @@ def allocate(
     forbidden: Sequence[tuple[int, ...]] = (),
     allowed: Callable[[Cuts], bool] = lambda _: True,
 ) -> Allocation | None:
-    """The options that save this share of the multiply-accumulates at the least loss.
+    """The options that save this share at the least loss.
 
     saved: the share that cuts save, as counted on the graph: a layer between two parts saves
     less than both promise, and the next budget is corrected by that. within: the largest loss, of
@@ -112,8 +112,8 @@ def allocate(
     """
     places = [[k for k, one in enumerate(row) if allowed(one.cuts)] for row in parts]
     rows = [[row[k] for k in place] for row, place in zip(parts, places, strict=True)]
-    costs = [[Cost(one.loss, -one.macs, -one.time) for one in options] for options in rows]
-    most = sum(max((one.macs for one in options), default=0.0) for options in rows)
+    costs = [[Cost(one.loss, -one.share, -one.time) for one in options] for options in rows]
+    most = sum(max((one.share for one in options), default=0.0) for options in rows)
     barred = [
         tuple(place.index(choice) for place, choice in zip(places, choices, strict=True))
         for choices in forbidden
@@ -139,24 +139,24 @@ def allocate(
         cuts = Cuts()
         for options, choice in zip(parts, choices, strict=True):
             cuts = cuts | options[choice].cuts
-        macs = saved(cuts)
-        here = Allocation(choices, cuts, found.loss, macs, -found.ms)
-        if macs >= share - CLOSE and (best is None or rank(here) < rank(best)):
+        reached = saved(cuts)
+        here = Allocation(choices, cuts, found.loss, reached, -found.ms)
+        if reached >= share - CLOSE and (best is None or rank(here) < rank(best)):
             best = here
-        if abs(macs - share) < CLOSE or aim >= most:
+        if abs(reached - share) < CLOSE or aim >= most:
             break
-        aim += share - macs
+        aim += share - reached
     return best
 
 
 def spread_evenly(parts: Sequence[Part]) -> tuple[Part, ...]:
     """The parts with losses under which each gives up the same share of what it can save.
 
-    With loss = macs^2 / most, what the next bit costs is equal where macs / most is.
+    With loss = share^2 / most, what the next bit costs is equal where share / most is.
     """
     return tuple(
         tuple(
-            replace(one, loss=one.macs**2 / max(max(other.macs for other in options), 1e-12))
+            replace(one, loss=one.share**2 / max(max(other.share for other in options), 1e-12))
             for one in options
         )
         for options in parts

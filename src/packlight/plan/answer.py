@@ -18,6 +18,7 @@ from packlight.measure.evidence import Budget, Tuning
 from packlight.measure.latency import rank_latencies
 from packlight.measure.quality import Metric
 from packlight.plan.budget import limits_of, parse_latency
+from packlight.plan.channels import OF_WORDS, Of
 from packlight.plan.goal import Goal
 from packlight.plan.prepare import Prepared
 from packlight.plan.rules import read_rules
@@ -32,7 +33,7 @@ from packlight.recipe import Recipe
 from packlight.targets import Target
 
 ATTEMPTS = 2
-"""Shares of the multiplications that are tried where bits alone do not reach the budget."""
+"""Shares that are tried where bits alone do not reach the budget."""
 
 AIM = 0.95
 """Share of a budget that the first attempt aims at: less goes in time than in multiplications."""
@@ -138,15 +139,30 @@ class Answer:
     @property
     def over(self) -> float:
         """The file's size or time as a share of its limit, the worst of those that there are."""
+        return max(self._size_over, self._time_over)
+
+    @property
+    def needs(self) -> Of:
+        """What of should go to keep the budget: weights where size is what is short."""
+        sized = self.budget.max_size_bytes or self.budget.max_download_bytes
+        return "weights" if sized and self._size_over >= self._time_over else "macs"
+
+    @property
+    def _size_over(self) -> float:
         chosen, budget = self.chosen, self.budget
         shares = [0.0]
         if budget.max_size_bytes:
             shares.append(chosen.size_bytes / budget.max_size_bytes)
         if budget.max_download_bytes and chosen.packed_bytes:
             shares.append(chosen.packed_bytes / budget.max_download_bytes)
-        if budget.max_latency_ms and chosen.latency_ratio and self.original_ms:
-            shares.append(chosen.latency_ratio * self.original_ms / budget.max_latency_ms)
         return max(shares)
+
+    @property
+    def _time_over(self) -> float:
+        chosen, budget = self.chosen, self.budget
+        if not (budget.max_latency_ms and chosen.latency_ratio and self.original_ms):
+            return 0.0
+        return chosen.latency_ratio * self.original_ms / budget.max_latency_ms
 
     @property
     def beyond(self) -> float:
@@ -170,11 +186,12 @@ def find_answer(question: Question, stack: ExitStack, progress: Progress) -> Ans
         training = plan_training(minutes, prunes=True, given=None, folder=folder)
     short = best.beyond > 0
     reason = "bits alone do not reach the budget" if short else "the shortest time was wished for"
+    of = best.needs
     for _ in range(ATTEMPTS):
         if share is None:
             break
         try:
-            other = _answer(question, share, training, stack, progress, known=best)
+            other = _answer(question, share, training, stack, progress, known=best, of=of)
         except WrongUsage as error:
             note = f"{reason}, and parts of the model cannot go too: {error}"
             return replace(best, notes=(*best.notes, note))
@@ -182,7 +199,7 @@ def find_answer(question: Question, stack: ExitStack, progress: Progress) -> Ans
             break
         better = _betters(other, best, question.goal)
         gone = "what the drop allows" if share == "auto" else f"{share:.0%}"
-        gone = f"{reason}: {gone} of the multiply-accumulates went too"
+        gone = f"{reason}: {gone} of the {OF_WORDS[of]} went too"
         kept, aside = (other, best) if better else (best, other)
         notes = (*best.notes, gone if better else f"{gone}, which was no better and was put aside")
         best = replace(kept, before=(*best.before, aside), notes=notes)
@@ -217,10 +234,11 @@ def _answer(
     progress: Progress,
     *,
     known: Answer | None = None,
+    of: Of = "macs",
 ) -> Answer:
-    """What is best with this share of the multiply-accumulates gone, and bits for what is left.
+    """What is best with this share gone, and bits for what is left.
 
-    known: another answer, which knows the budget in milliseconds.
+    known: another answer, which knows the budget in milliseconds. of: what the share is of.
     """
     given, drop = question.given, question.budget.max_drop
     samples, split = question.prepared.samples, question.prepared.split
@@ -235,6 +253,7 @@ def _answer(
             split,
             question.source.inputs,
             share=share,
+            of=of,
             channels=said.channels,
             removed=said.removed,
             ranks=said.ranks,

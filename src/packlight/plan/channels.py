@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +83,11 @@ UNASKED = 1e-6
 because samples, made up perhaps, show no use of it."""
 
 
+Of: TypeAlias = Literal["macs", "weights"]
+"""What a share to remove is a share of."""
+
+OF_WORDS: Mapping[Of, str] = {"macs": "multiply-accumulates", "weights": "weights"}
+
 Outputs: TypeAlias = Mapping[str, NDArray[Any]]
 
 
@@ -90,7 +95,8 @@ Outputs: TypeAlias = Mapping[str, NDArray[Any]]
 class Ground:
     """What thinning starts from.
 
-    macs: multiply-accumulates for one sample, by layer. fitted_on: samples to fit layers with.
+    macs: multiply-accumulates for one sample, by layer. of: what shares to remove are of, and
+    counts: of that, by layer. fitted_on: samples to fit layers with.
     """
 
     graph: Graph
@@ -102,12 +108,19 @@ class Ground:
     moments: Mapping[str, Moments]
     orders: Mapping[str, ChannelOrder]
     macs: Mapping[str, int | None]
+    of: Of
+    counts: Mapping[str, int | None]
     fitted_on: tuple[int, ...]
     process: Process
     seed: int
 
     @property
     def total(self) -> int:
+        """What a share is of; what is not known counts as none."""
+        return sum(count or 0 for count in self.counts.values())
+
+    @property
+    def total_macs(self) -> int:
         """Multiply-accumulates for one sample; what is not known counts as none."""
         return sum(count or 0 for count in self.macs.values())
 
@@ -123,6 +136,11 @@ class Ground:
     def possible(self, cuts: Cuts) -> Cuts:
         """The same without ranks that save nothing once the rest is gone."""
         return possible(self.graph, self.groups, self.orders, self.branches, cuts)
+
+    def saved(self, cuts: Cuts) -> float:
+        """The share that cuts save."""
+        left = count_left(self.graph, self.groups, self.orders, self.branches, self.counts, cuts)
+        return 1 - left / max(self.total, 1)
 
     def macs_left(self, cuts: Cuts) -> int:
         """Multiply-accumulates for one sample that are left."""
@@ -196,8 +214,9 @@ def prepare_ground(
     process: Process,
     seed: int,
     progress: Progress,
+    of: Of = "macs",
 ) -> Ground:
-    """Find what may go, and in what order channels do."""
+    """Find what may go, and in what order channels do. of: what shares to remove are of."""
     progress.stage("finding channels that go together")
     groups = find_groups(graph)
     branches = removable_branches(graph)
@@ -226,6 +245,8 @@ def prepare_ground(
         seen.moments,
         orders,
         macs,
+        of,
+        macs if of == "macs" else {one.name: one.parameters for one in find_layers(graph)},
         split.calibration,
         process,
         seed,
@@ -239,7 +260,7 @@ def measure_parts(
 
     ranks: by layer, from `measure_ranks`. Raises WrongUsage where there are none.
     """
-    each = macs_of_channels(ground.graph, ground.groups, ground.macs)
+    each = macs_of_channels(ground.graph, ground.groups, ground.counts)
     able = [g for g in ground.groups if g.name in ground.orders and each.get(g.name)]
     if not able and not ground.branches and not ranks:
         raise WrongUsage(
@@ -281,7 +302,7 @@ def measure_parts(
         )
     if times is None:  # then nothing's is compared
         ranks = {name: tuple(replace(one, time=0.0) for one in row) for name, row in ranks.items()}
-    return tuple(_parts(ground, rows, ranks, losses, saved, total))
+    return tuple(_parts(ground, rows, ranks, losses, saved))
 
 
 def _parts(
@@ -290,7 +311,6 @@ def _parts(
     ranks: Mapping[str, Part],
     losses: Mapping[tuple[str, int], float],
     saved: Mapping[tuple[str, int], float],
-    total: int,
 ) -> list[Part]:
     """Branches with the groups and layers inside them, and those that lie in none."""
     inside: set[str] = set()
@@ -302,9 +322,8 @@ def _parts(
         inside.update(names)
         apart.update(layers)
         cuts = Cuts(removed=(branch.name,))
-        macs = 1 - ground.macs_left(cuts) / total
         key = (branch.name, 0)
-        whole = Option(cuts, losses[key] + UNASKED, macs, saved[key])
+        whole = Option(cuts, losses[key] + UNASKED, ground.saved(cuts), saved[key])
         parts.append(
             combine([rows[name] for name in names], whole, [ranks[name] for name in layers])
         )
@@ -347,7 +366,7 @@ def noise_of(ground: Ground, *, reach: int | None = None) -> Callable[[Cuts], fl
 
     reach: how far fitting goes, as for `Ground.fitted`.
     """
-    macs = max(ground.total, 1) * max(len(find_layers(ground.graph)), 1)
+    macs = max(ground.total_macs, 1) * max(len(find_layers(ground.graph)), 1)
     samples = int(np.clip(EFFORT / macs, 64, PROBED))
     wanted = list(_run(ground, ground.graph))
     variations = variations_of(wanted)

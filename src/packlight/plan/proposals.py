@@ -1,8 +1,8 @@
-"""What goes from a model for a share of its multiply-accumulates: solve, measure, correct.
+"""What goes from a model for a share of its multiplications or weights: solve, measure, correct.
 
 The knapsack proposes; what it proposed is fitted, in short, and its loss measured, which tells
 the losses of parts better for the next proposal. Of those measured the fastest is taken that is
-nearly as faithful as the best: the multiplications are the same, and only time is left to gain.
+nearly as faithful as the best: the share is the same, and only time is left to gain.
 
 Losses of channels and of ranks do not add up either: resnet20 without half of its multiplications
 kept 89.3 % by ranks alone and 88.5 % by the mixture that should have lost less (512 pictures). So
@@ -18,7 +18,7 @@ import numpy as np
 
 from packlight.errors import WrongUsage
 from packlight.plan.allocation import Allocation, Part, allocate, learn_losses, spread_evenly
-from packlight.plan.channels import Ground, measure_times, noise_of, reasons_pinned
+from packlight.plan.channels import OF_WORDS, Ground, measure_times, noise_of, reasons_pinned
 from packlight.plan.cuts import Cuts
 from packlight.progress import Progress
 
@@ -58,7 +58,7 @@ def choose_cuts(
     *,
     rounds: int = ROUNDS,
 ) -> Cuts:
-    """What goes or is taken apart, so that this share of the multiply-accumulates is saved.
+    """What goes or is taken apart, so that this share is saved (of what, the ground says).
 
     parts: from `measure_parts`. Raises WrongUsage where so much cannot go.
     """
@@ -84,15 +84,14 @@ def propose(
     rounds: int = ROUNDS,
 ) -> list[Proposal]:
     """Allocations that save this share, all measured, in the order they were proposed."""
-    total = ground.total
 
     def saved(cuts: Cuts) -> float:
-        return 1 - ground.macs_left(ground.possible(cuts)) / total
+        return ground.saved(ground.possible(cuts))
 
     if allocate(parts, share, saved) is None:
         most = saved(_most(parts))
         raise WrongUsage(
-            f"--prune {share:.0%}: at most {most:.0%} of this model's multiply-accumulates can be "
+            f"--prune {share:.0%}: at most {most:.0%} of this model's {OF_WORDS[ground.of]} can be "
             f"removed ({reasons_pinned(ground.groups)}); ask for less."
         )
     timed = know_time(parts)
@@ -170,5 +169,5 @@ def _propose(
 def _most(parts: Sequence[Part]) -> Cuts:
     cuts = Cuts()
     for options in parts:
-        cuts = cuts | max(options, key=lambda one: one.macs).cuts
+        cuts = cuts | max(options, key=lambda one: one.share).cuts
     return cuts

@@ -39,7 +39,7 @@ LEAST_SHARE = 0.01
 """Layers with a smaller share of the multiplications are not worth the time to time them."""
 
 MOST_LAYERS = 24
-"""Those with the most multiplications are looked at."""
+"""Those with the most multiplications, or weights, are looked at."""
 
 SHARES = (0.25, 0.4, 0.55, 0.75)
 """Of the layer's multiplications, that both parts together may take."""
@@ -61,17 +61,17 @@ def measure_ranks(
     Losses are those of the model's output: measured at one rank, at the others in proportion to
     the noise that each leaves at the layer's own. whole: layers that are not to be taken apart.
     """
-    macs = ground.macs
+    counts = ground.counts
     total = max(ground.total, 1)
     able = [
         layer
         for layer in find_layers(ground.graph)
-        if (macs[layer.name] or 0) >= LEAST_SHARE * total
+        if (counts[layer.name] or 0) >= LEAST_SHARE * total
         and wants_moments(layer)
         and layer.name in ground.moments
         and layer.name not in whole
     ]
-    able = sorted(able, key=lambda layer: -(macs[layer.name] or 0))[:MOST_LAYERS]
+    able = sorted(able, key=lambda layer: -(counts[layer.name] or 0))[:MOST_LAYERS]
     wanted = {layer.name: ranks for layer in able if (ranks := _ranks_of(layer))}
     saved = _times_saved(ground, wanted, progress)
     progress.stage("measuring what ranks cost", len(saved))
@@ -85,7 +85,7 @@ def measure_ranks(
         best = _best_of_each(layer, dict(zip(times, losses, strict=True)))
         probed = min(best, key=lambda rank: abs(share_of_rank(layer, rank) - PROBE))
         gain = measure(Cuts(ranks=((name, probed),))) / max(best[probed], 1e-12)
-        part = (macs[name] or 0) / total
+        part = (counts[name] or 0) / total
         rows = []
         for rank, loss in best.items():
             less = 1 - share_of_rank(layer, rank)

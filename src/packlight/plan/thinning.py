@@ -1,8 +1,8 @@
 """The graph without what is missed least, fitted or trained towards the original.
 
 Channels go, and whole residual branches; layers become two of low rank. How much is asked for as
-a share of the multiply-accumulates, said one by one in a recipe, or found: the largest share whose
-loss leaves room for what comes after.
+a share of the multiply-accumulates or of the weights, said one by one in a recipe, or found: the
+largest share whose loss leaves room for what comes after.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from packlight.graph.rewrite.branches import with_stand_ins
 from packlight.measure.evidence import ChannelEvidence, RankEvidence, Thinning
 from packlight.nearest import did_you_mean
 from packlight.plan.allocation import Part
-from packlight.plan.channels import Ground, measure_parts, prepare_ground
+from packlight.plan.channels import Ground, Of, measure_parts, prepare_ground
 from packlight.plan.cuts import Cuts, groups_inside
 from packlight.plan.proposals import choose_cuts, know_time
 from packlight.plan.ranks import measure_ranks
@@ -85,6 +85,7 @@ def thin(
     inputs: Sequence[TensorSpec],
     *,
     share: Share | None = None,
+    of: Of = "macs",
     channels: Sequence[tuple[str, int]] = (),
     removed: Sequence[str] = (),
     ranks: Sequence[tuple[str, Rank]] = (),
@@ -97,7 +98,7 @@ def thin(
 ) -> Thinned:
     """Remove channels and branches of a simplified graph, take layers apart, and fit the rest.
 
-    share: of the multiply-accumulates to remove (0 to 0.95), or "auto"; or as a recipe says
+    share: to remove (0 to 0.95) of what `of` says, or "auto"; or as a recipe says
     channels: (group, kept), removed: residual branches, and ranks: (layer, rank). whole: layers
     that are not to be taken apart for a share. training: how long what is left is healed.
     max_drop, drop_of: for "auto", the drop that is allowed, and what it is on search samples.
@@ -107,7 +108,7 @@ def thin(
     heals = training.heals
     notes: list[str] = []
     with Process() as process:
-        ground = prepare_ground(graph, samples, split, tuple(inputs), process, seed, progress)
+        ground = prepare_ground(graph, samples, split, tuple(inputs), process, seed, progress, of)
         if heals:  # by the others healing tells whether it still gains
             ground = replace(ground, fitted_on=hold_out(split.calibration, seed=seed)[1])
         if share == "auto":
@@ -265,7 +266,7 @@ def _evidence(
         listed.append(ChannelEvidence(group.name, group.size, kept, reason))
     first, last = loss if loss is not None else (None, None)
     return Thinning(
-        ground.total,
+        ground.total_macs,
         ground.macs_left(cuts),
         tuple(listed),
         steps,
