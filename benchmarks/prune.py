@@ -12,10 +12,10 @@ torch-pruning does beside it: its MagnitudePruner (L2 norms) on the same weights
 and without biases corrected to the original's mean outputs (what re-estimating batch
 normalization does once it is folded). "every layer" rows take the share out of all layers, those
 that the residual stream runs through too. "--prune" rows let packlight share the removal out
-itself, among channels, residual branches and layers of low rank (with --alone once without those).
+itself, among channels, residual branches and layers of low rank (--no-ranks: without those).
 "healed" ones are trained towards the original for so many minutes; the compressed rows are
-packlight's answers for the healed file with its default preset, with the smallest, and with so
-many --bits a weight everywhere (trained so for --tune-minutes), packed.
+packlight's answers for the healed file with its default preset, with the smallest, and with each of
+--choices in all layers (trained so for --tune-minutes), packed.
 Healed files are kept in --work, and used again. With --scores the "inner" rows alone are made, once
 for each way of picking the channels (scores.py), all repaired alike.
 """
@@ -116,10 +116,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--prune", nargs="*", type=float, default=(0.5,), help="shares")
     parser.add_argument("--of", choices=["macs", "weights"], default="macs", help="of --prune")
     parser.add_argument("--heal-minutes", type=float, default=20.0, help="0: nothing is healed")
-    parser.add_argument("--bits", nargs="*", type=float, default=(3, 2.5), help="once healed")
-    parser.add_argument("--tune-minutes", type=float, default=0.0, help="of training in those bits")
+    parser.add_argument("--choices", nargs="*", default=("int8", "int4", "weights-coded2.5"))
+    parser.add_argument("--tune-minutes", type=float, default=0.0, help="of training in those")
     parser.add_argument("--no-peers", dest="peers", action="store_false")
-    parser.add_argument("--alone", action="store_true", help="also without layers of low rank")
+    parser.add_argument("--no-ranks", dest="ranks", action="store_false", help="no low rank")
     parser.add_argument("--scores", action="store_true", help="inner layers by score, and no more")
     parser.add_argument("--pictures", type=int, default=10_000, help="unlabelled ones")
     parser.add_argument("--real", type=Path, default=HERE.parent.parent / "shared" / "real")
@@ -229,18 +229,18 @@ def _planned(case: Case, share: float, options: argparse.Namespace) -> list[Row]
     """Packlight's own choice of what goes: repaired, healed, in 8 bits, and packed."""
     name = f"--prune {share:.0%}" + (" of the weights" if options.of == "weights" else "")
     rows = []
-    if options.alone:
-        every = [layer.name for layer in find_layers(case.graph)]
-        alone = f"{name}, channels and branches alone, closed form"
-        rows.append(_thinned(case, alone, options.seed, share=share, whole=every))
-    row, chosen = _thin(case, f"{name}, closed form", options.seed, share=share, of=options.of)
+    whole = [] if options.ranks else [layer.name for layer in find_layers(case.graph)]
+    name += "" if options.ranks else ", no ranks"
+    row, chosen = _thin(
+        case, f"{name}, closed form", options.seed, share=share, of=options.of, whole=whole
+    )
     rows.append(row)
     print(f"<!-- {name}: {write_recipe(chosen.note_in(Recipe()))} -->", flush=True)
     if not options.heal_minutes:
         return rows
-    healed = (
-        case.work / f"healed-{options.of}-{share:g}-{options.heal_minutes:g}-{options.seed}.onnx"
-    )
+    ranks = "" if options.ranks else "-no-ranks"
+    stem = f"healed-{options.of}-{share:g}{ranks}-{options.heal_minutes:g}-{options.seed}"
+    healed = case.work / f"{stem}.onnx"
     seconds = 0.0
     if not healed.exists():
         label = f"{name}, healed {options.heal_minutes:g} minutes"
@@ -261,17 +261,17 @@ def _planned(case: Case, share: float, options: argparse.Namespace) -> list[Row]
 
 
 def _compress(case: Case, healed: Path, name: str, options: argparse.Namespace) -> list[Row]:
-    """The healed file in fewer bits: by the presets, and at so many bits a weight everywhere."""
+    """The healed file in fewer bits: by the presets, and with one choice for all layers."""
     rows = []
     asked: list[tuple[str, dict[str, Any]]] = [
         (preset, {"preset": preset, "max_drop": "0.5%"}) for preset in ("balanced", "smallest")
     ]
     layers = find_layers(simplify(load_model(healed).ir, check=None)[0])
-    for rate in options.bits:
-        choices = tuple((layer.name, f"weights-coded{rate:g}") for layer in layers)
-        recipe = case.work / f"bits-{rate:g}.yaml"
+    for choice in options.choices:
+        choices = tuple((layer.name, choice) for layer in layers)
+        recipe = case.work / f"{choice}.yaml"
         recipe.write_text(write_recipe(Recipe(layers=choices, sequential=True, seed=options.seed)))
-        asked.append((f"{rate:g} bits", {"recipe": recipe, "heal_minutes": options.tune_minutes}))
+        asked.append((choice, {"recipe": recipe, "heal_minutes": options.tune_minutes}))
     for label, how in asked:
         began = time.perf_counter()
         data = case.samples.read(range(len(case.samples)))
