@@ -7,8 +7,8 @@ import itertools
 import os
 import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from packlight.errors import UnusableProof
 from packlight.proof.manifest import MANIFEST, MOST_BYTES, FileEntry, Manifest
@@ -104,6 +104,6 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _open_plain(path: Path) -> BinaryIO:
+def _open_plain(path: Path) -> BufferedReader:
     """Open for reading; what became a link or a pipe meanwhile is not followed or waited for."""
     return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")

@@ -80,7 +80,7 @@ class Manifest:
         """One finite number of the claims, such as claims.latency_ms.compressed; None: no claim."""
         pair = self.claims.get(key)
         value = pair.get(which) if isinstance(pair, Mapping) else None
-        return float(value) if _is_number(value) else None
+        return float(value) if value is not None and _is_number(value) else None
 
 
 def describe_file(path: Path, *, size_bytes: int | None = None) -> FileEntry:

@@ -301,7 +301,7 @@ function showClaims(manifest) {
   pair("one run", "latency_ms", ms);
   pair("memory", "peak_memory_bytes", size);
   if (typeof claims.metric?.name === "string") pair(claims.metric.name, "metric", (share) => String(Number(share.toPrecision(4))));
-  rows.push(["measured on", Object.values(machine).join("; ")]);
+  rows.push(["made with", Object.entries(machine).map((pair) => pair.join(" ")).join("; ")]);
   place("facts").replaceChildren(...rows.map(([term, said]) => {
     const row = element("div", "");
     row.append(element("dt", term), element("dd", said));

@@ -11,22 +11,23 @@ from importlib.resources import files
 @cache
 def write_page() -> str:
     """The page: its style and script stand in it, and its policy allows these two alone."""
-    page, style, script = (_read(name) for name in ("page.html", "page.css", "page.js"))
-    return (
-        page.replace("{policy}", page_policy())
-        .replace("{style}", style)
-        .replace("{script}", script)
-    )
+    page = _read("page.html").replace("{policy}", page_policy())
+    return page.replace("{style}", _style()).replace("{script}", _read("page.js"))
 
 
 @cache
 def page_policy() -> str:
     """The page's Content-Security-Policy: its own style and script, and what lies beside it."""
-    style, script = (_hash(_read(name)) for name in ("page.css", "page.js"))
+    style, script = _hash(_style()), _hash(_read("page.js"))
     return (
         f"default-src 'none'; script-src {script} 'self' 'wasm-unsafe-eval'; "
         f"style-src {style}; connect-src 'self'; base-uri 'none'; form-action 'none'"
     )
+
+
+def _style() -> str:
+    """The report's style, and what this page has beyond."""
+    return (files("packlight.report") / "page.css").read_text(encoding="utf-8") + _read("page.css")
 
 
 def _read(name: str) -> str:

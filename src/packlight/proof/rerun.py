@@ -63,7 +63,7 @@ def check_answers(
     wrong = [one for one in differences if not one.within]
     worst = max(wrong or differences, key=lambda one: one.largest / max(one.tolerance, 1e-300))
     ranked = next((one for one in (*wrong, *differences) if one.classes), None)
-    figures = {
+    figures: dict[str, float | str | None] = {
         "samples": len(samples),
         "output": worst.name,
         "largest_difference": worst.largest,
