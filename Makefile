@@ -52,9 +52,11 @@ endif
 
 venv: $(VENV)/core.stamp ## the environment with the command packlight, without development tools
 
-demo: $(VENV)/core.stamp ## compresses the model shipped in examples/digits into packed/
+demo: $(VENV)/core.stamp ## compresses the model shipped in examples/digits into packed/, and verifies it
 	@$(BIN)/packlight compress $(DIGITS)/digits.onnx --data $(DIGITS)/digits.npz \
 	  --max-drop 1% --out packed --force
+	@echo; echo "What packlight verify says of that folder, here or on any other machine:"; echo
+	@$(BIN)/packlight verify packed --original $(DIGITS)/digits.onnx
 
 test: $(VENV)/dev.stamp ## all tests (TORCH= MODELS= installs no PyTorch, and skips those with it)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile

@@ -87,11 +87,19 @@ def test_the_result_prints_its_table(packed: packlight.Result) -> None:
     assert packed._repr_html_().startswith("<pre>Budget met.")
 
 
-def test_the_folder_holds_four_files_and_a_model_that_runs(
+def test_the_folder_holds_its_files_and_a_model_that_runs(
     packed: packlight.Result, folder: Path, demo: Path
 ) -> None:
     names = {path.name for path in folder.iterdir()}
-    assert names == {"model.onnx", "recipe.yaml", "report.html", "report.json"}
+    assert names == {
+        "golden.npz",
+        "manifest.json",
+        "model.onnx",
+        "recipe.yaml",
+        "report.html",
+        "report.json",
+        "verify.html",
+    }
     onnx.checker.check_model(folder / "model.onnx", full_check=True)
     size = (folder / "model.onnx").stat().st_size
     assert size == packed.evidence.size_bytes.compressed
@@ -103,6 +111,19 @@ def test_the_folder_holds_four_files_and_a_model_that_runs(
     assert compressed.inputs == original.inputs
     assert [spec.name for spec in compressed.outputs] == [spec.name for spec in original.outputs]
     assert "Budget met" in (folder / "report.html").read_text()
+
+
+def test_the_folder_is_proven_by_what_it_holds(folder: Path, demo: Path) -> None:
+    found = packlight.verify(folder, original=demo / "digits.onnx")
+    assert [(one.name, one.status) for one in found.checks[:4]] == [
+        ("manifest", "passed"),
+        ("files", "passed"),
+        ("answers", "passed"),
+        ("original", "passed"),
+    ]
+    assert "golden.npz in this folder holds 8 of your samples" in (
+        folder / "report.json"
+    ).read_text(encoding="utf-8")
 
 
 def test_the_report_keeps_its_contract(folder: Path) -> None:
@@ -205,7 +226,7 @@ def test_an_output_folder_is_replaced_only_when_forced(
         packed.save(out)
     assert (out / "mine.txt").exists()
     packed.save(out, force=True)
-    assert len(list(out.iterdir())) == 4
+    assert len(list(out.iterdir())) == 7
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -217,7 +238,7 @@ def test_the_same_seed_gives_the_same_bytes(
 ) -> None:
     first = compress(mlp, data=rows, seed=7).save(tmp_path / "a")
     second = compress(mlp, data=rows, seed=7).save(tmp_path / "b")
-    for name in ("model.onnx", "recipe.yaml"):
+    for name in ("model.onnx", "recipe.yaml", "golden.npz", "verify.html"):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 

@@ -28,6 +28,7 @@ FLOORS = {
     "scratch": 0,
     "choices": 0.5,  # what a recipe is made of
     "ranks": 0.5,
+    "strict_json": 0.5,
     "recipe": 1,
     "targets": 1,
     "samples": 1,
@@ -38,6 +39,7 @@ FLOORS = {
     "transport": 2,
     "plan": 3,
     "report": 3,
+    "proof": 3.25,
     "language": 3.5,
     "api": 4,
     "cli": 5,
@@ -72,6 +74,7 @@ PUBLIC = {
     "Forecast",
     "PacklightError",
     "Result",
+    "Verification",
     "__version__",
     "compare",
     "compress",
@@ -80,6 +83,7 @@ PUBLIC = {
     "pack",
     "to_torch",
     "unpack",
+    "verify",
 }
 
 LONGEST_FILE = 450

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         Comparison,
         Forecast,
         Result,
+        Verification,
         compare,
         compress,
         inspect,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         pack,
         to_torch,
         unpack,
+        verify,
     )
     from packlight.graph.anatomy import Anatomy
 
@@ -28,6 +30,7 @@ __all__ = [
     "Forecast",
     "PacklightError",
     "Result",
+    "Verification",
     "__version__",
     "compare",
     "compress",
@@ -36,6 +39,7 @@ __all__ = [
     "pack",
     "to_torch",
     "unpack",
+    "verify",
 ]
 
 

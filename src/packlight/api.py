@@ -37,6 +37,7 @@ from packlight.plan.training import NO_TRAINING, Training, plan_training
 from packlight.plan.trials import Tried, Workbench
 from packlight.plan.workers import parse_workers
 from packlight.progress import SILENT, Progress
+from packlight.proof import Proof, Verification, make_proof, verify
 from packlight.recipe import Recipe, parse_choice, read_recipe, write_recipe
 from packlight.report import evidence_table, evidence_to_json, write_html, write_json
 from packlight.report.comparison import comparison_table, comparison_to_json
@@ -57,6 +58,7 @@ __all__ = [
     "Comparison",
     "Forecast",
     "Result",
+    "Verification",
     "compare",
     "compress",
     "inspect",
@@ -65,6 +67,7 @@ __all__ = [
     "targets",
     "to_torch",
     "unpack",
+    "verify",
 ]
 
 MOST_PACKED = 32 << 20
@@ -80,6 +83,7 @@ class Result:
     model: Path
     _files: tuple[Path, ...] = field(repr=False)
     _inputs: tuple[Path, ...] = field(repr=False)
+    _proof: Proof = field(repr=False)
     _keep: Any = field(repr=False, compare=False, default=None)
     _training: Training = field(repr=False, compare=False, default=NO_TRAINING)
 
@@ -94,7 +98,7 @@ class Result:
         return EXIT_STATUS[self.evidence.verdict]
 
     def save(self, out: str | Path, *, force: bool = False) -> Path:
-        """Write model.onnx, recipe.yaml, report.html and report.json into the folder `out`.
+        """Write model, recipe, report, and what `verify` needs into the folder `out`.
 
         It appears whole or not at all; force: replace what is there. Then the checkpoints of
         training are removed.
@@ -104,9 +108,15 @@ class Result:
             "recipe.yaml": write_recipe(self.recipe),
             "report.json": write_json(self.evidence),
             "report.html": write_html(self.evidence, how_to_run=how_to_run(self.evidence)),
+            **self._proof.texts,
         }
         folder = write_folder(
-            Path(out), files=self._files, texts=texts, force=force, inputs=self._inputs
+            Path(out),
+            files=(*self._files, *self._proof.files),
+            texts=texts,
+            seal=lambda made: self._proof.seal(made, self.model.name, self.to_json()),
+            force=force,
+            inputs=self._inputs,
         )
         self._training.clear()
         return folder
@@ -165,6 +175,7 @@ def compress(
     metric: str | Metric | None = None,
     preprocess: str | None = None,
     workers: int | str = 1,
+    golden: bool = True,
     seed: int = 0,
     dry_run: bool = False,
     progress: Progress = SILENT,
@@ -190,7 +201,8 @@ def compress(
         pruning; needs PyTorch. checkpoints: a folder in which training keeps where
         it stands, so that the same call goes on after an interruption; removed by `Result.save`.
     metric: a name or a function of (outputs, labels). workers: processes for the search, or a
-        Ray cluster ("ray://host:port"). dry_run: only say what would happen.
+        Ray cluster ("ray://host:port"). golden: put a few held-out samples into the output
+        folder, so that `verify` can run them elsewhere. dry_run: only say what would happen.
     Raises PacklightError with a sentence for the user.
     """
     begun = time.monotonic()
@@ -205,6 +217,7 @@ def compress(
             "--heal-minutes": heal_minutes != 0,
             "--metric": metric is not None,
             "--preprocess": preprocess is not None,
+            "--no-golden": not golden,
         }
         _refuse(no_use, "a language model")
         from packlight.language.enter import enter  # what it needs, other models do without
@@ -283,12 +296,9 @@ def compress(
         answer = find_answer(question, stack, progress)
         answer, tuning = tune_answer(question, answer, progress)
         bench, chosen, split = answer.bench, answer.chosen, prepared.split
+        held_out = split.proof or split.search or split.calibration
         figures = measure_figures(
-            bench,
-            chosen.path,
-            chosen.size_bytes,
-            indices=split.proof or split.search or split.calibration,
-            progress=progress,
+            bench, chosen.path, chosen.size_bytes, indices=held_out, progress=progress
         )
         if _to_be_packed(chosen, wish, download):
             progress.stage("packing for the download")
@@ -297,13 +307,24 @@ def compress(
         evidence = state_evidence(question, answer, steps, figures, tuning)
         scratch = Scratch()
         files = _keep(chosen, scratch.path)
-    evidence = replace(evidence, seconds=time.monotonic() - begun)
+    proof = make_proof(
+        source.source,
+        files[0],
+        prepared.samples,
+        held_out,
+        source.inputs,
+        scratch.path,
+        golden=golden,
+        size_bytes=source.size_bytes,
+    )
+    notes = (*evidence.notes, *([proof.note] if proof.note else []))
+    evidence = replace(evidence, notes=notes, seconds=time.monotonic() - begun)
     given_paths = (model, data, recipe)
     held = [source.source, *(Path(path) for path in given_paths if isinstance(path, str | Path))]
     done = answer.recipe
     if tuning is not None:  # at least 1: samples are split otherwise where nothing is trained
         done = replace(done, tune_steps=max(tuning.steps, 1))
-    return Result(evidence, done, files[0], files, tuple(held), scratch, training)
+    return Result(evidence, done, files[0], files, tuple(held), proof, scratch, training)
 
 
 def inspect(

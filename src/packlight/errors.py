@@ -8,6 +8,7 @@
     |-- UnusableRecipe          a recipe that names what does not exist
     |-- UnusableOutput          an output folder that exists or cannot be written
     |-- UnusablePack            a transport file, or a folder for one, that cannot be used
+    |-- UnusableProof           a folder that `verify` cannot check
     |-- MissingExtra            an optional package that is not installed
     `-- RuntimeFailure          the runtime could not run a file
         |-- RuntimeRefused      it said so
@@ -52,6 +53,10 @@ class UnusableOutput(PacklightError):
 
 class UnusablePack(PacklightError):
     """A transport file that is damaged, or a folder that cannot become one."""
+
+
+class UnusableProof(PacklightError):
+    """A folder without a manifest, or with one that cannot be used."""
 
 
 class MissingExtra(PacklightError):

@@ -128,6 +128,7 @@ class FakeApi:
     fails: BaseException | None = None
     calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
     saved: list[tuple[Path, bool]] = field(default_factory=list)
+    verification: Any = None
 
     def _call(self, name: str, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         self.calls.append((name, args, options))
@@ -159,6 +160,10 @@ class FakeApi:
         self._call("targets", (), {})
         return (FakeTarget(), FakeTarget(name="phone", measured="predicted", note="slow start"))
 
+    def verify(self, *args: Any, **options: Any) -> Any:
+        self._call("verify", args, options)
+        return self.verification
+
 
 @pytest.fixture
 def make_anatomy() -> Callable[..., Anatomy]:
@@ -171,7 +176,7 @@ def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeApi:
     """The stand-in, in the place of `packlight.api`; the current directory is an empty one."""
     fake = FakeApi()
     module = ModuleType("packlight.api")
-    for name in ("compress", "compare", "inspect", "is_language_model", "targets"):
+    for name in ("compress", "compare", "inspect", "is_language_model", "targets", "verify"):
         setattr(module, name, getattr(fake, name))
     monkeypatch.setitem(sys.modules, "packlight.api", module)
     monkeypatch.chdir(tmp_path)

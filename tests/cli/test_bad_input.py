@@ -409,10 +409,13 @@ def test_a_pipe_gets_plain_lines_and_force_replaces(place: Place) -> None:
     assert done.stderr.splitlines()[0] == "reading the model and the samples"
     assert "net.packed/report.html" in done.stdout
     assert sorted(path.name for path in (place.folder / "net.packed").iterdir()) == [
+        "golden.npz",
+        "manifest.json",
         "model.onnx",
         "recipe.yaml",
         "report.html",
         "report.json",
+        "verify.html",
     ]
     assert {path.name for path in place.folder.iterdir()} == {
         "net.onnx",

@@ -58,7 +58,7 @@ def test_every_option_reaches_the_api_unchanged(api: Any) -> None:
         "--seed": "7",
         "--out": "there",
     }
-    argv = ["compress", "net.onnx", "--force"]
+    argv = ["compress", "net.onnx", "--force", "--no-golden"]
     for name, value in options.items():
         argv += [name, value]
     assert run(app, argv).exit_code == 0
@@ -83,6 +83,7 @@ def test_every_option_reaches_the_api_unchanged(api: Any) -> None:
         "metric": "own.py:score",
         "preprocess": "0..1",
         "seed": 7,
+        "golden": False,
         "dry_run": False,
     }
     assert api.saved == [(Path("there"), True)]

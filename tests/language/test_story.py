@@ -78,8 +78,10 @@ def test_without_a_text_the_size_is_met_and_nothing_is_claimed(small: Path, tmp_
     folder = found.save(tmp_path / "out")
     assert {file.name for file in folder.iterdir()} == {
         *("model.gguf", "recipe.yaml", "report.html", "report.json"),
+        *("manifest.json", "verify.html"),
     }
     assert json.loads((folder / "report.json").read_text())["verdict"] == "best-effort"
+    assert packlight.verify(folder).verdict == "intact"
     written = open_checkpoint(folder / "model.gguf")
     assert {name: one.shape for name, one in written.tensors.items()} == {
         name: one.shape for name, one in open_checkpoint(small).tensors.items()

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from packlight.cli.options import OUTPUT, AnyModel, Data, Debug, Json, ModelFile, Preprocess
+from packlight.cli.options import OUTPUT, AnyModel, Data, Debug, Golden, Json, ModelFile, Preprocess
 from packlight.cli.outcomes import one_sentence
 from packlight.errors import WrongUsage
 from packlight.version import __version__
@@ -38,9 +38,9 @@ app = typer.Typer(
 
 _COMPRESS = """Make a model smaller and faster, and prove that it still does its job.
 
-Writes a folder with model.onnx, report.html (open it in a browser), report.json and \
-recipe.yaml. The original is only read. Without --data a model can be compressed, but nobody \
-can say whether it still gives the right answers.
+Writes a folder with model.onnx, report.html (open it in a browser), report.json, recipe.yaml, \
+and what `packlight verify` needs. The original is only read. Without --data a model can be \
+compressed, but nobody can say whether it still gives the right answers.
 
 [bold]Examples[/bold]
 
@@ -279,6 +279,7 @@ def compress(
             rich_help_panel=OUTPUT,
         ),
     ] = False,
+    golden: Golden = True,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -319,6 +320,7 @@ def compress(
                 heal_minutes=heal_minutes,
                 checkpoints=folder.with_name(f"{folder.name}.{kept}"),
                 workers=workers,
+                golden=golden,
                 metric=metric,
                 preprocess=preprocess,
                 seed=seed,

@@ -44,6 +44,15 @@ Preprocess = Annotated[
         show_default=False,
     ),
 ]
+Golden = Annotated[
+    bool,
+    typer.Option(
+        "--golden/--no-golden",
+        help="Put up to 8 held-out samples of yours, with both models' outputs, into the output "
+        "folder, so that [bold]packlight verify[/bold] can run them on another machine.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from packlight.cli.choices import ChoiceLine
     from packlight.graph.anatomy import Anatomy
     from packlight.language.result import LanguageResult
+    from packlight.proof import Verification
     from packlight.report.choices import Gain
     from packlight.transport import Transport
 
@@ -142,6 +143,33 @@ def print_transport(done: Transport, *, packing: bool) -> None:
         console.print(Text(f"Left out:  {names} (--with-report packs them too)"), soft_wrap=True)
     what = "Packed:" if packing else "Unpacked:"
     console.print(Text(f"{what:<11}{visible(str(done.path))}"), soft_wrap=True)
+
+
+_SIGNS = {
+    "passed": ("✓", "green"),
+    "failed": ("✗", "bold red"),
+    "not-checked": ("·", "dim"),
+}
+
+
+def print_verification(found: Verification) -> None:
+    """The verdict, and a line for each check."""
+    from packlight.proof.verification import SAID
+
+    console = _console()
+    color = {"proven": "green", "intact": "yellow", "failed": "bold red"}[found.verdict]
+    console.print(Text(SAID[found.verdict], style=color))
+    console.print()
+    grid = Table.grid(padding=(0, 2))
+    for _ in range(3):
+        grid.add_column(overflow="fold")
+    for check in found.checks:
+        sign, style = _SIGNS[check.status]
+        grid.add_row(Text(sign, style=style), check.name, Text(visible(check.said, limit=1000)))
+    console.print(grid)
+    if found.seal:
+        console.print()
+        console.print(Text(f"Seal:  {found.seal}", style="dim"), soft_wrap=True)
 
 
 def _console() -> Console:

@@ -11,6 +11,7 @@ from rich.console import RenderableType
 
 from packlight.measure.evidence import EXIT_STATUS, Verdict
 from packlight.measure.language_evidence import LanguageEvidence
+from packlight.proof import Proof
 from packlight.report.folder import write_folder
 from packlight.report.language import (
     language_table,
@@ -46,20 +47,27 @@ class LanguageResult:
         return EXIT_STATUS[self.evidence.verdict]
 
     def save(self, out: str | Path, *, force: bool = False) -> Path:
-        """Write model.gguf, recipe.yaml, report.html and report.json into the folder `out`.
+        """Write model.gguf, recipe, report, and what `verify` needs into the folder `out`.
 
         It appears whole or not at all; force: replace what is there.
         Raises UnusableOutput where it exists or cannot be written.
         """
+        proof = Proof("language-model", original=None)
         texts = {
             **self._texts,
+            **proof.texts,
             "report.json": write_language_json(self.evidence),
             "report.html": write_language_html(
                 self.evidence, how_to_run=how_to_run_language(self.evidence.target, MODEL)
             ),
         }
         folder = write_folder(
-            Path(out), files=(self.model,), texts=texts, force=force, inputs=self._inputs
+            Path(out),
+            files=(self.model,),
+            texts=texts,
+            seal=lambda made: proof.seal(made, self.model.name, self.to_json()),
+            force=force,
+            inputs=self._inputs,
         )
         self._keep.clear()
         return folder

@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from packlight.durable import current_umask, sync_folder
@@ -77,13 +77,15 @@ def write_folder(
     *,
     files: Sequence[Path],
     texts: Mapping[str, str],
+    seal: Callable[[Path], Mapping[str, str]],
     force: bool = False,
     inputs: Iterable[Path] = (),
 ) -> Path:
     """Put a result at `folder`, whole or not at all; give the folder.
 
-    files: copied under their own names. texts: {name: content}. What was at `folder` is
-    replaced only once the new one is whole. Raises UnusableOutput where it cannot be.
+    files: copied under their own names. texts: {name: content}. seal: gives the texts that are
+    about all else, once that lies in the unfinished folder. What was at `folder` is replaced only
+    once the new one is whole. Raises UnusableOutput where it cannot be.
     """
     check_output(folder, force=force, inputs=inputs)
     try:
@@ -95,6 +97,8 @@ def write_folder(
             for file in files:
                 _copy(file, Path(made) / file.name)
             for name, text in texts.items():
+                _write(Path(made) / name, text.encode("utf-8"))
+            for name, text in seal(Path(made)).items():
                 _write(Path(made) / name, text.encode("utf-8"))
             sync_folder(Path(made))
             _swap(Path(made), folder, cleanup)

@@ -149,15 +149,14 @@ def run_in_browser(
             f"A browser runs at least one file in 1 to {_ROUNDS_LIMIT} rounds, with feeds for "
             f"each, not {len(paths)} in {rounds} with feeds for {len(groups)}."
         )
-    browser, package = _find_browser(), _find_package()
+    package = _find_package()
     files = _files_of(package)
     job = _describe_job(paths, groups, files)
     job |= {"rounds": rounds, "seconds": seconds, "least": _LEAST_ROUNDS, "outputs": with_outputs}
     files["job.json"] = json.dumps(job, allow_nan=False).encode()
     with PageServer(files, limit_bytes=_ANSWER_BYTES) as server:
-        _let_answer(browser, server, limits.seconds, paths)
-        answer = server.answer
-    names = [path.name for path in paths]
+        names = [path.name for path in paths]
+        answer = show_page(server, _PAGE_FILES[0], f"running {', '.join(names)}", limits=limits)
     found = _read_answer(answer, names, rounds)
     agent = re.search(r"Chrome/(\d+)", str(found.get("browser")))
     where = f"Chromium {agent[1]}" if agent else "browser"
@@ -240,10 +239,32 @@ def _describe_job(
     return {"models": models}
 
 
-def _let_answer(browser: str, server: PageServer, seconds: float, paths: Sequence[Path]) -> None:
-    """Open the page and wait until it has answered; the browser is gone afterwards."""
-    names = ", ".join(path.name for path in paths)
-    with _open_page(browser, server.address(_PAGE_FILES[0])) as (keeper, errors):
+def runtime_files() -> dict[str, Path]:
+    """The files of onnxruntime-web that a page needs, by name; those for WebGPU where it has them.
+
+    Raises MissingExtra where it is not installed.
+    """
+    folder = _find_package() / "dist"
+    more = [folder / "ort.webgpu.min.mjs", *folder.glob("ort-wasm-simd-threaded.*.*")]
+    found = {path.name: path for path in more if path.is_file() and path.suffix != ".map"}
+    return found | {name: folder / name for name in _PACKAGE_FILES}
+
+
+def show_page(
+    server: PageServer,
+    name: str,
+    doing: str,
+    *,
+    options: Sequence[str] = (),
+    limits: Limits = _DEFAULT,
+) -> bytes | None:
+    """Open a page of a running server in a headless browser and give what it posts.
+
+    doing: what it does, for messages. options: of the browser, beside those it always gets. None:
+    the answer was too long. Raises MissingExtra, RuntimeCrashed or RuntimeTimedOut.
+    """
+    seconds, browser = limits.seconds, _find_browser()
+    with _open_page(browser, server.address(name), options) as (keeper, errors):
         arrived = False
         deadline = time.monotonic() + _START_SECONDS
         while not server.answered.wait(0.05):
@@ -252,10 +273,8 @@ def _let_answer(browser: str, server: PageServer, seconds: float, paths: Sequenc
                 arrived, deadline = True, time.monotonic() + seconds
             if keeper.poll() is not None or server.left.is_set():
                 if server.answered.wait(0.5):
-                    return
-                raise RuntimeCrashed(
-                    f"The browser died while running {names}.{_last_words(errors)}"
-                )
+                    break
+                raise RuntimeCrashed(f"The browser died while {doing}.{_last_words(errors)}")
             if time.monotonic() < deadline:
                 continue
             if not arrived:
@@ -264,16 +283,19 @@ def _let_answer(browser: str, server: PageServer, seconds: float, paths: Sequenc
                     f"stopped.{_last_words(errors)}"
                 )
             raise RuntimeTimedOut(
-                f"The browser took longer than {seconds:g} s for running {names} and was stopped; "
+                f"The browser took longer than {seconds:g} s for {doing} and was stopped; "
                 "allow more time, or use a smaller model or input."
             )
+    return server.answer
 
 
 @contextlib.contextmanager
-def _open_page(browser: str, address: str) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
+def _open_page(
+    browser: str, address: str, more: Sequence[str]
+) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
     """The browser's keeper, while it shows a page, and what the browser prints as errors."""
     # Chromium's sandbox does not start for root; whoever is root is in a container, as a rule.
-    options = [*_OPTIONS, *(["--no-sandbox"] if os.geteuid() == 0 else []), address]
+    options = [*_OPTIONS, *more, *(["--no-sandbox"] if os.geteuid() == 0 else []), address]
     with tempfile.TemporaryFile() as errors:
         keeper = subprocess.Popen(
             [sys.executable, "-I", str(_KEEPER), browser, *options],

@@ -24,13 +24,11 @@ _TYPES = {
     ".json": "application/json",
     ".wasm": "application/wasm",
 }
+_POLICY = "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; connect-src 'self'"
 _HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; connect-src 'self'"
-    ),
     # A page that shares nothing with others gets a clock of microseconds, not of tenths of ms.
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Embedder-Policy": "require-corp",
@@ -43,17 +41,21 @@ class PageServer(ThreadingHTTPServer):
     """A running server; use it in a `with` statement.
 
     files: what may be read, by name (a path is streamed, bytes are sent as they are).
-    limit_bytes: of the answer. arrived: the page is open. left: it is gone again, without an
-    answer or after it. answered: `answer` holds what the page posted; None: it was too long.
+    limit_bytes: of the answer. policy: the Content-Security-Policy of all that is sent.
+    arrived: the page is open. left: it is gone again, without an answer or after it. answered:
+    `answer` holds what the page posted; None: it was too long.
     """
 
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, files: Mapping[str, Path | bytes], *, limit_bytes: int) -> None:
+    def __init__(
+        self, files: Mapping[str, Path | bytes], *, limit_bytes: int, policy: str = _POLICY
+    ) -> None:
         super().__init__(("127.0.0.1", 0), _Request)
         self.files = files
         self.limit_bytes = limit_bytes
+        self.policy = policy
         self.origin = f"http://127.0.0.1:{self.server_port}"
         self.token = secrets.token_urlsafe(24)
         self.arrived = threading.Event()
@@ -149,6 +151,7 @@ class _Request(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in _HEADERS.items():
             self.send_header(name, value)
+        self.send_header("Content-Security-Policy", self.server.policy)
         self.send_header("Content-Type", kind)
         if length is None:
             self.send_header("Connection", "close")

@@ -37,7 +37,7 @@ from packlight.transport.container import (
 from packlight.transport.plan import cut_file
 from packlight.transport.wire import Buffer
 
-REPORTS = ("report.html", "report.json")
+REPORTS = ("golden.npz", "manifest.json", "report.html", "report.json", "verify.html")
 """What of an output folder is not needed to use the model: left out unless asked for."""
 
 _RESERVED = frozenset(
@@ -74,8 +74,8 @@ def pack(
 ) -> Transport:
     """Write the files of a folder as one small file that `unpack` gives back byte for byte.
 
-    out: the file; without it <folder>.plz next to the folder. with_report: also pack
-    report.html and report.json. force: replace the file if it exists.
+    out: the file; without it <folder>.plz next to the folder. with_report: also pack the report
+    and what `verify` needs. force: replace the file if it exists.
     Raises UnusablePack for a folder that holds links, folders or other than plain files,
     UnusableOutput where the file exists or cannot be written.
     """
@@ -152,7 +152,7 @@ def unpack(
     with file.open("rb") as source:
         _check_whole(source, file)
         entries, plain, begin = read_head(source, size)
-        _check_names([entry.name for entry in entries])
+        check_names([entry.name for entry in entries])
         progress.stage(f"unpacking {len(entries)} files")
         try:
             with contextlib.ExitStack() as cleanup:
@@ -205,11 +205,11 @@ def _list_folder(folder: Path, with_report: bool) -> tuple[list[str], tuple[str,
         raise UnusablePack(
             f"{folder} holds {len(names)} files to pack: from 1 to {MOST_FILES} are possible."
         )
-    _check_names(names)
+    check_names(names)
     return names, left_out
 
 
-def _check_names(names: list[str]) -> None:
+def check_names(names: list[str]) -> None:
     """Raise UnusablePack for names that mean something else than a file in its folder."""
     for name in names:
         plain = name.isprintable() and 0 < len(name.encode("utf-8", "replace")) <= MOST_NAME_BYTES

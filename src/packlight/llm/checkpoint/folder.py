@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 
 from packlight.errors import UnusableModel
 from packlight.llm.checkpoint.safetensors import Shard, read_shard
-from packlight.llm.checkpoint.strict_json import read_json
 from packlight.llm.storage import Stored
+from packlight.strict_json import read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

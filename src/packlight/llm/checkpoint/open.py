@@ -15,11 +15,11 @@ from packlight.llm.checkpoint.metadata import config_of, metadata_of
 from packlight.llm.checkpoint.model import Checkpoint, TensorInfo
 from packlight.llm.checkpoint.parts import Part
 from packlight.llm.checkpoint.roles import infer_role
-from packlight.llm.checkpoint.strict_json import read_json
 from packlight.llm.gguf.reader import GgufFile, read_gguf
 from packlight.llm.gguf.values import Value
 from packlight.llm.storage import TYPES, Stored
 from packlight.llm.vocabulary import FILES, read_vocabulary
+from packlight.strict_json import read_json
 
 MOST_CONFIG_BYTES = 1 << 22
 _SAMPLE_BYTES = 4096

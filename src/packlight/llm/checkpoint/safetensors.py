@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from packlight.errors import UnusableModel
-from packlight.llm.checkpoint.strict_json import parse_json
 from packlight.llm.storage import Stored
+from packlight.strict_json import parse_json
 
 MOST_HEAD_BYTES = 100_000_000
 MOST_TENSORS = 1 << 18

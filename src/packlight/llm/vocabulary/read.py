@@ -11,7 +11,6 @@ from typing import Any
 from packlight.errors import UnusableModel
 from packlight.llm.checkpoint.config import ModelConfig
 from packlight.llm.checkpoint.folder import has_file, resolve_within
-from packlight.llm.checkpoint.strict_json import read_json
 from packlight.llm.gguf.values import Kind, Value, value_of
 from packlight.llm.vocabulary.pretokenizers import name_pretokenizer
 from packlight.llm.vocabulary.sentencepiece import BPE, SentencePieces, parse_sentencepiece
@@ -28,6 +27,7 @@ from packlight.llm.vocabulary.tokens import (
     tokens_of_pieces,
     tokens_of_vocab,
 )
+from packlight.strict_json import read_json
 
 FILES = (
     "tokenizer.json",

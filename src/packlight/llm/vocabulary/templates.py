@@ -9,8 +9,8 @@ from typing import Any
 
 from packlight.errors import UnusableModel
 from packlight.llm.checkpoint.folder import has_file, resolve_within
-from packlight.llm.checkpoint.strict_json import read_json
 from packlight.llm.gguf.values import Value, value_of
+from packlight.strict_json import read_json
 
 MOST_BYTES = 1 << 22
 _KEY = "tokenizer.chat_template"

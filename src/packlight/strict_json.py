@@ -7,11 +7,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from packlight.errors import UnusableModel
+from packlight.errors import PacklightError, UnusableModel
 
 MOST_VALUES = 1 << 23
 """Of one file; the largest tokenizers have 3 million, vocabulary and merges together. A value
 takes 50 to 100 times the memory of the two bytes it can be written in."""
+
+_AGAIN = "download the model again"
 
 
 def read_json(path: Path, most_bytes: int) -> dict[str, Any]:
@@ -24,8 +26,7 @@ def read_json(path: Path, most_bytes: int) -> dict[str, Any]:
             size = os.fstat(file.fileno()).st_size
             if size > most_bytes:
                 raise UnusableModel(
-                    f"{path} has more than {most_bytes} bytes, which no such file needs: "
-                    "download the model again."
+                    f"{path} has more than {most_bytes} bytes, which no such file needs: {_AGAIN}."
                 )
             content = file.read(size)  # reading with a larger bound would take its memory
     except OSError as error:
@@ -33,26 +34,32 @@ def read_json(path: Path, most_bytes: int) -> dict[str, Any]:
     return parse_json(content, str(path))
 
 
-def parse_json(content: bytes, where: str) -> dict[str, Any]:
-    """Parse a JSON object; `where` is what messages call it. Raises UnusableModel."""
+def parse_json(
+    content: bytes,
+    where: str,
+    *,
+    kind: type[PacklightError] = UnusableModel,
+    advice: str = _AGAIN,
+) -> dict[str, Any]:
+    """Parse a JSON object; `where` is what messages call it.
+
+    Raises an error of that kind (UnusableModel where none is named), with the advice.
+    """
     if sum(content.count(mark) for mark in (b",", b"[", b"{")) > MOST_VALUES:
-        raise UnusableModel(
-            f"{where} holds more than {MOST_VALUES} values, which no such file needs: "
-            "download the model again."
+        raise kind(
+            f"{where} holds more than {MOST_VALUES} values, which no such file needs: {advice}."
         )
     try:
         parsed = json.loads(
             content.decode("utf-8"), object_pairs_hook=_each_once, parse_constant=_refuse_constant
         )
     except RecursionError:
-        raise UnusableModel(f"{where} is nested too deep: download the model again.") from None
+        raise kind(f"{where} is nested too deep: {advice}.") from None
     except ValueError as error:
         reason = str(error).splitlines()[0][:200]
-        raise UnusableModel(
-            f"{where} is not the JSON it should be ({reason}): download the model again."
-        ) from None
+        raise kind(f"{where} is not the JSON it should be ({reason}): {advice}.") from None
     if not isinstance(parsed, dict):
-        raise UnusableModel(f"{where} holds no JSON object: download the model again.")
+        raise kind(f"{where} holds no JSON object: {advice}.")
     return parsed
 
 
