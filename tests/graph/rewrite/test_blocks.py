@@ -11,7 +11,7 @@ from graph_bench import Bench, snr_db
 from layer_kinds import IDS, normal
 
 from packlight.graph.layers import find_layers
-from packlight.graph.rewrite.blocks import pack_bits
+from packlight.maths.blocks import pack_bits
 from packlight.graph.rewrite.packing import pack_weight, unpack
 from packlight.recipe import parse_choice
 
