@@ -49,7 +49,7 @@ FLOORS = {
 # Libraries that only some rooms may touch.
 OWNERS = {
     "onnxruntime": {"runtime"},
-    "onnx": {"graph"},
+    "onnx": {"graph", "llm/onnx"},
     "onnx_ir": {"graph"},
     "onnxscript": {"graph"},
     "onnxslim": {"graph"},

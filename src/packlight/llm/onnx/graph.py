@@ -164,6 +164,7 @@ class _Decoder:
             scale=wiring.attention_scale,
             do_rotary=1,
             rotary_interleaved=int(rotary is not None and rotary.pairs == "neighbours"),
+            local_window_size=wiring.window[layer] or -1,
         )
         return self._linear(f"{prefix}.attn_output", mixed)
 

@@ -76,6 +76,11 @@ class Writing:
         return MappingProxyType({name: one.type for name, one in self._entries.items()})
 
     @property
+    def is_complete(self) -> bool:
+        """Whether every tensor is written."""
+        return len(self._entries) == len(self._shapes)
+
+    @property
     def stored(self) -> dict[str, Stored]:
         """Where each written tensor lies."""
         return {
