@@ -8,7 +8,6 @@ import pytest
 from tiny_gguf import VOCABULARY, draw_weights, reference_logits, write_gguf
 
 from packlight.errors import UnusableModel, UnusableSamples, WrongUsage
-from packlight.measure import language_run
 from packlight.measure.language import Piece, compare_logits
 from packlight.measure.language_proof import prove_language
 from packlight.measure.language_run import (
@@ -128,7 +127,7 @@ def test_speed_is_a_paired_ratio() -> None:
     assert found.compressed == pytest.approx(32 / (0.5 * 2.5))
 
 
-def test_files_take_turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_files_take_turns(tmp_path: Path) -> None:
     log: list[str] = []
 
     class Fake:
@@ -147,8 +146,9 @@ def test_files_take_turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
             log.append(self.name)
             return TextSeconds(float(len(log)), 0.0)
 
-    monkeypatch.setattr(language_run, "LlamaCpp", Fake)
-    found = time_texts([tmp_path / "a", tmp_path / "b"], [1, 2, 3], 4, rounds=6)
+    engine = TextEngine(Fake, lambda: "a fake")  # type: ignore[arg-type]
+    files = [tmp_path / "a", tmp_path / "b"]
+    found = time_texts(files, [1, 2, 3], 4, rounds=6, engine=engine)
     assert "".join(log) == "ab" + "abba" * 3 + "||"
     assert found[0].prompt.tolist() == [3, 6, 7, 10, 11, 14]
     assert (found[0].generation > 0).all()

@@ -1,4 +1,4 @@
-"""All that is measured of a compressed GGUF file against its original, in one go."""
+"""All that is measured of a compressed model's file against its original, in one go."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from packlight.measure.evidence import Pair
 from packlight.measure.language import Divergence
 from packlight.measure.language_evidence import Continuation, SpeedEvidence
 from packlight.measure.language_run import (
+    LLAMACPP,
     WINDOW,
+    TextEngine,
     continue_texts,
     cut_windows,
     measure_divergence,
@@ -22,7 +24,6 @@ from packlight.measure.language_run import (
     measure_text_memory,
 )
 from packlight.runtime import Limits
-from packlight.runtime.llamacpp import LlamaCpp
 
 PROOF_TOKENS = 40_960
 """At most so many tokens of the text are compared: enough for three digits of the divergence."""
@@ -59,6 +60,7 @@ def prove_language(
     rounds: int = 12,
     seed: int = 0,
     limits: Limits = _DEFAULT,
+    engine: TextEngine = LLAMACPP,
     on_step: Callable[[str], None] | None = None,
 ) -> LanguageProof:
     """Divergence, speed, memory and continuations of both files on a text held back.
@@ -75,7 +77,7 @@ def prove_language(
     if texts < 0:
         raise WrongUsage(f"There cannot be {texts} texts to continue.")
     tell("comparing predictions")
-    with LlamaCpp(original, limits=limits) as model:
+    with engine.open(original, limits=limits) as model:
         tokens = model.tokenize(text) if isinstance(text, str) else np.asarray(text, np.int32)
         start = model.model.start if model.model.adds_start else None
     if tokens.ndim == 2:
@@ -85,7 +87,7 @@ def prove_language(
     else:
         windows = _cut(tokens, window, start, most)
     divergence = measure_divergence(
-        original, compressed, windows, threads=threads, seed=seed, limits=limits
+        original, compressed, windows, threads=threads, seed=seed, limits=limits, engine=engine
     )
     notes: list[str] = []
     if len(windows) < 2:
@@ -107,16 +109,23 @@ def prove_language(
             rounds=rounds,
             seed=seed,
             limits=limits,
+            engine=engine,
         )
         tell("measuring memory")
         memory = measure_text_memory(
-            original, compressed, prompt, GENERATED, threads=threads, limits=limits
+            original, compressed, prompt, GENERATED, threads=threads, limits=limits, engine=engine
         )
         tell("continuing texts")
         beginnings = _choose_beginnings(tokens, texts, start)
         if beginnings:
             continuations = continue_texts(
-                original, compressed, beginnings, _CONTINUED, threads=threads, limits=limits
+                original,
+                compressed,
+                beginnings,
+                _CONTINUED,
+                threads=threads,
+                limits=limits,
+                engine=engine,
             )
     except RuntimeFailure as failure:
         notes.append(f"not all could be measured: {failure}")

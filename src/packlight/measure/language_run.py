@@ -1,6 +1,7 @@
-"""Runs GGUF files side by side: how far their predictions differ, how fast, in how much memory.
+"""Runs files of models side by side: how far predictions differ, how fast, in how much memory.
 
-All figures are read off the files themselves, in llama.cpp, each in a child process of its own.
+All figures are read off the files themselves, in the runtime that they are for (llama.cpp where
+nothing else is said), each in a child process of its own.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +23,7 @@ from packlight.measure.language import Divergence, DivergenceSums, Piece
 from packlight.measure.language_evidence import Continuation, Speed, SpeedEvidence
 from packlight.runtime import Limits, cpu_features
 from packlight.runtime.llamacpp import LlamaCpp, llamacpp_name
+from packlight.runtime.text import TextRuntime
 
 WINDOW = 256
 """Tokens of a window where nothing else is asked for."""
@@ -29,6 +32,32 @@ LEAST_ROUNDS = 6
 
 _DEFAULT = Limits()
 _Rows = NDArray[np.float32]
+
+
+class OpenText(Protocol):
+    """Loads a file in a runtime; see `TextRuntime`."""
+
+    def __call__(
+        self,
+        path: Path,
+        *,
+        threads: int = 1,
+        context: int = 512,
+        every_position: bool = True,
+        limits: Limits = _DEFAULT,
+    ) -> TextRuntime:
+        """The file, ready to be asked."""
+
+
+@dataclass(frozen=True)
+class TextEngine:
+    """A runtime of language models. name: with its version, for reports."""
+
+    open: OpenText
+    name: Callable[[], str]
+
+
+LLAMACPP = TextEngine(LlamaCpp, llamacpp_name)
 
 
 @dataclass(frozen=True)
@@ -74,6 +103,7 @@ def measure_divergence(
     skip: int = 0,
     seed: int = 0,
     limits: Limits = _DEFAULT,
+    engine: TextEngine = LLAMACPP,
     on_window: Callable[[], None] | None = None,
 ) -> Divergence:
     """How far the compressed file's predictions lie from the original's; see measure/language.py.
@@ -89,6 +119,7 @@ def measure_divergence(
         skip=skip,
         seed=seed,
         limits=limits,
+        engine=engine,
         on_window=on_window,
     )
     return found
@@ -103,6 +134,7 @@ def measure_divergences(
     skip: int = 0,
     seed: int = 0,
     limits: Limits = _DEFAULT,
+    engine: TextEngine = LLAMACPP,
     on_window: Callable[[], None] | None = None,
 ) -> tuple[Divergence, ...]:
     """The same for any number of files, all loaded at the same time; the original runs once."""
@@ -119,7 +151,7 @@ def measure_divergences(
     sums = [DivergenceSums() for _ in files]
     with contextlib.ExitStack() as stack:
         models = [
-            stack.enter_context(LlamaCpp(path, threads=threads, context=length, limits=limits))
+            stack.enter_context(engine.open(path, threads=threads, context=length, limits=limits))
             for path in (original, *files)
         ]
         reference = models[0]
@@ -160,7 +192,7 @@ def _next_or_none(stream: Iterator[_Rows]) -> _Rows | None:
     return next(stream, None)
 
 
-def _check_same_tokens(original: LlamaCpp, compressed: LlamaCpp) -> None:
+def _check_same_tokens(original: TextRuntime, compressed: TextRuntime) -> None:
     ours, theirs = original.model, compressed.model
     if (ours.vocabulary, ours.tokenizer) != (theirs.vocabulary, theirs.tokenizer):
         raise UnusableModel(
@@ -178,6 +210,7 @@ def time_texts(
     threads: int = 1,
     rounds: int = 12,
     limits: Limits = _DEFAULT,
+    engine: TextEngine = LLAMACPP,
 ) -> tuple[TextTimes, ...]:
     """Seconds of all files in interleaved rounds, each beginning with another file.
 
@@ -194,7 +227,7 @@ def time_texts(
     with contextlib.ExitStack() as stack:
         models = [
             stack.enter_context(
-                LlamaCpp(
+                engine.open(
                     path,
                     threads=threads,
                     context=len(tokens) + count,
@@ -241,14 +274,21 @@ def measure_speed(
     rounds: int = 12,
     seed: int = 0,
     limits: Limits = _DEFAULT,
+    engine: TextEngine = LLAMACPP,
 ) -> SpeedEvidence:
     """Tokens a second of both files, prompt and generation, in interleaved rounds."""
     tokens = np.asarray(prompt, np.int32)
     first, second = time_texts(
-        [original, compressed], tokens, count, threads=threads, rounds=rounds, limits=limits
+        [original, compressed],
+        tokens,
+        count,
+        threads=threads,
+        rounds=rounds,
+        limits=limits,
+        engine=engine,
     )
     return SpeedEvidence(
-        runtime=llamacpp_name(),
+        runtime=engine.name(),
         threads=threads,
         prompt_tokens=len(tokens),
         generated_tokens=count,
@@ -265,21 +305,28 @@ def measure_text_memory(
     *,
     threads: int = 1,
     limits: Limits = _DEFAULT,
+    engine: TextEngine = LLAMACPP,
 ) -> Pair:
     """Peak resident set in bytes of a fresh process for each file: loads, reads, generates."""
     peaks = [
-        peak_memory(path, prompt, count, threads=threads, limits=limits)
+        peak_memory(path, prompt, count, threads=threads, limits=limits, engine=engine)
         for path in (original, compressed)
     ]
     return Pair(original=peaks[0], compressed=peaks[1])
 
 
 def peak_memory(
-    path: Path, prompt: ArrayLike, count: int, *, threads: int = 1, limits: Limits = _DEFAULT
+    path: Path,
+    prompt: ArrayLike,
+    count: int,
+    *,
+    threads: int = 1,
+    limits: Limits = _DEFAULT,
+    engine: TextEngine = LLAMACPP,
 ) -> int:
     """Peak resident set in bytes of a fresh process that reads a prompt and generates."""
     tokens = np.asarray(prompt, np.int32)
-    with LlamaCpp(
+    with engine.open(
         path,
         threads=threads,
         context=len(tokens) + count,
@@ -298,6 +345,7 @@ def continue_texts(
     *,
     threads: int = 1,
     limits: Limits = _DEFAULT,
+    engine: TextEngine = LLAMACPP,
 ) -> tuple[Continuation, ...]:
     """What both files write after each prompt, choosing the most probable token each time.
 
@@ -309,7 +357,7 @@ def continue_texts(
     context = max(len(tokens) for tokens in given) + count
     said: list[list[str]] = []
     for path in (original, compressed):
-        with LlamaCpp(
+        with engine.open(
             path, threads=threads, context=context, every_position=False, limits=limits
         ) as model:
             said.append([model.detokenize(model.generate(tokens, count)) for tokens in given])
