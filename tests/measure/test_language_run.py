@@ -11,6 +11,7 @@ from packlight.errors import UnusableModel, UnusableSamples, WrongUsage
 from packlight.measure.language import Piece, compare_logits
 from packlight.measure.language_proof import prove_language
 from packlight.measure.language_run import (
+    TextEngine,
     compare_speed,
     continue_texts,
     cut_windows,
@@ -20,7 +21,8 @@ from packlight.measure.language_run import (
     measure_text_memory,
     time_texts,
 )
-from packlight.runtime.llamacpp import LlamaCpp, TextSeconds, has_llamacpp
+from packlight.runtime.llamacpp import LlamaCpp, has_llamacpp
+from packlight.runtime.text import TextSeconds
 
 needs_llamacpp = pytest.mark.skipif(
     not has_llamacpp() or importlib.util.find_spec("gguf") is None,

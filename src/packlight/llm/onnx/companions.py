@@ -1,4 +1,4 @@
-"""What lies beside an ONNX decoder: the tokenizer's files, and what onnxruntime-genai wants to know.
+"""What lies beside an ONNX decoder: the tokenizer's files, and what onnxruntime-genai asks.
 
 Source of genai_config.json: onnxruntime-genai's own model builder and its reference of settings.
 """
