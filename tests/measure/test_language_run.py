@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ from packlight.errors import UnusableModel, UnusableSamples, WrongUsage
 from packlight.measure.language import Piece, compare_logits
 from packlight.measure.language_proof import prove_language
 from packlight.measure.language_run import (
-    TextEngine,
     compare_speed,
     continue_texts,
     cut_windows,
@@ -21,8 +21,8 @@ from packlight.measure.language_run import (
     measure_text_memory,
     time_texts,
 )
-from packlight.runtime.llamacpp import LlamaCpp, has_llamacpp
-from packlight.runtime.text import TextSeconds
+from packlight.runtime.llamacpp import LlamaCpp, TextSeconds, has_llamacpp
+from packlight.runtime.text import TextRuntime
 
 needs_llamacpp = pytest.mark.skipif(
     not has_llamacpp() or importlib.util.find_spec("gguf") is None,
@@ -148,9 +148,9 @@ def test_files_take_turns(tmp_path: Path) -> None:
             log.append(self.name)
             return TextSeconds(float(len(log)), 0.0)
 
-    engine = TextEngine(Fake, lambda: "a fake")  # type: ignore[arg-type]
-    files = [tmp_path / "a", tmp_path / "b"]
-    found = time_texts(files, [1, 2, 3], 4, rounds=6, engine=engine)
+    engine: Any = Fake
+    fake = TextRuntime(engine, lambda: "fake", lambda: None)
+    found = time_texts([tmp_path / "a", tmp_path / "b"], [1, 2, 3], 4, rounds=6, runtime=fake)
     assert "".join(log) == "ab" + "abba" * 3 + "||"
     assert found[0].prompt.tolist() == [3, 6, 7, 10, 11, 14]
     assert (found[0].generation > 0).all()

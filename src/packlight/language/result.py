@@ -21,12 +21,10 @@ from packlight.report.language_json import language_evidence_to_json, write_lang
 from packlight.report.language_wording import how_to_run_language
 from packlight.scratch import Scratch
 
-MODEL = "model.gguf"
-
 
 @dataclass(frozen=True)
 class LanguageResult:
-    """A GGUF file with the evidence for it; `print` shows the table."""
+    """A model with the evidence for it; `print` shows the table. model: its file or folder."""
 
     evidence: LanguageEvidence
     recipe: Mapping[str, Any]
@@ -46,7 +44,7 @@ class LanguageResult:
         return EXIT_STATUS[self.evidence.verdict]
 
     def save(self, out: str | Path, *, force: bool = False) -> Path:
-        """Write model.gguf, recipe.yaml, report.html and report.json into the folder `out`.
+        """Write the model, recipe.yaml, report.html and report.json into the folder `out`.
 
         It appears whole or not at all; force: replace what is there.
         Raises UnusableOutput where it exists or cannot be written.
@@ -55,12 +53,11 @@ class LanguageResult:
             **self._texts,
             "report.json": write_language_json(self.evidence),
             "report.html": write_language_html(
-                self.evidence, how_to_run=how_to_run_language(self.evidence.target, MODEL)
+                self.evidence, how_to_run=how_to_run_language(self.evidence.target, self.model.name)
             ),
         }
-        folder = write_folder(
-            Path(out), files=(self.model,), texts=texts, force=force, inputs=self._inputs
-        )
+        files = sorted(self.model.iterdir()) if self.model.is_dir() else [self.model]
+        folder = write_folder(Path(out), files=files, texts=texts, force=force, inputs=self._inputs)
         self._keep.clear()
         return folder
 

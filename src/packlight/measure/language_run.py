@@ -1,7 +1,7 @@
-"""Runs files of models side by side: how far predictions differ, how fast, in how much memory.
+"""Runs models side by side: how far their predictions differ, how fast, in how much memory.
 
-All figures are read off the files themselves, in the runtime that they are for (llama.cpp where
-nothing else is said), each in a child process of its own.
+All figures are read off the files themselves, in their runtime (llama.cpp reads GGUF), each in a
+child process of its own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,8 +21,8 @@ from packlight.measure.evidence import Pair
 from packlight.measure.language import Divergence, DivergenceSums, Piece
 from packlight.measure.language_evidence import Continuation, Speed, SpeedEvidence
 from packlight.runtime import Limits, cpu_features
-from packlight.runtime.llamacpp import LlamaCpp, llamacpp_name
-from packlight.runtime.text import TextRuntime
+from packlight.runtime.llamacpp import LLAMACPP
+from packlight.runtime.text import TextRunner, TextRuntime
 
 WINDOW = 256
 """Tokens of a window where nothing else is asked for."""
@@ -32,32 +31,6 @@ LEAST_ROUNDS = 6
 
 _DEFAULT = Limits()
 _Rows = NDArray[np.float32]
-
-
-class OpenText(Protocol):
-    """Loads a file in a runtime; see `TextRuntime`."""
-
-    def __call__(
-        self,
-        path: Path,
-        *,
-        threads: int = 1,
-        context: int = 512,
-        every_position: bool = True,
-        limits: Limits = _DEFAULT,
-    ) -> TextRuntime:
-        """The file, ready to be asked."""
-
-
-@dataclass(frozen=True)
-class TextEngine:
-    """A runtime of language models. name: with its version, for reports."""
-
-    open: OpenText
-    name: Callable[[], str]
-
-
-LLAMACPP = TextEngine(LlamaCpp, llamacpp_name)
 
 
 @dataclass(frozen=True)
@@ -103,7 +76,7 @@ def measure_divergence(
     skip: int = 0,
     seed: int = 0,
     limits: Limits = _DEFAULT,
-    engine: TextEngine = LLAMACPP,
+    runtime: TextRuntime = LLAMACPP,
     on_window: Callable[[], None] | None = None,
 ) -> Divergence:
     """How far the compressed file's predictions lie from the original's; see measure/language.py.
@@ -119,8 +92,8 @@ def measure_divergence(
         skip=skip,
         seed=seed,
         limits=limits,
-        engine=engine,
         on_window=on_window,
+        runtime=runtime,
     )
     return found
 
@@ -134,7 +107,7 @@ def measure_divergences(
     skip: int = 0,
     seed: int = 0,
     limits: Limits = _DEFAULT,
-    engine: TextEngine = LLAMACPP,
+    runtime: TextRuntime = LLAMACPP,
     on_window: Callable[[], None] | None = None,
 ) -> tuple[Divergence, ...]:
     """The same for any number of files, all loaded at the same time; the original runs once."""
@@ -151,7 +124,7 @@ def measure_divergences(
     sums = [DivergenceSums() for _ in files]
     with contextlib.ExitStack() as stack:
         models = [
-            stack.enter_context(engine.open(path, threads=threads, context=length, limits=limits))
+            stack.enter_context(runtime.open(path, threads=threads, context=length, limits=limits))
             for path in (original, *files)
         ]
         reference = models[0]
@@ -192,7 +165,7 @@ def _next_or_none(stream: Iterator[_Rows]) -> _Rows | None:
     return next(stream, None)
 
 
-def _check_same_tokens(original: TextRuntime, compressed: TextRuntime) -> None:
+def _check_same_tokens(original: TextRunner, compressed: TextRunner) -> None:
     ours, theirs = original.model, compressed.model
     if (ours.vocabulary, ours.tokenizer) != (theirs.vocabulary, theirs.tokenizer):
         raise UnusableModel(
@@ -210,7 +183,7 @@ def time_texts(
     threads: int = 1,
     rounds: int = 12,
     limits: Limits = _DEFAULT,
-    engine: TextEngine = LLAMACPP,
+    runtime: TextRuntime = LLAMACPP,
 ) -> tuple[TextTimes, ...]:
     """Seconds of all files in interleaved rounds, each beginning with another file.
 
@@ -227,7 +200,7 @@ def time_texts(
     with contextlib.ExitStack() as stack:
         models = [
             stack.enter_context(
-                engine.open(
+                runtime.open(
                     path,
                     threads=threads,
                     context=len(tokens) + count,
@@ -274,7 +247,7 @@ def measure_speed(
     rounds: int = 12,
     seed: int = 0,
     limits: Limits = _DEFAULT,
-    engine: TextEngine = LLAMACPP,
+    runtime: TextRuntime = LLAMACPP,
 ) -> SpeedEvidence:
     """Tokens a second of both files, prompt and generation, in interleaved rounds."""
     tokens = np.asarray(prompt, np.int32)
@@ -285,10 +258,10 @@ def measure_speed(
         threads=threads,
         rounds=rounds,
         limits=limits,
-        engine=engine,
+        runtime=runtime,
     )
     return SpeedEvidence(
-        runtime=engine.name(),
+        runtime=runtime.name(),
         threads=threads,
         prompt_tokens=len(tokens),
         generated_tokens=count,
@@ -305,11 +278,11 @@ def measure_text_memory(
     *,
     threads: int = 1,
     limits: Limits = _DEFAULT,
-    engine: TextEngine = LLAMACPP,
+    runtime: TextRuntime = LLAMACPP,
 ) -> Pair:
     """Peak resident set in bytes of a fresh process for each file: loads, reads, generates."""
     peaks = [
-        peak_memory(path, prompt, count, threads=threads, limits=limits, engine=engine)
+        peak_memory(path, prompt, count, threads=threads, limits=limits, runtime=runtime)
         for path in (original, compressed)
     ]
     return Pair(original=peaks[0], compressed=peaks[1])
@@ -322,11 +295,11 @@ def peak_memory(
     *,
     threads: int = 1,
     limits: Limits = _DEFAULT,
-    engine: TextEngine = LLAMACPP,
+    runtime: TextRuntime = LLAMACPP,
 ) -> int:
     """Peak resident set in bytes of a fresh process that reads a prompt and generates."""
     tokens = np.asarray(prompt, np.int32)
-    with engine.open(
+    with runtime.open(
         path,
         threads=threads,
         context=len(tokens) + count,
@@ -345,7 +318,7 @@ def continue_texts(
     *,
     threads: int = 1,
     limits: Limits = _DEFAULT,
-    engine: TextEngine = LLAMACPP,
+    runtime: TextRuntime = LLAMACPP,
 ) -> tuple[Continuation, ...]:
     """What both files write after each prompt, choosing the most probable token each time.
 
@@ -357,7 +330,7 @@ def continue_texts(
     context = max(len(tokens) for tokens in given) + count
     said: list[list[str]] = []
     for path in (original, compressed):
-        with engine.open(
+        with runtime.open(
             path, threads=threads, context=context, every_position=False, limits=limits
         ) as model:
             said.append([model.detokenize(model.generate(tokens, count)) for tokens in given])

@@ -5,26 +5,32 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-from packlight.errors import MissingExtra
+from packlight.errors import MissingExtra, RuntimeRefused
 from packlight.runtime.limits import Limits
-from packlight.runtime.text import TextModel, TextRuntime
+from packlight.runtime.text import TextModel, TextRunner, TextRuntime, TextSeconds
+
+__all__ = [
+    "LLAMACPP",
+    "LlamaCpp",
+    "TextModel",
+    "TextSeconds",
+    "check_llamacpp",
+    "has_llamacpp",
+    "llamacpp_name",
+]
 
 _DEFAULT = Limits()
 
 
-class LlamaCpp(TextRuntime):
-    """llama.cpp with one .gguf file loaded; see `TextRuntime`.
+class LlamaCpp(TextRunner):
+    """llama.cpp with one .gguf file loaded; see `TextRunner`.
 
-    Raises MissingExtra where llama-cpp-python is not installed too.
+    With `every_position` threads leave the cores to others while they wait.
+    Raises MissingExtra where llama-cpp-python is not installed.
     """
 
     engine = "llama.cpp"
-    called = "llama.cpp"
 
     def __init__(
         self,
@@ -36,34 +42,16 @@ class LlamaCpp(TextRuntime):
         limits: Limits = _DEFAULT,
     ) -> None:
         check_llamacpp()
+        if not path.is_file():
+            raise RuntimeRefused(f"There is no file {path} to load.")
         super().__init__(
             path,
             threads=threads,
             context=context,
             every_position=every_position,
             limits=limits,
-            mapped_bytes=path.stat().st_size if path.is_file() else 0,
+            mapped_bytes=path.stat().st_size,
         )
-
-    def _describe(self, answer: dict[str, Any]) -> TextModel:
-        return _model_of(answer)
-
-    def tokenize(self, text: str) -> NDArray[np.int32]:
-        """Tokens [n] of a text, without a start token; special tokens in it are plain text."""
-        coded = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
-        _, found = self._ask("tokenize", {}, {"text": coded}, doing="tokenizing a text")
-        return self._tokens(found, limit=len(coded) + 8)
-
-    def detokenize(self, tokens: ArrayLike) -> str:
-        """The text of tokens [n]; what is no whole character becomes a replacement mark."""
-        given = self._given(tokens, least=0)
-        if not len(given):
-            return ""
-        _, found = self._ask("detokenize", {}, {"tokens": given}, doing="writing tokens as text")
-        text = found.get("text")
-        if text is None or text.dtype != np.uint8 or text.ndim != 1:
-            raise self._nonsense("a text")
-        return text.tobytes().decode("utf-8", "replace")
 
 
 def has_llamacpp() -> bool:
@@ -86,18 +74,4 @@ def llamacpp_name() -> str:
     return f"llama.cpp (llama-cpp-python {importlib.metadata.version('llama-cpp-python')}) CPU"
 
 
-def _model_of(answer: dict[str, Any]) -> TextModel:
-    texts = answer["texts"]
-    family = "/".join(
-        str(texts[key]) for key in ("tokenizer.ggml.model", "tokenizer.ggml.pre") if texts[key]
-    )
-    return TextModel(
-        architecture=str(texts["general.architecture"]),
-        name=str(texts["general.name"]),
-        vocabulary=int(answer["vocabulary"]),
-        parameters=int(answer["parameters"]),
-        trained_context=int(answer["trained_context"]),
-        adds_start=answer["adds_start"] is True,
-        start=int(answer["start"]),
-        tokenizer=family,
-    )
+LLAMACPP = TextRuntime(LlamaCpp, llamacpp_name, check_llamacpp)

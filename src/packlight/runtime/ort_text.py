@@ -6,10 +6,14 @@ outputs logits, and present.N.key and .value, which stay in onnxruntime from one
 
 from __future__ import annotations
 
+import importlib
+import json
+import os
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +32,7 @@ _SESSION = 0  # a worker holds one language model
 _BATCH = 512
 _LOGITS_BYTES = 64 << 20
 """At most so much of logits leaves the worker at once."""
+_MOST_SETTINGS_BYTES = 1 << 20
 _PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 
 
@@ -35,11 +40,12 @@ _PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 class _Decoder:
     """A loaded decoder. words: of its vocabulary. length: tokens of its context.
 
-    caches: name and shape of each input of the past, without tokens. past: what they are now,
-    after `used` tokens.
+    tokenizer: None where there is none. ends: tokens that end a text. caches: name and shape of
+    each input of the past, without tokens. past: what they are now, after `used` tokens.
     """
 
     session: Any
+    tokenizer: Any
     words: int
     length: int
     ends: frozenset[int]
@@ -93,8 +99,9 @@ def _load(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Hea
     options.log_severity_level = 4
     if not header["spinning"]:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    folder = Path(header["path"])
     session = onnxruntime.InferenceSession(
-        header["path"], options, providers=["CPUExecutionProvider"]
+        str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
     )
     caches = {
         one.name: (1, int(one.shape[1]), 0, int(one.shape[3]))
@@ -105,11 +112,67 @@ def _load(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Hea
     if not caches or "logits" not in shapes:
         raise RuntimeError("The file is no decoder with a cache of keys and values.")
     words, length = int(shapes["logits"][-1]), int(header["context"])
-    ends = frozenset(int(one) for one in header["ends"])
-    sessions[_SESSION] = _Decoder(session, words, length, ends, caches)
+    tokenizer = _tokenizer(folder)
+    begun = tokenizer.encode("").ids if tokenizer is not None else []
+    sessions[_SESSION] = _Decoder(session, tokenizer, words, length, _ends(folder), caches)
     batch = min(_BATCH, length)
     positions = max(1, min(batch, _LOGITS_BYTES // (4 * words))) if header["positions"] else 1
-    return {"vocabulary": words, "positions": positions}, {}
+    return {
+        "vocabulary": words,
+        "positions": positions,
+        "trained_context": 0,
+        "parameters": 0,
+        "adds_start": bool(begun),
+        "start": int(begun[0]) if begun else -1,
+        "texts": {
+            "general.architecture": "",
+            "general.name": folder.name,
+            "tokenizer.ggml.model": type(tokenizer.model).__name__ if tokenizer else "",
+            "tokenizer.ggml.pre": "",
+        },
+    }, {}
+
+
+def _tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder, where there is one and the library that reads it."""
+    path = folder / "tokenizer.json"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        library = importlib.import_module("tokenizers")
+    except ImportError:
+        return None
+    return library.Tokenizer.from_file(str(path)) if path.is_file() else None
+
+
+def _ends(folder: Path) -> frozenset[int]:
+    """The tokens that end a text."""
+    path = folder / "genai_config.json"
+    if not path.is_file() or path.stat().st_size > _MOST_SETTINGS_BYTES:
+        return frozenset()
+    found = json.loads(path.read_bytes())["model"]["eos_token_id"]
+    return frozenset(int(one) for one in (found if isinstance(found, list) else [found]))
+
+
+def _tokenize(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
+    """Tokens [n] of text [bytes], without special ones."""
+    text = arrays["text"].tobytes().decode("utf-8", "replace")
+    ids = _words(sessions).encode(text, add_special_tokens=False).ids
+    return {}, {"tokens": np.array(ids, np.int32)}
+
+
+def _detokenize(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
+    """Text [bytes] of tokens [n]."""
+    text = _words(sessions).decode(arrays["tokens"].tolist(), skip_special_tokens=False)
+    return {}, {"text": np.frombuffer(text.encode("utf-8", "replace"), np.uint8)}
+
+
+def _words(sessions: dict[int, Any]) -> Any:
+    decoder: _Decoder = sessions[_SESSION]
+    if decoder.tokenizer is None:
+        raise RuntimeError(
+            "There is no tokenizer.json, or tokenizers is not installed (packlight[llm])."
+        )
+    return decoder.tokenizer
 
 
 def _logits(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
@@ -155,6 +218,8 @@ def _time(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Hea
 
 REQUESTS: dict[str, Callable[[dict[int, Any], Header, Arrays], tuple[Header, Arrays]]] = {
     "load_text_model": _load,
+    "tokenize": _tokenize,
+    "detokenize": _detokenize,
     "logits": _logits,
     "generate": _generate,
     "time_text": _time,

@@ -1,4 +1,4 @@
-"""A language model that is run in a child process of its own, whatever engine runs it.
+"""A language model run by some engine, in a child process of its own.
 
 Like a graph in onnxruntime (`process.py`): the child is limited in memory and time, messages
 are raw arrays, a crash is a typed error. Everything runs on the processor, with the threads
@@ -8,10 +8,10 @@ that were asked for; the same file, tokens, threads and build give the same numb
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,7 +26,7 @@ _VOCABULARY_LIMIT = 1 << 24
 
 @dataclass(frozen=True)
 class TextModel:
-    """What an engine says of a file.
+    """What the engine says of a file.
 
     vocabulary: entries. parameters: weights. trained_context: tokens that it was trained with.
     start: the token that a text begins with, where `adds_start`. tokenizer: its family, which
@@ -51,21 +51,17 @@ class TextSeconds:
     generation: float
 
 
-class TextRuntime(Owner):
-    """A file of a language model, loaded in an engine; use it in a `with` statement.
+class TextRunner(Owner):
+    """An engine with one model loaded; used in a `with` statement.
 
-    threads: of both prompt and generation. context: tokens that a window, or a prompt with its
-    continuation, may have. every_position: False where logits of whole windows are not wanted
-    but time and memory are: those are then what a person who chats would see. (With it, threads
-    leave the cores to others while they wait.) mapped_bytes: of files that the child maps.
-    Raises RuntimeRefused where the engine refuses the file, and the other RuntimeFailures.
+    engine: its name. threads: of both prompt and generation. context: tokens that a window, or a
+    prompt with its continuation, may have. every_position: False where logits of whole windows
+    are not wanted but time and memory are: those are then what a person who chats would see.
+    mapped_bytes: of files that the engine maps. Raises RuntimeRefused where the engine refuses the
+    model, and the other RuntimeFailures.
     """
 
     engine: ClassVar[str]
-    called: ClassVar[str]
-    """How messages call the engine."""
-
-    model: TextModel
 
     def __init__(
         self,
@@ -76,15 +72,12 @@ class TextRuntime(Owner):
         every_position: bool,
         limits: Limits,
         mapped_bytes: int,
-        more: dict[str, Any] | None = None,
     ) -> None:
         if threads < 1 or not 2 <= context <= _CONTEXT_LIMIT:
             raise WrongUsage(
-                f"{self.called} needs at least one thread and a context of 2 to {_CONTEXT_LIMIT} "
+                f"{self.engine} needs at least one thread and a context of 2 to {_CONTEXT_LIMIT} "
                 f"tokens, not {threads} and {context}."
             )
-        if not path.is_file():
-            raise RuntimeRefused(f"There is no file {path} to load.")
         self.path = path
         self.threads = threads
         self.context = context
@@ -98,32 +91,34 @@ class TextRuntime(Owner):
                     "context": context,
                     "positions": every_position,
                     "spinning": not every_position,
-                    **(more or {}),
                 },
-                doing=f"loading {path.name} in {self.called}",
+                doing=f"loading {path.name} in {self.engine}",
             )
             try:
-                self.model = self._describe(answer)
+                self.model = _model_of(answer)
                 self._positions = int(answer["positions"])
-                if not 1 <= self.model.vocabulary <= _VOCABULARY_LIMIT or self._positions < 1:
-                    raise ValueError(answer)
             except (KeyError, TypeError, ValueError):
                 raise self._nonsense("a description") from None
         except BaseException:
             self._channel.close()
             raise
 
-    def _describe(self, answer: dict[str, Any]) -> TextModel:
-        """What the engine says of the file; KeyError, TypeError, ValueError for nonsense."""
-        raise NotImplementedError
-
     def tokenize(self, text: str) -> NDArray[np.int32]:
         """Tokens [n] of a text, without a start token; special tokens in it are plain text."""
-        raise NotImplementedError
+        coded = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
+        _, found = self._ask("tokenize", {}, {"text": coded}, doing="tokenizing a text")
+        return self._tokens(found, limit=len(coded) + 8)
 
     def detokenize(self, tokens: ArrayLike) -> str:
         """The text of tokens [n]; what is no whole character becomes a replacement mark."""
-        raise NotImplementedError
+        given = self._given(tokens, least=0)
+        if not len(given):
+            return ""
+        _, found = self._ask("detokenize", {}, {"tokens": given}, doing="writing tokens as text")
+        text = found.get("text")
+        if text is None or text.dtype != np.uint8 or text.ndim != 1:
+            raise self._nonsense("a text")
+        return text.tobytes().decode("utf-8", "replace")
 
     def logits(self, window: ArrayLike) -> Iterator[NDArray[np.float32]]:
         """Logits [positions, vocabulary] of a window of tokens [n], in pieces.
@@ -206,7 +201,7 @@ class TextRuntime(Owner):
         found = np.asarray(tokens)
         if found.ndim != 1 or len(found) < least or (len(found) and found.dtype.kind not in "iu"):
             raise WrongUsage(
-                f"{self.called} takes a list of at least {least} whole numbers as tokens, not an "
+                f"{self.engine} takes a list of at least {least} whole numbers as tokens, not an "
                 f"array of {found.dtype} of shape {list(found.shape)}."
             )
         if len(found) and not (found.min() >= 0 and found.max() < self.model.vocabulary):
@@ -237,6 +232,55 @@ class TextRuntime(Owner):
 
     def _nonsense(self, what: str) -> RuntimeCrashed:
         return RuntimeCrashed(
-            f"The process of {self.called} sent {what} of {self.path.name} that makes no sense; do "
+            f"The process of {self.engine} sent {what} of {self.path.name} that makes no sense; do "
             "not trust this file."
         )
+
+
+class OpenText(Protocol):
+    """Loads a model in an engine, as `TextRunner` says."""
+
+    def __call__(
+        self,
+        path: Path,
+        *,
+        threads: int = 1,
+        context: int = 512,
+        every_position: bool = True,
+        limits: Limits = ...,
+    ) -> TextRunner:
+        """The engine with the model loaded."""
+
+
+@dataclass(frozen=True)
+class TextRuntime:
+    """What runs the files of a target.
+
+    open: loads one. name: with its version, for reports. check: raises MissingExtra where it is
+    not installed.
+    """
+
+    open: OpenText
+    name: Callable[[], str]
+    check: Callable[[], None]
+
+
+def _model_of(answer: dict[str, Any]) -> TextModel:
+    texts = answer["texts"]
+    family = "/".join(
+        str(texts[key]) for key in ("tokenizer.ggml.model", "tokenizer.ggml.pre") if texts[key]
+    )
+    found = TextModel(
+        architecture=str(texts["general.architecture"]),
+        name=str(texts["general.name"]),
+        vocabulary=int(answer["vocabulary"]),
+        parameters=int(answer["parameters"]),
+        trained_context=int(answer["trained_context"]),
+        adds_start=answer["adds_start"] is True,
+        start=int(answer["start"]),
+        tokenizer=family,
+    )
+    positions = int(answer["positions"])
+    if not 1 <= found.vocabulary <= _VOCABULARY_LIMIT or positions < 1:
+        raise ValueError(answer)
+    return found

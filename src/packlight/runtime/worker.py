@@ -36,9 +36,10 @@ Sessions = dict[int, Any]
 # The file of this room that speaks to each engine.
 _ENGINES = {
     "onnxruntime": "ort",
-    "onnxruntime text": "ort_text",
+    "onnxruntime decoder": "ort_text",
     "openvino": "openvino",
     "llama.cpp": "llamacpp_engine",
+    "transformers": "transformers_engine",
 }
 _MESSAGE_LENGTH = 4000
 # Address space beyond the memory limit: libraries, mapped weights, thread stacks and

@@ -10,8 +10,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from packlight.durable import write_whole
 from packlight.errors import UnusableOutput, WrongUsage
 from packlight.llm.architectures import ROPE
@@ -22,6 +20,7 @@ from packlight.llm.compress import Compressed, Weighing, compression_key, settle
 from packlight.llm.compress_forecast import rounded_names
 from packlight.llm.costs import Choose
 from packlight.llm.journal import Journal
+from packlight.llm.onnx.companions import companion_files
 from packlight.llm.onnx.formats import FLOAT, fallback, fits, format_of
 from packlight.llm.onnx.graph import build_decoder
 from packlight.llm.onnx.run import ONNX, OnnxRun
@@ -54,7 +53,7 @@ def compress_decoder(
     accuracy_level: int = 4,
     progress: Progress = SILENT,
 ) -> Compressed:
-    """Write a checkpoint as an ONNX graph at `path` with its weights in a file beside it.
+    """Write a checkpoint as an ONNX graph at `path`, with its weights and its tokenizer beside it.
 
     types, windows, candidates, budget, settings: as of `packlight.llm.compress.
     compress_checkpoint`; types are those of `packlight.llm.onnx.formats`. accuracy_level: of
@@ -62,6 +61,7 @@ def compress_decoder(
     Raises UnusableModel, UnusableOutput, MissingExtra (PyTorch, for windows), WrongUsage.
     """
     check_decoder(checkpoint)
+    companions = companion_files(checkpoint, path.name)
     settings = settings or Settings()
     if windows is not None:
         check_torch()
@@ -99,7 +99,9 @@ def compress_decoder(
             accuracy_level=accuracy_level,
         )
         writing.finish()
-        write_graph(path, graph)
+        for name, content in companions.items():
+            _write(path.with_name(name), content)
+        _write(path, graph.SerializeToString())
         journal.remove()
         slopes.clear()
     rows = journal.rows
@@ -118,14 +120,13 @@ def compress_decoder(
     )
 
 
-def write_graph(path: Path, graph: onnx.ModelProto) -> None:
-    """Check a graph and give it its name; its weights lie beside it already."""
+def _write(path: Path, content: bytes) -> None:
     try:
-        write_whole(path, graph.SerializeToString())
+        write_whole(path, content)
     except OSError as broken:
         raise UnusableOutput(
             f"{path} cannot be written ({broken.strerror}): check that the folder may be written "
-            "to and has space left, and start again; what is finished is kept"
+            "to and has space left, and start again"
         ) from broken
 
 
