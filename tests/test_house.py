@@ -51,11 +51,13 @@ FLOORS = {
 # Libraries that only some rooms may touch.
 OWNERS = {
     "onnxruntime": {"runtime"},
-    "onnx": {"graph"},
+    "onnx": {"graph", "llm/onnx"},
     "onnx_ir": {"graph"},
     "onnxscript": {"graph"},
     "onnxslim": {"graph"},
-    "torch": {"graph/torch", "llm"},
+    "torch": {"graph/torch", "llm", "runtime/transformers_engine.py"},
+    "transformers": {"llm", "runtime/transformers_engine.py"},
+    "tokenizers": {"llm", "runtime/transformers_engine.py", "runtime/ort_text.py"},
     "openvino": {"runtime"},
     "llama_cpp": {"runtime"},
     "joblib": {"plan"},
@@ -157,8 +159,9 @@ def find_borrowed_libraries(sources: Sources) -> list[str]:
 
 
 def lives_in(path: str, places: set[str]) -> bool:
-    """Tells whether a file is one of these rooms, or lies in one of these folders of a room."""
-    return room_of(path) in places or any(path.startswith(f"{place}/") for place in places)
+    """Tells whether a file is in these rooms, or in these folders of rooms, or one of these."""
+    inside = any(path.startswith(f"{place}/") for place in places)
+    return inside or path in places or room_of(path) in places
 
 
 def find_code_from_data(sources: Sources) -> list[str]:

@@ -165,6 +165,7 @@ def compress(
     max_latency: str | float | None = None,
     max_download: str | float | None = None,
     bits: str | float | None = None,
+    scheme: str | None = None,
     preset: str = "balanced",
     recipe: str | Path | Recipe | None = None,
     pin: Mapping[str, str] | None = None,
@@ -185,7 +186,8 @@ def compress(
     model: a path to an .onnx or .pt2 file, or a PyTorch module, whose example_inputs are a tensor
         or a tuple of them; or a language model, a Hugging Face folder or a .gguf file: its data
         is a text, its budget bits (a weight), max_size or max_drop (of the agreement on the most
-        probable token), its target "llama.cpp" or "ollama".
+        probable token), its target "llama.cpp", "ollama", "onnxruntime", or "vllm", for which a scheme
+        ("w4a16", "fp8", ..) says it all.
     data: samples, as `packlight.samples.open_samples` takes them; None: made up, so that
         accuracy cannot be judged. max_drop: "1%" or 0.01, absolute, of the metric (the default
         where no budget is named). max_size: "5MB" or "25%". max_latency: "10ms" or "40%".
@@ -229,6 +231,7 @@ def compress(
             bits=bits,
             max_size=max_size,
             max_drop=max_drop,
+            scheme=scheme,
             recipe=None if recipe is None else _path_of(recipe),
             pins=pin or {},
             scratch=kept,
@@ -236,7 +239,8 @@ def compress(
             dry_run=dry_run,
             progress=progress,
         )
-    _refuse({"--bits": bits is not None}, "a model that is no language model")
+    no_use = {"--bits": bits is not None, "--scheme": scheme is not None}
+    _refuse(no_use, "a model that is no language model")
     found_metric = find_metric(metric) if isinstance(metric, str) else metric
     given = _recipe(recipe)
     if given is not None:

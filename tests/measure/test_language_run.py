@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tiny_gguf import VOCABULARY, draw_weights, reference_logits, write_gguf
 
 from packlight.errors import UnusableModel, UnusableSamples, WrongUsage
-from packlight.measure import language_run
 from packlight.measure.language import Piece, compare_logits
 from packlight.measure.language_proof import prove_language
 from packlight.measure.language_run import (
@@ -22,6 +22,7 @@ from packlight.measure.language_run import (
     time_texts,
 )
 from packlight.runtime.llamacpp import LlamaCpp, TextSeconds, has_llamacpp
+from packlight.runtime.text import TextRuntime
 
 needs_llamacpp = pytest.mark.skipif(
     not has_llamacpp() or importlib.util.find_spec("gguf") is None,
@@ -128,7 +129,7 @@ def test_speed_is_a_paired_ratio() -> None:
     assert found.compressed == pytest.approx(32 / (0.5 * 2.5))
 
 
-def test_files_take_turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_files_take_turns(tmp_path: Path) -> None:
     log: list[str] = []
 
     class Fake:
@@ -147,8 +148,9 @@ def test_files_take_turns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
             log.append(self.name)
             return TextSeconds(float(len(log)), 0.0)
 
-    monkeypatch.setattr(language_run, "LlamaCpp", Fake)
-    found = time_texts([tmp_path / "a", tmp_path / "b"], [1, 2, 3], 4, rounds=6)
+    engine: Any = Fake
+    fake = TextRuntime(engine, lambda: "fake", lambda: None)
+    found = time_texts([tmp_path / "a", tmp_path / "b"], [1, 2, 3], 4, rounds=6, runtime=fake)
     assert "".join(log) == "ab" + "abba" * 3 + "||"
     assert found[0].prompt.tolist() == [3, 6, 7, 10, 11, 14]
     assert (found[0].generation > 0).all()

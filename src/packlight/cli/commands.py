@@ -110,7 +110,7 @@ def compress(
             "--target",
             metavar="NAME",
             help="The device it is meant for; see [bold]packlight targets[/bold]. For a language "
-            "model: llama.cpp or ollama.",
+            "model: llama.cpp, ollama, onnxruntime or vllm.",
         ),
     ] = "laptop",
     max_drop: Annotated[
@@ -160,6 +160,17 @@ def compress(
             "--bits",
             metavar="4.5",
             help="Bits a weight of a language model, over the whole of it.",
+            rich_help_panel=_BUDGET,
+            show_default=False,
+        ),
+    ] = None,
+    scheme: Annotated[
+        str | None,
+        typer.Option(
+            "--scheme",
+            metavar="NAME",
+            help="How a language model is stored for vLLM: w4a16 (without it), w8a16, w8a8, fp8, "
+            "nvfp4, 2:4 or 50%.",
             rich_help_panel=_BUDGET,
             show_default=False,
         ),
@@ -312,6 +323,7 @@ def compress(
                 max_latency=max_latency,
                 max_download=max_download,
                 bits=bits,
+                scheme=scheme,
                 preset=preset,
                 recipe=recipe,
                 pin=_pins(pin or ()),

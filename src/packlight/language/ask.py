@@ -7,11 +7,16 @@ from dataclasses import dataclass, field, replace
 
 from packlight.errors import WrongUsage
 from packlight.llm.formats import FORMATS
+from packlight.llm.onnx import formats as onnx
+from packlight.llm.schemes.table import DEFAULT, SCHEMES, find_scheme
 from packlight.nearest import did_you_mean
 from packlight.plan.budget import parse_drop, parse_size
 
-TARGETS = ("llama.cpp", "ollama")
-"""Runtimes that read GGUF; ollama gets a Modelfile too."""
+TARGETS = ("llama.cpp", "ollama", "onnxruntime", "vllm")
+"""Runtimes; the first two read GGUF, and ollama gets a Modelfile too."""
+
+BY_SCHEME = ("vllm",)
+"""Those for which a scheme sets the bits."""
 
 DEFAULT_BITS = 4.5
 """Bits a weight where no budget is named: what most people load into llama.cpp."""
@@ -22,9 +27,9 @@ FEWEST_BITS, MOST_BITS = 1.0, 16.0
 @dataclass(frozen=True)
 class Ask:
     """Just one of bits (a weight, over all tensors), max_size_bytes (of the file), max_drop (of
-    the agreement on the most probable token, absolute) and a recipe's types is given.
+    the agreement on the most probable token, absolute), a recipe's types and a scheme is given.
 
-    pins: types that tensors must have.
+    pins: types that tensors must have. scheme: of compressed-tensors.
     """
 
     target: str
@@ -34,6 +39,7 @@ class Ask:
     types: Mapping[str, str] | None = None
     pins: Mapping[str, str] = field(default_factory=dict)
     by_default: bool = False
+    scheme: str = ""
 
 
 def read_ask(
@@ -45,6 +51,7 @@ def read_ask(
     max_drop: str | float | None = None,
     pins: Mapping[str, str] | None = None,
     types: Mapping[str, str] | None = None,
+    scheme: str | None = None,
 ) -> Ask:
     """The budget in numbers. original_bytes: of the checkpoint's tensors.
 
@@ -56,17 +63,25 @@ def read_ask(
             f"A language model cannot be made for the target {target!r} yet: choose one of "
             f"{', '.join(TARGETS)}."
         )
+    if target in BY_SCHEME:
+        return _by_scheme(target, bits, max_size, max_drop, pins, scheme)
+    if scheme is not None:
+        raise WrongUsage(
+            f"--scheme {scheme} is for --target {' or '.join(BY_SCHEME)}; for {target} say how "
+            "small the model becomes with --bits, --max-size or --max-drop."
+        )
     options = {"--bits": bits, "--max-size": max_size, "--max-drop": max_drop, "--recipe": types}
     given = [name for name, value in options.items() if value is not None]
     if len(given) > 1:
         raise WrongUsage(
             f"{' and '.join(given)} cannot both say how small a language model becomes: give one."
         )
+    known = [*(onnx.FORMATS if target == "onnxruntime" else FORMATS)]
     for name, kind in (pins or {}).items():
-        if kind not in FORMATS:
+        if kind not in known:
             raise WrongUsage(
-                f"--pin {name}={kind}: there is no type {kind!r}{did_you_mean(kind, FORMATS)}: "
-                f"use one of {', '.join(FORMATS)}."
+                f"--pin {name}={kind}: there is no type {kind!r}{did_you_mean(kind, known)}: "
+                f"use one of {', '.join(known)}."
             )
     ask = Ask(target, types=types, pins=dict(pins or {}))
     if bits is not None:
@@ -82,6 +97,25 @@ def read_ask(
             )
         return replace(ask, max_drop=drop)
     return ask if types is not None else replace(ask, bits=DEFAULT_BITS, by_default=True)
+
+
+def _by_scheme(
+    target: str,
+    bits: str | float | None,
+    max_size: str | float | None,
+    max_drop: str | float | None,
+    pins: Mapping[str, str] | None,
+    scheme: str | None,
+) -> Ask:
+    given = {"--bits": bits, "--max-size": max_size, "--max-drop": max_drop, "--pin": pins or None}
+    for option, value in given.items():
+        if value is not None:
+            raise WrongUsage(
+                f"{option} cannot be used with --target {target}, where a scheme sets the bits of "
+                f"all layers: give --scheme with one of {', '.join(SCHEMES)}."
+            )
+    name = find_scheme(scheme or DEFAULT).name
+    return Ask(target, scheme=name, by_default=scheme is None)
 
 
 def _bits(value: str | float) -> float:

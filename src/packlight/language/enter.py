@@ -11,6 +11,7 @@ from packlight.language.forecast import LanguageForecast
 from packlight.language.recipe import read_language_recipe
 from packlight.language.result import LanguageResult
 from packlight.language.story import compress_language_model
+from packlight.language.targets import LANGUAGE_TARGETS
 from packlight.llm.checkpoint import Checkpoint, open_checkpoint
 from packlight.llm.text import Tokenize, Windows, open_tokenizer, read_windows
 from packlight.progress import Progress
@@ -27,6 +28,7 @@ def enter(
     max_size: str | float | None,
     max_drop: str | float | None,
     recipe: str | Path | None,
+    scheme: str | None,
     pins: Mapping[str, str],
     scratch: Path | None,
     seed: int,
@@ -37,6 +39,7 @@ def enter(
 
     data: a text, Markdown or `.jsonl` file, or a folder of them. bits: a weight, over all
     tensors. max_size: of the file. max_drop: of the agreement on the most probable token.
+    scheme: for vLLM.
     scratch: a folder for unfinished files, with which a killed run goes on.
     Raises PacklightError with a sentence for the user.
     """
@@ -51,8 +54,10 @@ def enter(
         max_size=max_size,
         max_drop=max_drop,
         pins=pins,
-        types=None if given is None else given.types,
+        types=None if given is None else given.types or None,
+        scheme=scheme if given is None or scheme else given.scheme or None,
     )
+    LANGUAGE_TARGETS[ask.target].check(checkpoint, ask)
     if given is not None and given.text and data is None:
         raise WrongUsage(
             f"{recipe} was made with a text, without which the file would be another: give --data."

@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from packlight.language.ask import Ask
+from packlight.language.target import LanguageTarget
 from packlight.llm.checkpoint import Checkpoint
-from packlight.llm.compress import uniform_types
-from packlight.llm.compress_forecast import forecast_compression
-from packlight.llm.formats import FORMATS
 from packlight.llm.text import Windows
-from packlight.plan.types import CANDIDATES
 
 
 @dataclass(frozen=True)
@@ -72,25 +69,11 @@ class LanguageForecast:
 
 
 def forecast_language(
-    checkpoint: Checkpoint, ask: Ask, windows: Windows | None
+    target: LanguageTarget, checkpoint: Checkpoint, ask: Ask, windows: Windows | None
 ) -> LanguageForecast:
     """Predict a run from the checkpoint's header alone: no weight is read."""
-    weights = sum(info.weights for info in checkpoint.tensors.values())
-    notes = list(checkpoint.notes)
-    types = {**(ask.types or _likely_types(checkpoint, ask, weights)), **ask.pins}
-    found = forecast_compression(
-        checkpoint,
-        types,
-        tokens=0 if windows is None else int(windows.calibration.size),
-        weighed=0 if ask.types is not None else len(CANDIDATES),
-    )
-    size = found.size_bytes
-    if ask.max_drop is not None:
-        notes.append("The size depends on what the text shows: 4.5 bits a weight are assumed.")
-    elif ask.bits is not None:
-        size = int(ask.bits * weights / 8)
-    elif ask.max_size_bytes is not None:
-        size = ask.max_size_bytes
+    found, said = target.forecast(checkpoint, ask, windows)
+    notes = [*checkpoint.notes, *said]
     if windows is None:
         notes.append(
             "No text: tensors would be rounded on their own, and nothing would be measured against "
@@ -100,19 +83,12 @@ def forecast_language(
         checkpoint.path.name,
         checkpoint.config.architecture,
         ask.target,
-        weights,
+        sum(info.weights for info in checkpoint.tensors.values()),
         checkpoint.size_bytes,
-        size,
+        found.size_bytes,
         found.memory_bytes,
         found.scratch_bytes,
         found.seconds,
         dict(Counter(info.role for info in checkpoint.tensors.values())),
         tuple(notes),
     )
-
-
-def _likely_types(checkpoint: Checkpoint, ask: Ask, weights: int) -> dict[str, str]:
-    """One type for all tensors, of about the size that was asked for."""
-    bits = ask.bits or (8 * ask.max_size_bytes / weights if ask.max_size_bytes else 4.5)
-    nearest = min(CANDIDATES, key=lambda kind: abs(FORMATS[kind].bits_per_weight - bits))
-    return uniform_types(checkpoint, nearest)

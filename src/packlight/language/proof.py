@@ -1,4 +1,4 @@
-"""What is measured of a finished file: beside the original, in llama.cpp, on text held back."""
+"""What is measured of a finished model: beside the original, on text held back."""
 
 from __future__ import annotations
 
@@ -8,81 +8,76 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from packlight.errors import MissingExtra
-from packlight.llm.checkpoint import Checkpoint
-from packlight.llm.gguf import plain_contents, write_gguf
 from packlight.llm.text import Windows
 from packlight.measure.language_proof import PROOF_TOKENS, LanguageProof, prove_language
 from packlight.measure.language_run import measure_divergence
 from packlight.progress import Progress
 from packlight.runtime import cpu_features
-from packlight.runtime.llamacpp import LlamaCpp, check_llamacpp
-from packlight.scratch import Scratch
+from packlight.runtime.text import TextRuntime
 
 SECONDS = 300.0
 """Reading a text in both files takes about so long, on `LEAST_WINDOWS` at least."""
 LEAST_WINDOWS = 3
 
 
-def original_file(checkpoint: Checkpoint, scratch: Scratch, progress: Progress) -> Path:
-    """The original as llama.cpp reads it: the GGUF file itself, or one with 16 bits a weight."""
-    if checkpoint.path.suffix.lower() == ".gguf":
-        return checkpoint.path
-    stored = {info.dtype for info in checkpoint.tensors.values() if len(info.shape) > 1}
-    path = scratch.file("original", "model.gguf")
-    if not path.is_file():
-        progress.stage("writing the original for llama.cpp")
-        kind = "BF16" if stored == {"BF16"} else "F16"
-        write_gguf(path, checkpoint, plain_contents(checkpoint, kind))
-    return path
-
-
 def agreement_lost(
-    checkpoint: Checkpoint,
+    runtime: TextRuntime,
+    original: Path,
     file: Path,
     windows: Windows,
-    scratch: Scratch,
     seed: int,
     progress: Progress,
 ) -> tuple[float, float]:
     """Share of most probable tokens that changed on the text for choosing, and the mean KL."""
-    original = original_file(checkpoint, scratch, progress)
-    chosen = _affordable(original, windows.search)
+    chosen = _affordable(runtime, original, windows.search)
     progress.stage("measuring what is lost", len(chosen))
     found = measure_divergence(
-        original, file, chosen, threads=cpu_features().cores, seed=seed, on_window=progress.step
+        original,
+        file,
+        chosen,
+        threads=cpu_features().cores,
+        seed=seed,
+        on_window=progress.step,
+        runtime=runtime,
     )
     return 1 - found.top_agreement, found.mean_kl
 
 
 def prove(
-    checkpoint: Checkpoint,
+    runtime: TextRuntime,
+    original: Path,
     file: Path,
-    windows: Windows | None,
-    scratch: Scratch,
+    windows: Windows,
     seed: int,
     progress: Progress,
+    *,
+    untimed: str = "",
 ) -> tuple[LanguageProof, str]:
-    """The file against the original, and the text in words; notes say what is missing."""
-    try:
-        check_llamacpp()
-    except MissingExtra as missing:
-        return LanguageProof(None, None, None, (), (f"nothing was measured: {missing}",)), ""
-    if windows is None:
-        return LanguageProof(None, None, None, (), ()), ""
-    original = original_file(checkpoint, scratch, progress)
-    chosen = _affordable(original, windows.proof[: max(2, PROOF_TOKENS // windows.length)])
-    progress.stage("proving on text held back", 4)
+    """The file against the original, and the text in words; notes say what is missing.
+
+    untimed: why speed and memory are not measured, where they are not.
+    """
+    chosen = _affordable(runtime, original, windows.proof[: max(2, PROOF_TOKENS // windows.length)])
+    progress.stage("proving on text held back", 2 if untimed else 4)
     proof = prove_language(
-        original, file, chosen, threads=cpu_features().cores, seed=seed, on_step=progress.step
+        original,
+        file,
+        chosen,
+        threads=cpu_features().cores,
+        seed=seed,
+        on_step=progress.step,
+        runtime=runtime,
+        timed=not untimed,
     )
     text = f"{windows.source}: {len(chosen)} windows of {windows.length} tokens, held back"
     return proof, text
 
 
-def _affordable(original: Path, windows: NDArray[np.int32]) -> NDArray[np.int32]:
+def _affordable(
+    runtime: TextRuntime, original: Path, windows: NDArray[np.int32]
+) -> NDArray[np.int32]:
     """As many windows, evenly spread, as can be read in time."""
-    with LlamaCpp(original, threads=cpu_features().cores, context=windows.shape[1]) as model:
+    with runtime.open(original, threads=cpu_features().cores, context=windows.shape[1]) as model:
         begun = time.monotonic()
         for _ in model.logits(windows[0]):
             pass

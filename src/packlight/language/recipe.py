@@ -1,4 +1,4 @@
-"""What was done to a language model, as YAML: the type of each tensor, and how it was rounded."""
+"""What was done to a language model, as YAML: its tensors' types, or a scheme, and how."""
 
 from __future__ import annotations
 
@@ -11,21 +11,34 @@ import yaml
 
 from packlight.errors import UnusableRecipe
 from packlight.llm.formats import FORMATS
+from packlight.llm.onnx import formats as onnx
+from packlight.llm.schemes.table import SCHEMES
 from packlight.nearest import did_you_mean
 from packlight.recipe import load_plain, read_recipe_text
 
-_KEYS = {"schema": int, "kind": str, "target": str, "seed": int, "text": bool, "types": dict}
+_KEYS = {
+    "schema": int,
+    "kind": str,
+    "target": str,
+    "seed": int,
+    "text": bool,
+    "scheme": str,
+    "types": dict,
+}
 KIND = "language-model"
 
 
 @dataclass(frozen=True)
 class LanguageRecipe:
-    """types: of each tensor. text: whether they were rounded with the help of a text."""
+    """types: of each tensor; or scheme: of compressed-tensors. text: whether they were rounded
+    with the help of a text.
+    """
 
     target: str
     types: Mapping[str, str]
     text: bool
     seed: int = 0
+    scheme: str = ""
 
     @property
     def content(self) -> dict[str, Any]:
@@ -36,14 +49,15 @@ class LanguageRecipe:
             "target": self.target,
             "seed": self.seed,
             "text": self.text,
-            "types": dict(self.types),
+            **({"scheme": self.scheme} if self.scheme else {"types": dict(self.types)}),
         }
 
 
 def write_language_recipe(recipe: LanguageRecipe) -> str:
     """The recipe as YAML."""
+    what = "The scheme of all layers" if recipe.scheme else "The type of each tensor"
     head = (
-        "# The type of each tensor. Make the file again with: packlight compress MODEL "
+        f"# {what}. Make it again with: packlight compress MODEL "
         f"{'--data TEXT ' if recipe.text else ''}--recipe recipe.yaml\n"
     )
     body: str = yaml.safe_dump(recipe.content, sort_keys=False, allow_unicode=True, width=1000)
@@ -65,15 +79,23 @@ def read_language_recipe(path: Path) -> LanguageRecipe:
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise UnusableRecipe(f"{path}: {key!r} is {str(value)[:60]!r}, not a {kind.__name__}.")
     types = content.get("types", {})
+    known = [*(onnx.FORMATS if content.get("target") == "onnxruntime" else FORMATS)]
     for name, word in types.items():
-        if not isinstance(name, str) or not isinstance(word, str) or word not in FORMATS:
+        if not isinstance(name, str) or not isinstance(word, str) or word not in known:
             raise UnusableRecipe(
                 f"{path}: {str(name)[:80]!r} has the type {str(word)[:40]!r}"
-                f"{did_you_mean(str(word), FORMATS)}: use one of {', '.join(FORMATS)}."
+                f"{did_you_mean(str(word), known)}: use one of {', '.join(known)}."
             )
-    if not types:
-        raise UnusableRecipe(f"{path} holds no recipe: expected `types:` with one for each tensor.")
+    scheme = content.get("scheme", "")
+    if scheme and scheme not in SCHEMES:
+        raise UnusableRecipe(
+            f"{path}: there is no scheme {scheme[:40]!r}{did_you_mean(scheme, SCHEMES)}: use one "
+            f"of {', '.join(SCHEMES)}."
+        )
+    if not types and not scheme:
+        raise UnusableRecipe(
+            f"{path} holds no recipe: expected `types:` with one for each tensor, or a `scheme:`."
+        )
     seed = content.get("seed", 0)
-    return LanguageRecipe(
-        content.get("target", "llama.cpp"), types, content.get("text", True), seed
-    )
+    target = content.get("target", "vllm" if scheme else "llama.cpp")
+    return LanguageRecipe(target, types, content.get("text", True), seed, scheme)

@@ -22,12 +22,10 @@ from packlight.report.language_json import language_evidence_to_json, write_lang
 from packlight.report.language_wording import how_to_run_language
 from packlight.scratch import Scratch
 
-MODEL = "model.gguf"
-
 
 @dataclass(frozen=True)
 class LanguageResult:
-    """A GGUF file with the evidence for it; `print` shows the table."""
+    """A model with the evidence for it; `print` shows the table. model: its file or folder."""
 
     evidence: LanguageEvidence
     recipe: Mapping[str, Any]
@@ -47,7 +45,7 @@ class LanguageResult:
         return EXIT_STATUS[self.evidence.verdict]
 
     def save(self, out: str | Path, *, force: bool = False) -> Path:
-        """Write model.gguf, recipe, report, and what `verify` needs into the folder `out`.
+        """Write the model, recipe, report, and what `verify` needs into the folder `out`.
 
         It appears whole or not at all; force: replace what is there.
         Raises UnusableOutput where it exists or cannot be written.
@@ -58,14 +56,16 @@ class LanguageResult:
             **proof.texts,
             "report.json": write_language_json(self.evidence),
             "report.html": write_language_html(
-                self.evidence, how_to_run=how_to_run_language(self.evidence.target, MODEL)
+                self.evidence, how_to_run=how_to_run_language(self.evidence.target, self.model.name)
             ),
         }
+        files = sorted(self.model.iterdir()) if self.model.is_dir() else [self.model]
+        largest = max(files, key=lambda path: path.stat().st_size).name
         folder = write_folder(
             Path(out),
-            files=(self.model,),
+            files=files,
             texts=texts,
-            seal=lambda made: proof.seal(made, self.model.name, self.to_json()),
+            seal=lambda made: proof.seal(made, largest, self.to_json()),
             force=force,
             inputs=self._inputs,
         )

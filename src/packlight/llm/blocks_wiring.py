@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 
 from packlight.errors import UnusableModel
 from packlight.llm.architectures import ARCHITECTURES, Architecture
+from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.checkpoint.config import ModelConfig, RopeScaling
 
 Activation: TypeAlias = Literal["silu", "gelu", "gelu_tanh", "relu"]
@@ -115,6 +116,15 @@ def wiring_of(config: ModelConfig, divisors: Sequence[float] | None = None) -> W
         experts_used=config.experts_used,
         normalized_experts=known.name not in _UNNORMALIZED,
     )
+
+
+def read_wiring(checkpoint: Checkpoint) -> Wiring:
+    """The wiring of a checkpoint, its tensor of rotation factors included."""
+    name = "rope_freqs.weight"
+    divisors = None
+    if name in checkpoint.tensors:
+        divisors = [float(one) for one in checkpoint.read(name).ravel()]
+    return wiring_of(checkpoint.config, divisors)
 
 
 def _rotary(

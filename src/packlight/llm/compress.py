@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
@@ -23,9 +23,9 @@ from packlight.llm.calibrate_outputs import SlopeStore
 from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.compress_forecast import other_bytes, rounded_names
 from packlight.llm.compress_gguf import GgufRun
-from packlight.llm.costs import Choose, TensorCosts
+from packlight.llm.costs import GGUF, Choose, FormatTable, TensorCosts, costs_without_text
 from packlight.llm.formats import FORMATS, fallback, fits
-from packlight.llm.gguf import GgufFile, Writing, begin_gguf
+from packlight.llm.gguf import GgufFile, begin_gguf
 from packlight.llm.journal import Journal, Row
 from packlight.llm.rounding import Settings, check_torch
 from packlight.llm.text import Windows
@@ -92,17 +92,16 @@ def compress_checkpoint(
         if isinstance(types, Mapping)
         else {"candidates": [*candidates], "budget": budget}
     )
-    key = _key(checkpoint, asked, windows, settings)
+    key = compression_key(checkpoint, asked, windows, settings)
     with begin_gguf(path, checkpoint, metadata=metadata, settings=key) as writing:
         journal = Journal(path.with_name(f".{path.name}.rows"), key)
         slopes = SlopeStore(path.parent, f".{path.name}.slopes-")
-        chosen = journal.types
-        if chosen is None and not isinstance(types, Mapping):
-            costs = _weigh(checkpoint, candidates, windows, settings, path, progress, slopes)
-            chosen = dict(types(costs, other_bytes(checkpoint)))
-        elif windows is not None and settings.rows_make_up and not _is_done(checkpoint, writing):
-            _weigh(checkpoint, (), windows, settings, path, progress, slopes)
-        chosen = _fit(checkpoint, chosen if chosen is not None else asked)
+        weighing = Weighing(
+            checkpoint, candidates, windows, settings, path.parent, progress, slopes
+        )
+        done = len(writing.finished) == len(checkpoint.tensors)
+        chosen = settle_types(weighing, types, journal, lambda: other_bytes(checkpoint), done)
+        chosen = _fit(checkpoint, chosen)
         if journal.types is None:
             journal.add_types(chosen)
         run = GgufRun(checkpoint, chosen, writing, journal, settings, progress, slopes)
@@ -118,41 +117,69 @@ def compress_checkpoint(
     return _result(run, file)
 
 
-def _weigh(
-    checkpoint: Checkpoint,
-    candidates: Sequence[str],
-    windows: Windows | None,
-    settings: Settings,
-    path: Path,
-    progress: Progress,
-    slopes: SlopeStore,
-) -> tuple[TensorCosts, ...]:
-    """What each candidate costs each tensor; with text, gradients at the layers' outputs too."""
-    if windows is None:
-        return _costs_alone(checkpoint, candidates, progress)
-    from packlight.llm.compress_blocks import estimate_costs
+@dataclass(frozen=True)
+class Weighing:
+    """What types are weighed with. scratch: a folder for what is too large for memory."""
 
-    kept = slopes if settings.rows_make_up else None
-    return estimate_costs(checkpoint, windows, candidates, settings, path.parent, progress, kept)
+    checkpoint: Checkpoint
+    candidates: Sequence[str]
+    windows: Windows | None
+    settings: Settings
+    scratch: Path
+    progress: Progress
+    slopes: SlopeStore
+    formats: FormatTable = GGUF
+
+    def costs(self, candidates: Sequence[str]) -> tuple[TensorCosts, ...]:
+        """What each type costs each tensor; with text, gradients at layers' outputs are kept."""
+        if self.windows is None:
+            return self._costs_alone(candidates)
+        from packlight.llm.compress_blocks import estimate_costs
+
+        return estimate_costs(
+            self.checkpoint,
+            self.windows,
+            candidates,
+            self.settings,
+            self.scratch,
+            self.progress,
+            self.slopes if self.settings.rows_make_up else None,
+            self.formats,
+        )
+
+    def _costs_alone(self, candidates: Sequence[str]) -> tuple[TensorCosts, ...]:
+        checkpoint = self.checkpoint
+        names = rounded_names(checkpoint)
+        self.progress.stage("weighing types", len(names))
+        found = []
+        for name in names:
+            shape = checkpoint.tensors[name].shape
+            rows = checkpoint.read_rows(name, 0, min(prod(shape[:-1]), 512))
+            found.append(costs_without_text(name, shape, rows, candidates, self.formats))
+            self.progress.step(name)
+        return tuple(found)
 
 
-def _is_done(checkpoint: Checkpoint, writing: Writing) -> bool:
-    return len(writing.finished) == len(checkpoint.tensors)
+def settle_types(
+    weighing: Weighing,
+    types: Mapping[str, str] | Choose,
+    journal: Journal,
+    other: Callable[[], int],
+    done: bool,
+) -> Mapping[str, str]:
+    """The type of each tensor: as given, as an earlier run chose, or as is chosen from costs now.
 
-
-def _costs_alone(
-    checkpoint: Checkpoint, candidates: Sequence[str], progress: Progress
-) -> tuple[TensorCosts, ...]:
-    from packlight.llm.costs import costs_without_text
-
-    names = rounded_names(checkpoint)
-    progress.stage("weighing types", len(names))
-    found = []
-    for name in names:
-        rows = checkpoint.read_rows(name, 0, min(prod(checkpoint.tensors[name].shape[:-1]), 512))
-        found.append(costs_without_text(name, checkpoint.tensors[name].shape, rows, candidates))
-        progress.step(name)
-    return tuple(found)
+    other: bytes of the file that are no choice. done: whether nothing is left to be rounded.
+    """
+    chosen: Mapping[str, str] | None = journal.types
+    if chosen is None and not isinstance(types, Mapping):
+        return dict(types(weighing.costs(weighing.candidates), other()))
+    if weighing.windows is not None and weighing.settings.rows_make_up and not done:
+        weighing.costs(())
+    if chosen is not None:
+        return chosen
+    assert isinstance(types, Mapping)
+    return types
 
 
 def _fit(checkpoint: Checkpoint, types: Mapping[str, str]) -> dict[str, str]:
@@ -170,7 +197,7 @@ def _fit(checkpoint: Checkpoint, types: Mapping[str, str]) -> dict[str, str]:
     return {name: types[name] for name in names if name in types}
 
 
-def _key(
+def compression_key(
     checkpoint: Checkpoint, asked: Mapping[str, Any], windows: Windows | None, settings: Settings
 ) -> str:
     """What the bytes depend on, besides the metadata, which the file's own journal knows."""

@@ -11,14 +11,13 @@ import torch
 
 from packlight.llm.blocks import Tensor, embed_tokens, head_inputs, run_block
 from packlight.llm.blocks_states import States
-from packlight.llm.blocks_wiring import Wiring, wiring_of
+from packlight.llm.blocks_wiring import Wiring, read_wiring
 from packlight.llm.calibrate import calibrate_block
 from packlight.llm.calibrate_curvature import choose_windows, estimate_losses
 from packlight.llm.calibrate_outputs import SlopeStore
 from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.compress_forecast import rounded_names
-from packlight.llm.costs import TensorCosts, TypeCost, bytes_of
-from packlight.llm.formats import decode, fits, quantize_with_info
+from packlight.llm.costs import GGUF, FormatTable, TensorCosts, TypeCost, bytes_of
 from packlight.llm.rounding import Floats, Moments, Rounding, Settings, relative_error
 from packlight.llm.text import Windows
 from packlight.maths.moments import add_to_moments, empty_moments
@@ -82,18 +81,21 @@ def estimate_costs(
     scratch: Path,
     progress: Progress,
     slopes: SlopeStore | None = None,
+    formats: FormatTable = GGUF,
 ) -> tuple[TensorCosts, ...]:
     """What each candidate costs each tensor: bytes, and the estimated KL divergence.
 
-    slopes: where what else is found out on the way, G of each layer, is kept.
+    slopes: where what else is found out on the way, G of each layer, is kept. formats: of which
+    the candidates are some.
     """
     names = rounded_names(checkpoint)
     progress.stage("weighing types", len(names))
 
     def change(name: str, weight: Tensor, moments: Tensor | None) -> Iterator[tuple[str, Tensor]]:
-        kinds = [kind for kind in candidates if fits(kind, weight.shape[-1])]
+        kinds = [kind for kind in candidates if formats.fits(kind, weight.shape[-1])]
         h = None if moments is None else moments.numpy().astype(np.float32)
-        for kind, near in _round_cheaply(kinds, weight.detach().numpy(), h, settings.damping):
+        original = weight.detach().numpy()
+        for kind, near in _round_cheaply(kinds, original, h, settings.damping, formats):
             yield kind, torch.from_numpy(near)
 
     losses = estimate_losses(
@@ -112,7 +114,7 @@ def estimate_costs(
     for name in names:
         shape = checkpoint.tensors[name].shape
         options = [
-            TypeCost(kind, bytes_of(kind, shape), loss)
+            TypeCost(kind, bytes_of(kind, shape, formats), loss)
             for kind, loss in losses.get(name, {}).items()
         ]
         found.append(TensorCosts(name, int(np.prod(shape)), tuple(options)))
@@ -120,7 +122,11 @@ def estimate_costs(
 
 
 def _round_cheaply(
-    kinds: Sequence[str], weight: Floats, moments: Floats | None, damping: float
+    kinds: Sequence[str],
+    weight: Floats,
+    moments: Floats | None,
+    damping: float,
+    formats: FormatTable,
 ) -> Iterator[tuple[str, Floats]]:
     """The weight in each type, about as far off as the rounding that follows will leave it.
 
@@ -132,24 +138,14 @@ def _round_cheaply(
     diagonal = None if moments is None else np.ascontiguousarray(np.diagonal(moments))
     if moments is not None and kinds:
         middle = kinds[len(kinds) // 2]
-        best = decode(
-            middle, quantize_with_info(middle, weight, moments, damping=damping, sweeps=0).data
+        best, plain = (
+            formats.round_quickly(middle, weight, h, damping) for h in (moments, diagonal)
         )
-        plain = decode(middle, quantize_with_info(middle, weight, diagonal).data)
         after, before = (relative_error(weight, near, moments)[0] for near in (best, plain))
         share = min(after / before, 1.0) if before > 0 else 1.0
     for kind in kinds:
-        near = decode(kind, quantize_with_info(kind, weight, diagonal).data)
+        near = formats.round_quickly(kind, weight, diagonal, damping)
         yield kind, weight - np.float32(np.sqrt(share)) * (weight - near)
-
-
-def read_wiring(checkpoint: Checkpoint) -> Wiring:
-    """The wiring of a checkpoint, its tensor of rotation factors included."""
-    name = "rope_freqs.weight"
-    divisors = None
-    if name in checkpoint.tensors:
-        divisors = [float(one) for one in checkpoint.read(name).ravel()]
-    return wiring_of(checkpoint.config, divisors)
 
 
 def load_weights(checkpoint: Checkpoint, layer: int | None) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -84,10 +84,38 @@ def forecast_compression(
     they are taken beforehand (`Settings.rows_make_up`, or types to be chosen). weighed: how many
     types are weighed for each tensor.
     """
-    tensors, config = checkpoint.tensors, checkpoint.config
+    tensors = checkpoint.tensors
     size = other_bytes(checkpoint)
     aligned = alignment_of(checkpoint.gguf_metadata())
     size += sum(pad(bytes_of(types[name], tensors[name].shape), aligned) for name in types)
+    return forecast_work(
+        checkpoint,
+        tuple(types),
+        size,
+        tokens=tokens,
+        states_bytes=states_bytes,
+        followed=followed,
+        gradients=gradients,
+        weighed=weighed,
+    )
+
+
+def forecast_work(
+    checkpoint: Checkpoint,
+    types: Collection[str],
+    size: int,
+    *,
+    tokens: int = 0,
+    states_bytes: int = 2 << 30,
+    followed: bool = False,
+    gradients: bool = True,
+    weighed: int = 0,
+) -> CompressionForecast:
+    """Say what rounding these tensors will take, whatever becomes of them; see above.
+
+    size: bytes of what is written.
+    """
+    tensors, config = checkpoint.tensors, checkpoint.config
     weights = sum(tensors[name].weights for name in types)
     names = rounded_names(checkpoint)
     largest = max((tensors[name].weights for name in names), default=0)
@@ -123,7 +151,7 @@ def forecast_compression(
 
 def _forecast(
     checkpoint: Checkpoint,
-    types: Mapping[str, str],
+    types: Collection[str],
     size: int,
     memory: int,
     scratch: int,

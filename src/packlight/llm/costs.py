@@ -10,7 +10,30 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from packlight.llm.formats import decode, fits, quantize, row_bytes
+from packlight.llm.formats import decode, fits, quantize_with_info, row_bytes
+
+Floats: TypeAlias = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class FormatTable:
+    """The formats of a kind of file, as far as they are weighed.
+
+    fits: whether rows of so many inputs are whole blocks. row_bytes: of such rows. round_quickly:
+    the values of a weight [out, in] in a format, under second moments [in, in], their diagonal
+    [in], or None, and a damping.
+    """
+
+    fits: Callable[[str, int], bool]
+    row_bytes: Callable[[str, int], int]
+    round_quickly: Callable[[str, Floats, Floats | None, float], Floats]
+
+
+def _round_to_gguf(kind: str, weight: Floats, moments: Floats | None, damping: float) -> Floats:
+    return decode(kind, quantize_with_info(kind, weight, moments, damping=damping, sweeps=0).data)
+
+
+GGUF = FormatTable(fits, row_bytes, _round_to_gguf)
 
 
 @dataclass(frozen=True)
@@ -35,13 +58,17 @@ Choose: TypeAlias = Callable[[Sequence[TensorCosts], int], Mapping[str, str]]
 """Gives each tensor its type; the number is of the bytes of the file that are not a choice."""
 
 
-def bytes_of(kind: str, shape: Sequence[int]) -> int:
+def bytes_of(kind: str, shape: Sequence[int], formats: FormatTable = GGUF) -> int:
     """Bytes of a tensor [.., out, in] in a type."""
-    return row_bytes(kind, shape[-1]) * prod(shape[:-1])
+    return formats.row_bytes(kind, shape[-1]) * prod(shape[:-1])
 
 
 def costs_without_text(
-    name: str, shape: Sequence[int], rows: NDArray[np.float32], candidates: Sequence[str]
+    name: str,
+    shape: Sequence[int],
+    rows: Floats,
+    candidates: Sequence[str],
+    formats: FormatTable = GGUF,
 ) -> TensorCosts:
     """Costs where nothing is known but the weights: loss is weights times the relative error.
 
@@ -50,8 +77,8 @@ def costs_without_text(
     options = []
     power = float(np.vdot(rows, rows)) or 1.0
     for kind in candidates:
-        if fits(kind, shape[-1]):
-            gap = rows - decode(kind, quantize(kind, rows, None))
+        if formats.fits(kind, shape[-1]):
+            gap = rows - formats.round_quickly(kind, rows, None, 0.0)
             error = float(np.vdot(gap, gap)) / power
-            options.append(TypeCost(kind, bytes_of(kind, shape), error * prod(shape)))
+            options.append(TypeCost(kind, bytes_of(kind, shape, formats), error * prod(shape)))
     return TensorCosts(name, prod(shape), tuple(options))

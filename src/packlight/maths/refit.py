@@ -22,6 +22,7 @@ from packlight.maths.layer import (
     working_type,
 )
 from packlight.maths.rounding import RoundingInfo, coordinate_descent, round_with_compensation
+from packlight.maths.scales import Store
 
 _CHUNK = 1 << 19  # elements of a temporary array
 
@@ -118,6 +119,7 @@ def round_and_refit(
     pair_limit: int | None = None,
     group_size: int | None = None,
     precision: Precision | None = None,
+    store: Store | None = None,
 ) -> tuple[Array, Array, RefitInfo]:
     """Round with compensation and descent, refit the scales, and again until nothing gains.
 
@@ -125,6 +127,7 @@ def round_and_refit(
     descent from where they are, or afresh by compensation and descent, whichever is better.
     weight: [out, in]. second_moments: [in, in]. scale, zero_point: as in `round_to_nearest`.
     rounds: at most so many, until one gains less than a thousandth. sweeps: of a descent.
+    store: gives the scales that a format holds in place of refitted ones; those given are held.
     The others are those of `round_with_compensation`.
     Returns codes [out, in], float32 scales in the shape of `scale`, and RefitInfo. The error
     is never above that of compensation and descent with the scales as given.
@@ -165,6 +168,8 @@ def round_and_refit(
             weight, best, second_moments, zero_point, grid,
             block_shape=block_shape, scale=best_scale, precision=precision,
         )  # fmt: skip
+        if store is not None:
+            trial = xp.astype(store(xp.astype(trial, xp.float64)), xp.float32)
         for codes in (descend(best, trial), descend(compensate(trial)[0], trial)):
             found = errors(codes, trial)
             better = found < least

@@ -1,10 +1,11 @@
-"""All that is measured of a compressed GGUF file against its original, in one go."""
+"""All that is measured of a compressed language model against its original, in one go."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,8 @@ from packlight.measure.language_run import (
     measure_text_memory,
 )
 from packlight.runtime import Limits
-from packlight.runtime.llamacpp import LlamaCpp
+from packlight.runtime.llamacpp import LLAMACPP
+from packlight.runtime.text import TextRuntime
 
 PROOF_TOKENS = 40_960
 """At most so many tokens of the text are compared: enough for three digits of the divergence."""
@@ -60,13 +62,16 @@ def prove_language(
     seed: int = 0,
     limits: Limits = _DEFAULT,
     on_step: Callable[[str], None] | None = None,
+    runtime: TextRuntime = LLAMACPP,
+    timed: bool = True,
 ) -> LanguageProof:
     """Divergence, speed, memory and continuations of both files on a text held back.
 
     text: itself, or its tokens [n], or windows of them [windows, length], which are compared as
     they are, a start token included where the model wants one. window: tokens of a window; most:
     of all windows, the first ones. texts: how many beginnings, taken from the text, both files
-    continue. on_step: is told what comes next.
+    continue. on_step: is told what comes next. timed: False where the runtime is not the one that
+    the model is meant for, so that its speed and memory would say nothing.
     A text too short for one window of `window` tokens is read in one shorter window; shorter than
     two tokens raises UnusableSamples. MissingExtra and what the files' runtime refuses of
     predictions are raised; of speed, memory and continuations they become notes.
@@ -75,7 +80,7 @@ def prove_language(
     if texts < 0:
         raise WrongUsage(f"There cannot be {texts} texts to continue.")
     tell("comparing predictions")
-    with LlamaCpp(original, limits=limits) as model:
+    with runtime.open(original, limits=limits) as model:
         tokens = model.tokenize(text) if isinstance(text, str) else np.asarray(text, np.int32)
         start = model.model.start if model.model.adds_start else None
     if tokens.ndim == 2:
@@ -84,9 +89,8 @@ def prove_language(
         tokens = tokens[:, 1:].reshape(-1) if begun else tokens.reshape(-1)
     else:
         windows = _cut(tokens, window, start, most)
-    divergence = measure_divergence(
-        original, compressed, windows, threads=threads, seed=seed, limits=limits
-    )
+    run: dict[str, Any] = {"threads": threads, "limits": limits, "runtime": runtime}
+    divergence = measure_divergence(original, compressed, windows, seed=seed, **run)
     notes: list[str] = []
     if len(windows) < 2:
         notes.append(
@@ -97,27 +101,17 @@ def prove_language(
     speed = memory = None
     continuations: tuple[Continuation, ...] = ()
     try:
-        tell("measuring speed")
-        speed = measure_speed(
-            original,
-            compressed,
-            prompt,
-            GENERATED,
-            threads=threads,
-            rounds=rounds,
-            seed=seed,
-            limits=limits,
-        )
-        tell("measuring memory")
-        memory = measure_text_memory(
-            original, compressed, prompt, GENERATED, threads=threads, limits=limits
-        )
+        if timed:
+            tell("measuring speed")
+            speed = measure_speed(
+                original, compressed, prompt, GENERATED, rounds=rounds, seed=seed, **run
+            )
+            tell("measuring memory")
+            memory = measure_text_memory(original, compressed, prompt, GENERATED, **run)
         tell("continuing texts")
         beginnings = _choose_beginnings(tokens, texts, start)
         if beginnings:
-            continuations = continue_texts(
-                original, compressed, beginnings, _CONTINUED, threads=threads, limits=limits
-            )
+            continuations = continue_texts(original, compressed, beginnings, _CONTINUED, **run)
     except RuntimeFailure as failure:
         notes.append(f"not all could be measured: {failure}")
     return LanguageProof(divergence, speed, memory, continuations, tuple(notes))

@@ -1,6 +1,7 @@
-"""Runs GGUF files side by side: how far their predictions differ, how fast, in how much memory.
+"""Runs models side by side: how far their predictions differ, how fast, in how much memory.
 
-All figures are read off the files themselves, in llama.cpp, each in a child process of its own.
+All figures are read off the files themselves, in their runtime (llama.cpp reads GGUF), each in a
+child process of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from packlight.measure.evidence import Pair
 from packlight.measure.language import Divergence, DivergenceSums, Piece
 from packlight.measure.language_evidence import Continuation, Speed, SpeedEvidence
 from packlight.runtime import Limits, cpu_features
-from packlight.runtime.llamacpp import LlamaCpp, llamacpp_name
+from packlight.runtime.llamacpp import LLAMACPP
+from packlight.runtime.text import TextRunner, TextRuntime
 
 WINDOW = 256
 """Tokens of a window where nothing else is asked for."""
@@ -74,6 +76,7 @@ def measure_divergence(
     skip: int = 0,
     seed: int = 0,
     limits: Limits = _DEFAULT,
+    runtime: TextRuntime = LLAMACPP,
     on_window: Callable[[], None] | None = None,
 ) -> Divergence:
     """How far the compressed file's predictions lie from the original's; see measure/language.py.
@@ -90,6 +93,7 @@ def measure_divergence(
         seed=seed,
         limits=limits,
         on_window=on_window,
+        runtime=runtime,
     )
     return found
 
@@ -103,6 +107,7 @@ def measure_divergences(
     skip: int = 0,
     seed: int = 0,
     limits: Limits = _DEFAULT,
+    runtime: TextRuntime = LLAMACPP,
     on_window: Callable[[], None] | None = None,
 ) -> tuple[Divergence, ...]:
     """The same for any number of files, all loaded at the same time; the original runs once."""
@@ -119,7 +124,7 @@ def measure_divergences(
     sums = [DivergenceSums() for _ in files]
     with contextlib.ExitStack() as stack:
         models = [
-            stack.enter_context(LlamaCpp(path, threads=threads, context=length, limits=limits))
+            stack.enter_context(runtime.open(path, threads=threads, context=length, limits=limits))
             for path in (original, *files)
         ]
         reference = models[0]
@@ -160,7 +165,7 @@ def _next_or_none(stream: Iterator[_Rows]) -> _Rows | None:
     return next(stream, None)
 
 
-def _check_same_tokens(original: LlamaCpp, compressed: LlamaCpp) -> None:
+def _check_same_tokens(original: TextRunner, compressed: TextRunner) -> None:
     ours, theirs = original.model, compressed.model
     if (ours.vocabulary, ours.tokenizer) != (theirs.vocabulary, theirs.tokenizer):
         raise UnusableModel(
@@ -178,6 +183,7 @@ def time_texts(
     threads: int = 1,
     rounds: int = 12,
     limits: Limits = _DEFAULT,
+    runtime: TextRuntime = LLAMACPP,
 ) -> tuple[TextTimes, ...]:
     """Seconds of all files in interleaved rounds, each beginning with another file.
 
@@ -194,7 +200,7 @@ def time_texts(
     with contextlib.ExitStack() as stack:
         models = [
             stack.enter_context(
-                LlamaCpp(
+                runtime.open(
                     path,
                     threads=threads,
                     context=len(tokens) + count,
@@ -241,14 +247,21 @@ def measure_speed(
     rounds: int = 12,
     seed: int = 0,
     limits: Limits = _DEFAULT,
+    runtime: TextRuntime = LLAMACPP,
 ) -> SpeedEvidence:
     """Tokens a second of both files, prompt and generation, in interleaved rounds."""
     tokens = np.asarray(prompt, np.int32)
     first, second = time_texts(
-        [original, compressed], tokens, count, threads=threads, rounds=rounds, limits=limits
+        [original, compressed],
+        tokens,
+        count,
+        threads=threads,
+        rounds=rounds,
+        limits=limits,
+        runtime=runtime,
     )
     return SpeedEvidence(
-        runtime=llamacpp_name(),
+        runtime=runtime.name(),
         threads=threads,
         prompt_tokens=len(tokens),
         generated_tokens=count,
@@ -265,21 +278,28 @@ def measure_text_memory(
     *,
     threads: int = 1,
     limits: Limits = _DEFAULT,
+    runtime: TextRuntime = LLAMACPP,
 ) -> Pair:
     """Peak resident set in bytes of a fresh process for each file: loads, reads, generates."""
     peaks = [
-        peak_memory(path, prompt, count, threads=threads, limits=limits)
+        peak_memory(path, prompt, count, threads=threads, limits=limits, runtime=runtime)
         for path in (original, compressed)
     ]
     return Pair(original=peaks[0], compressed=peaks[1])
 
 
 def peak_memory(
-    path: Path, prompt: ArrayLike, count: int, *, threads: int = 1, limits: Limits = _DEFAULT
+    path: Path,
+    prompt: ArrayLike,
+    count: int,
+    *,
+    threads: int = 1,
+    limits: Limits = _DEFAULT,
+    runtime: TextRuntime = LLAMACPP,
 ) -> int:
     """Peak resident set in bytes of a fresh process that reads a prompt and generates."""
     tokens = np.asarray(prompt, np.int32)
-    with LlamaCpp(
+    with runtime.open(
         path,
         threads=threads,
         context=len(tokens) + count,
@@ -298,6 +318,7 @@ def continue_texts(
     *,
     threads: int = 1,
     limits: Limits = _DEFAULT,
+    runtime: TextRuntime = LLAMACPP,
 ) -> tuple[Continuation, ...]:
     """What both files write after each prompt, choosing the most probable token each time.
 
@@ -309,7 +330,7 @@ def continue_texts(
     context = max(len(tokens) for tokens in given) + count
     said: list[list[str]] = []
     for path in (original, compressed):
-        with LlamaCpp(
+        with runtime.open(
             path, threads=threads, context=context, every_position=False, limits=limits
         ) as model:
             said.append([model.detokenize(model.generate(tokens, count)) for tokens in given])

@@ -105,6 +105,19 @@ def how_to_run_language(target: str, file: str) -> str:
         return "ollama create packed -f Modelfile\nollama run packed\n"
     if target == "vllm":
         return "pip install vllm\nvllm serve .  # in the folder of this page\n"
+    if target == "onnxruntime":
+        return (
+            "# pip install onnxruntime-genai; in the folder of this page\n"
+            "import onnxruntime_genai as og\n\n"
+            'model = og.Model(".")\n'
+            "tokenizer, settings = og.Tokenizer(model), og.GeneratorParams(model)\n"
+            "settings.set_search_options(max_length=128)\n"
+            "generator = og.Generator(model, settings)\n"
+            'generator.append_tokens(tokenizer.encode("Once upon a time"))\n'
+            "while not generator.is_done():\n"
+            "    generator.generate_next_token()\n"
+            "print(tokenizer.decode(generator.get_sequence(0)))\n"
+        )
     return (
         f"llama-cli -m {name}  # llama.cpp; LM Studio opens the file as it is\n\n"
         "# or in Python: pip install llama-cpp-python\n"

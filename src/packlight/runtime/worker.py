@@ -34,7 +34,13 @@ Sessions = dict[int, Any]
 """What is loaded, by number: `Loaded`, or what an engine with requests of its own keeps."""
 
 # The file of this room that speaks to each engine.
-_ENGINES = {"onnxruntime": "ort", "openvino": "openvino", "llama.cpp": "llamacpp_engine"}
+_ENGINES = {
+    "onnxruntime": "ort",
+    "onnxruntime decoder": "ort_text",
+    "openvino": "openvino",
+    "llama.cpp": "llamacpp_engine",
+    "transformers": "transformers_engine",
+}
 _MESSAGE_LENGTH = 4000
 # Address space beyond the memory limit: libraries, mapped weights, thread stacks and
 # the allocator's reserves are mapped without being memory in use.

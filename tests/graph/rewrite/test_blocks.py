@@ -11,8 +11,8 @@ from graph_bench import Bench, snr_db
 from layer_kinds import IDS, normal
 
 from packlight.graph.layers import find_layers
-from packlight.graph.rewrite.blocks import pack_bits
 from packlight.graph.rewrite.packing import pack_weight, unpack
+from packlight.maths.blocks import pack_bits
 from packlight.recipe import parse_choice
 
 BLOCKS: dict[str, tuple[str, dict[str, Any], int]] = {

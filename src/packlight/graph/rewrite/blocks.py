@@ -8,11 +8,10 @@ without these operators a MatMul may read a DequantizeLinear with blocks instead
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from packlight.graph.edit import CONTRIB, Editor, drop_unused, graph_of, in_function
 from packlight.graph.layers import Layer
@@ -21,6 +20,7 @@ from packlight.graph.rewrite.dynamic import replace_node
 from packlight.graph.rewrite.packing import BLOCK, Packed
 from packlight.graph.rewrite.single import float_of
 from packlight.graph.walk import constant_of
+from packlight.maths.blocks import pack_bits
 
 BlockForm = Literal["MatMulNBits", "QDQ"]
 
@@ -71,20 +71,6 @@ def why_not_blocks(layer: Layer) -> str:
     if bias is not None and constant_of(bias) is None:
         return "its bias is computed at run time"
     return ""
-
-
-def pack_bits(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """Several codes of 2 or 4 bits a byte along the last axis, the first in the lowest bits."""
-    if bits == 8:
-        return np.ascontiguousarray(codes)
-    many = 8 // bits
-    rest = -codes.shape[-1] % many
-    if rest:
-        codes = np.pad(codes, [*[(0, 0)] * (codes.ndim - 1), (0, rest)])
-    parts = codes.reshape(*codes.shape[:-1], -1, many)
-    shifts = np.arange(many, dtype=np.uint8) * np.uint8(bits)
-    packed: NDArray[Any] = np.bitwise_or.reduce(parts << shifts, axis=-1)
-    return packed.astype(np.uint8)
 
 
 def _gather_blocks(edit: Editor, layer: Layer, packed: Packed) -> None:

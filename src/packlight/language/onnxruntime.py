@@ -1,0 +1,99 @@
+"""Language models for onnxruntime: a decoder with its tokenizer, each layer with its own format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from packlight.errors import WrongUsage
+from packlight.language.ask import DEFAULT_BITS, Ask
+from packlight.language.gguf import GgufTarget
+from packlight.llm.checkpoint import Checkpoint
+from packlight.llm.compress import Compressed
+from packlight.llm.compress_forecast import CompressionForecast, forecast_work, rounded_names
+from packlight.llm.costs import Choose
+from packlight.llm.onnx.compress import compress_decoder, uniform_formats
+from packlight.llm.onnx.formats import CANDIDATES, FLOAT, FORMATS, fallback
+from packlight.llm.onnx.support import check_decoder
+from packlight.llm.rounding import Settings
+from packlight.llm.text import Windows
+from packlight.nearest import did_you_mean
+from packlight.progress import SILENT, Progress
+from packlight.runtime.onnx_text import MODEL, ONNX_TEXT
+from packlight.scratch import Scratch
+
+
+class OnnxTarget(GgufTarget):
+    """See `packlight.language.target.LanguageTarget`. Files are made as for llama.cpp."""
+
+    runtime = ONNX_TEXT
+    model = MODEL
+
+    def check(self, checkpoint: Checkpoint, ask: Ask) -> None:
+        """Raise WrongUsage or UnusableModel for what cannot be a decoder, or pins of no use."""
+        check_decoder(checkpoint)
+        names = rounded_names(checkpoint)
+        for name, kind in ask.pins.items():
+            if name not in names:
+                raise WrongUsage(
+                    f"--pin {name}={kind}: the model has no tensor {name!r} that a type can be "
+                    f"given to{did_you_mean(name, names)}."
+                )
+            width = checkpoint.tensors[name].shape[-1]
+            if fallback(kind, width) != kind:
+                raise WrongUsage(
+                    f"--pin {name}={kind}: its rows of {width} weights do not divide by "
+                    f"{FORMATS[kind].block}; use {fallback(kind, width)}."
+                )
+
+    def forecast(
+        self, checkpoint: Checkpoint, ask: Ask, windows: Windows | None
+    ) -> tuple[CompressionForecast, tuple[str, ...]]:
+        """What a run will take; the size is about what was asked for."""
+        weights = sum(info.weights for info in checkpoint.tensors.values())
+        size = ask.max_size_bytes or int((ask.bits or DEFAULT_BITS) * weights / 8)
+        tokens = 0 if windows is None else int(windows.calibration.size)
+        weighed = 0 if ask.types is not None else len(CANDIDATES)
+        names = rounded_names(checkpoint)
+        work = forecast_work(checkpoint, names, size, tokens=tokens, weighed=weighed)
+        if ask.max_drop is None:
+            return work, ()
+        said = "The size depends on what the text shows: 4.5 bits a weight are assumed."
+        return work, (said,)
+
+    def original(self, checkpoint: Checkpoint, scratch: Scratch, progress: Progress) -> Path:
+        """The same decoder with its weights in 32 bits."""
+        path = scratch.file("original", MODEL)
+        if not path.is_file():
+            progress.stage("writing the original for onnxruntime")
+            compress_decoder(checkpoint, path, uniform_formats(checkpoint, FLOAT))
+        return path.parent
+
+    def compress(
+        self,
+        checkpoint: Checkpoint,
+        path: Path,
+        types: Mapping[str, str] | Choose,
+        *,
+        windows: Windows | None,
+        budget: str,
+        settings: Settings,
+        progress: Progress = SILENT,
+    ) -> Compressed:
+        """The decoder of these formats, in a folder of its own."""
+        found = compress_decoder(
+            checkpoint,
+            path,
+            types,
+            windows=windows,
+            candidates=CANDIDATES,
+            budget=budget,
+            settings=settings,
+            progress=progress,
+        )
+        return replace(found, path=path.parent)
+
+    def texts(self, ask: Ask) -> Mapping[str, str]:
+        """None: what lies beside the graph is in its folder."""
+        return {}

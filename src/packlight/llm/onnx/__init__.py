@@ -1,0 +1,1 @@
+"""A decoder as an ONNX graph with a key/value cache, for onnxruntime."""

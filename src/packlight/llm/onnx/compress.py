@@ -1,0 +1,170 @@
+"""A checkpoint becomes an ONNX decoder: as in `packlight.llm.compress`, in another kind of file.
+
+checkpoint (+ text) -> types per tensor -> block by block: observe, round, replace -> graph
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from packlight.durable import write_whole
+from packlight.errors import UnusableOutput, WrongUsage
+from packlight.llm.architectures import ROPE
+from packlight.llm.blocks_wiring import read_wiring
+from packlight.llm.calibrate_outputs import SlopeStore
+from packlight.llm.checkpoint import Checkpoint
+from packlight.llm.compress import Compressed, Weighing, compression_key, settle_types
+from packlight.llm.compress_forecast import rounded_names
+from packlight.llm.costs import Choose
+from packlight.llm.journal import Journal
+from packlight.llm.onnx.companions import companion_files
+from packlight.llm.onnx.formats import FLOAT, fallback, fits, format_of
+from packlight.llm.onnx.graph import build_decoder
+from packlight.llm.onnx.run import ONNX, OnnxRun
+from packlight.llm.onnx.support import check_decoder, context_of
+from packlight.llm.onnx.writing import ALIGNMENT, Stored, Writing
+from packlight.llm.rounding import Settings, check_torch
+from packlight.llm.text import Windows
+from packlight.progress import SILENT, Progress
+
+DATA = ".data"
+"""What the name of the file of weights ends with, after the graph's."""
+
+
+def uniform_formats(checkpoint: Checkpoint, kind: str) -> dict[str, str]:
+    """Give every tensor that is rounded the same format, or the next that fits its width."""
+    format_of(kind)
+    tensors = checkpoint.tensors
+    return {name: fallback(kind, tensors[name].shape[-1]) for name in rounded_names(checkpoint)}
+
+
+def compress_decoder(
+    checkpoint: Checkpoint,
+    path: Path,
+    types: Mapping[str, str] | Choose,
+    *,
+    windows: Windows | None = None,
+    candidates: Sequence[str] = (),
+    budget: str = "",
+    settings: Settings | None = None,
+    accuracy_level: int = 4,
+    progress: Progress = SILENT,
+) -> Compressed:
+    """Write a checkpoint as an ONNX graph at `path`, with its weights and its tokenizer beside it.
+
+    types, windows, candidates, budget, settings: as of `packlight.llm.compress.
+    compress_checkpoint`; types are those of `packlight.llm.onnx.formats`. accuracy_level: of
+    `build_decoder`. A run with the same arguments that was killed is gone on with.
+    Raises UnusableModel, UnusableOutput, MissingExtra (PyTorch, for windows), WrongUsage.
+    """
+    check_decoder(checkpoint)
+    companions = companion_files(checkpoint, path.name)
+    settings = settings or Settings()
+    if windows is not None:
+        check_torch()
+    asked: dict[str, Any] = (
+        dict(types)
+        if isinstance(types, Mapping)
+        else {"candidates": [*candidates], "budget": budget}
+    )
+    key = compression_key(checkpoint, {"onnx": asked}, windows, settings)
+    data = path.with_name(path.name + DATA)
+    with Writing(data, decoder_shapes(checkpoint), key) as writing:
+        journal = Journal(path.with_name(f".{path.name}.rows"), key)
+        slopes = SlopeStore(path.parent, f".{path.name}.slopes-")
+        weighing = Weighing(
+            checkpoint, candidates, windows, settings, path.parent, progress, slopes, ONNX
+        )
+        chosen = settle_types(
+            weighing, types, journal, lambda: other_bytes(checkpoint), writing.is_complete
+        )
+        chosen = _fit(checkpoint, chosen)
+        if journal.types is None:
+            journal.add_types(chosen)
+        run = OnnxRun(checkpoint, chosen, writing, journal, settings, progress, slopes)
+        if windows is None:
+            run.round_alone()
+        else:
+            from packlight.llm.compress_blocks import round_blocks
+
+            round_blocks(run, windows, path.parent)
+        graph = build_decoder(
+            read_wiring(checkpoint),
+            context_of(checkpoint),
+            writing.stored,
+            data.name,
+            accuracy_level=accuracy_level,
+        )
+        writing.finish()
+        for name, content in companions.items():
+            _write(path.with_name(name), content)
+        _write(path, graph.SerializeToString())
+        journal.remove()
+        slopes.clear()
+    rows = journal.rows
+    notes = checkpoint.notes
+    if context_of(checkpoint) < checkpoint.config.context:
+        notes += (
+            f"for {context_of(checkpoint)} positions: beyond, the model turns its heads by other "
+            "factors, which an ONNX file of this kind does not hold",
+        )
+    return Compressed(
+        path=path,
+        size_bytes=path.stat().st_size + data.stat().st_size,
+        rows=tuple(rows[name] for name in checkpoint.tensors if name in rows),
+        kept=tuple(name for name in checkpoint.tensors if name not in rows),
+        notes=notes,
+    )
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        write_whole(path, content)
+    except OSError as broken:
+        raise UnusableOutput(
+            f"{path} cannot be written ({broken.strerror}): check that the folder may be written "
+            "to and has space left, and start again"
+        ) from broken
+
+
+def decoder_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Of the tensors that the file holds: all but factors of rotation, which are in the graph."""
+    return {
+        name: tuple(info.shape) for name, info in checkpoint.tensors.items() if info.role != ROPE
+    }
+
+
+def other_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes of both files that no choice of types changes: the graph, and what stays in floats."""
+    shapes = decoder_shapes(checkpoint)
+    rounded = set(rounded_names(checkpoint))
+    kept = sum(
+        4 * prod(shape) + -4 * prod(shape) % ALIGNMENT
+        for name, shape in shapes.items()
+        if name not in rounded
+    )
+    # All linear layers in blocks: the graph with floats is smaller by some bytes a layer.
+    likely = {
+        name: Stored(name, fallback("int4-32", shape[-1]) if name in rounded else FLOAT, shape, 0)
+        for name, shape in shapes.items()
+    }
+    graph = build_decoder(read_wiring(checkpoint), context_of(checkpoint), likely, "model" + DATA)
+    return kept + graph.ByteSize() + 8 * len(shapes)
+
+
+def _fit(checkpoint: Checkpoint, types: Mapping[str, str]) -> dict[str, str]:
+    """Types of tensors that are rounded, each held to the width of its rows."""
+    names = rounded_names(checkpoint)
+    for name, kind in types.items():
+        if name not in names:
+            raise WrongUsage(f"{name} is no tensor of this model that a type can be given to")
+        width = checkpoint.tensors[name].shape[-1]
+        if not fits(kind, width):
+            raise WrongUsage(
+                f"{name} has rows of {width} weights, which {kind} does not hold: use "
+                f"{fallback(kind, width)}"
+            )
+    return {name: types[name] for name in names if name in types}

@@ -1,0 +1,282 @@
+"""A run towards a folder for vLLM: which tensors it will hold, each written once and for all."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from packlight.errors import UnusableModel
+from packlight.llm.calibrate_outputs import PARTS, SlopeStore, round_in_parts
+from packlight.llm.checkpoint import Checkpoint
+from packlight.llm.checkpoint.stored import read_rows
+from packlight.llm.journal import Journal, Row
+from packlight.llm.rounding import Floats, Moments, Settings, relative_error
+from packlight.llm.schemes.layouts import (
+    Bytes,
+    decode_parts,
+    list_parts,
+    to_half,
+)
+from packlight.llm.schemes.rows import RowFormat
+from packlight.llm.schemes.shards import SHARD_BYTES, FolderWriting, ShardPlan, plan_shards
+from packlight.llm.schemes.solve import global_scale_of
+from packlight.llm.schemes.sources import (
+    is_linear,
+    other_tensors,
+    outputs_of,
+    read_pieces,
+    to_folder_rows,
+    to_model_rows,
+)
+from packlight.llm.schemes.table import Scheme
+from packlight.llm.storage import Stored
+from packlight.progress import Progress
+
+_FLOATS = {"F32": "<f4", "F64": "<f8"}
+"""Those that are stored in 16 bits."""
+
+_PIECE = 1 << 21
+"""Weights that are rounded at a time without text."""
+
+_FUSED = (("attn_q.", "attn_k.", "attn_v."), ("ffn_gate.", "ffn_up."))
+"""Layers that vLLM computes as one: in nvfp4 they share the number of their tensors."""
+
+
+@dataclass(frozen=True)
+class FolderPlan:
+    """What a folder will hold.
+
+    half: F16 or BF16, in which wide tensors are stored. rounded: the tensors of the model that
+    the scheme is for. kept: why others are not, by name. others: tensors of no part of the model.
+    """
+
+    scheme: Scheme
+    half: str
+    rounded: tuple[str, ...]
+    kept: Mapping[str, str]
+    others: tuple[Stored, ...]
+    shards: ShardPlan
+
+
+def plan_folder(checkpoint: Checkpoint, scheme: Scheme) -> FolderPlan:
+    """Plan a folder from the checkpoint's heads alone."""
+    wide = Counter[str]()
+    for info in checkpoint.tensors.values():
+        wide[info.dtype] += info.weights
+    common = wide.most_common(1)[0][0]
+    half = "F16" if common == "F16" else "BF16"
+    rounded, kept = [], {}
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name, info in checkpoint.tensors.items():
+        reason = _why_kept(checkpoint, scheme, name)
+        if reason:
+            kept[name] = reason
+        else:
+            rounded.append(name)
+        for output, one in zip(
+            outputs_of(checkpoint, name), checkpoint.parts[name].sources, strict=True
+        ):
+            if reason:
+                tensors[output] = (_kept_type(one, common, half), one.shape)
+                continue
+            shape = (info.shape[-2], info.shape[-1])
+            for ending, part in list_parts(scheme, shape, half).items():
+                tensors[f"{output.removesuffix('.weight')}.{ending}"] = part
+    others = other_tensors(checkpoint)
+    tensors |= {one.name: (_kept_type(one, common, half), one.shape) for one in others}
+    return FolderPlan(scheme, half, tuple(rounded), kept, others, plan_shards(tensors, SHARD_BYTES))
+
+
+def _why_kept(checkpoint: Checkpoint, scheme: Scheme, name: str) -> str:
+    """Why a tensor stays in 16 bits, or ''."""
+    if not is_linear(checkpoint, name):
+        return "no linear layer of a block: vLLM's recipes keep it in 16 bits"
+    inputs = checkpoint.tensors[name].shape[-1]
+    if scheme.group_of(inputs) is None:
+        sizes = " or ".join(map(str, scheme.groups))
+        return f"its rows of {inputs} weights do not divide into groups of {sizes}"
+    if scheme.pattern is not None and scheme.pattern.of and inputs % scheme.pattern.of:
+        return f"its rows of {inputs} weights do not divide by {scheme.pattern.of}"
+    return ""
+
+
+def _kept_type(stored: Stored, common: str, half: str) -> str:
+    """A 16-bit checkpoint may hold a few tensors in 32 bits, and means it."""
+    return half if stored.dtype in _FLOATS and common in _FLOATS else stored.dtype
+
+
+@dataclass
+class FolderRun:
+    """See `packlight.llm.rounding.Rounding`."""
+
+    checkpoint: Checkpoint
+    plan: FolderPlan
+    writing: FolderWriting
+    journal: Journal
+    settings: Settings
+    progress: Progress
+    slopes: SlopeStore
+    notes: list[str] = field(default_factory=list)
+
+    def wants(self, name: str) -> bool:
+        """Whether a tensor is to be rounded."""
+        return name in self.plan.rounded
+
+    def finished(self, name: str) -> Floats | None:
+        """What a tensor's bytes stand for, where an earlier run has finished it."""
+        if not self._is_finished(name):
+            return None
+        shape, part = self.checkpoint.tensors[name].shape, self.checkpoint.parts[name]
+        found = []
+        for base in self._bases(name):
+            parts = {end: self.writing.read(f"{base}.{end}") for end in self._endings(name)}
+            rows = decode_parts(self.plan.scheme, parts, self.plan.half)
+            found.append(to_model_rows(part, rows))
+        return np.concatenate(found).reshape(shape)
+
+    def keep(self, name: str) -> None:
+        """Write a tensor without rounding it."""
+        outputs = outputs_of(self.checkpoint, name)
+        for output, stored in zip(outputs, self.checkpoint.parts[name].sources, strict=True):
+            self._copy(output, stored)
+
+    def keep_others(self) -> None:
+        """Write the tensors that belong to no part of the model."""
+        for stored in self.plan.others:
+            self._copy(stored.name, stored)
+
+    def round(self, name: str, weight: Floats, moments: Moments | None) -> Floats:
+        """Round a tensor, write it, and give what its bytes stand for.
+
+        weight: [out, in], or [experts, out, in] with moments [experts, in, in] or None.
+        """
+        begun = time.monotonic()
+        part, rows = self.checkpoint.parts[name], self._rows(name)
+        experts = weight if weight.ndim == 3 else weight[None]
+        seen = [None] * len(experts) if moments is None else moments.reshape(len(experts), -1)
+        near = np.empty_like(experts)
+        error = power = 0.0
+        unseen = 0
+        for e, (base, one, flat) in enumerate(zip(self._bases(name), experts, seen, strict=True)):
+            h = None if flat is None else flat.reshape(one.shape[1], -1).astype(np.float32)
+            if h is not None and not h.any():
+                h, unseen = None, unseen + 1
+            data = self._encode(name, rows, one, h)
+            near[e] = rows.decode(data)
+            self._write(base, rows.parts(to_folder_rows(part, data)))
+            lost, size = relative_error(one, near[e], h)
+            error, power = error + lost, power + size
+        note = f"{unseen} experts saw no token of the text" if unseen else ""
+        if note:
+            self.notes.append(f"{name}: {note} and were rounded without")
+        self._tell(name, error / power if power else 0.0, begun, moments is not None, note)
+        return near.reshape(weight.shape)
+
+    def round_alone(self) -> None:
+        """All tensors without text."""
+        self.progress.stage("rounding", len(self.checkpoint.tensors))
+        for name in self.checkpoint.tensors:
+            if self.wants(name) and not self._is_finished(name):
+                self._round_rows(name)
+                continue  # and told of it
+            if not self.wants(name):
+                self.keep(name)
+            self.progress.step(name)
+
+    def _round_rows(self, name: str) -> None:
+        """A tensor some rows at a time, as the folder has them: they do not know each other."""
+        begun, rows = time.monotonic(), self._rows(name)
+        step = max(_PIECE // rows.inputs, 1)
+        error = power = 0.0
+        for base, stored in zip(
+            self._bases(name), self.checkpoint.parts[name].sources, strict=True
+        ):
+            pieces = []
+            for at in range(0, stored.rows, step):
+                weight = read_rows(stored, at, min(at + step, stored.rows))
+                pieces.append(self._encode(name, rows, weight, None))
+                lost, size = relative_error(weight, rows.decode(pieces[-1]), None)
+                error, power = error + lost, power + size
+            self._write(base, rows.parts(np.concatenate(pieces)))
+        self._tell(name, error / power if power else 0.0, begun, False, "")
+
+    def _encode(self, name: str, rows: RowFormat, weight: Floats, moments: Floats | None) -> Bytes:
+        """Bytes of a matrix, its rows making up for each other where gradients are known.
+
+        Not in schemes that do as others have published.
+        """
+        published = self.plan.scheme.solver != "refit"
+        make_up = self.settings.rows_make_up and moments is not None and not published
+        slopes = self.slopes.read(name) if make_up else None
+        try:
+            if slopes is None:
+                return rows.encode(weight, moments)
+            return round_in_parts(
+                weight, slopes, lambda some: rows.encode(some, moments), rows.decode, parts=PARTS
+            )
+        except ValueError as broken:
+            kind = self.plan.scheme.name
+            raise UnusableModel(f"{name} cannot be rounded to {kind}: {broken}") from broken
+
+    def _rows(self, name: str) -> RowFormat:
+        inputs = self.checkpoint.tensors[name].shape[-1]
+        whole = 1.0
+        if self.plan.scheme.format == "nvfp4-pack-quantized":
+            whole = global_scale_of(self._peak(name))
+        return RowFormat(self.plan.scheme, inputs, self.plan.half, whole, self.settings.damping)
+
+    def _peak(self, name: str) -> float:
+        """The largest weight of a layer and of those that vLLM computes together with it."""
+        names = [name]
+        for kinds in _FUSED:
+            for kind in kinds:
+                if kind in name:
+                    names += [name.replace(kind, other) for other in kinds if other != kind]
+        return max(
+            float(np.abs(piece).max())
+            for one in names
+            if one in self.plan.rounded
+            for piece in self.checkpoint.read_blocks(one)
+        )
+
+    def _is_finished(self, name: str) -> bool:
+        written = self.writing.finished
+        return name in self.journal.rows and all(
+            f"{base}.{end}" in written for base in self._bases(name) for end in self._endings(name)
+        )
+
+    def _bases(self, name: str) -> list[str]:
+        return [one.removesuffix(".weight") for one in outputs_of(self.checkpoint, name)]
+
+    def _endings(self, name: str) -> list[str]:
+        shape = self.checkpoint.tensors[name].shape
+        return list(list_parts(self.plan.scheme, (shape[-2], shape[-1]), self.plan.half))
+
+    def _write(self, base: str, parts: Mapping[str, Bytes]) -> None:
+        for ending, data in parts.items():
+            self.writing.add(f"{base}.{ending}", [data])
+
+    def _tell(self, name: str, error: float, begun: float, seen: bool, note: str) -> None:
+        """Note what is to be said of a tensor; only then it counts as finished."""
+        slots = self.writing.plan.slots
+        held = sum(
+            slots[f"{base}.{end}"].size for base in self._bases(name) for end in self._endings(name)
+        )
+        weights, kind = self.checkpoint.tensors[name].weights, self.plan.scheme.name
+        seconds = round(time.monotonic() - begun, 3)
+        self.journal.add(Row(name, kind, 8 * held / weights, weights, error, seen, seconds, note))
+        self.progress.step(f"{name} {kind}")
+
+    def _copy(self, output: str, stored: Stored) -> None:
+        dtype = self.writing.plan.slots[output].dtype
+        pieces: Iterator[Bytes] = read_pieces(stored)
+        if dtype != stored.dtype:
+            pieces = (
+                to_half(piece.view(_FLOATS[stored.dtype]).astype(np.float32)[None], dtype)
+                for piece in pieces
+            )
+        self.writing.add(output, pieces)

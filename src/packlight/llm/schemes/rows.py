@@ -1,0 +1,75 @@
+"""The rows of a layer under a scheme, one after another: each as bytes that stand for themselves.
+
+Rows can then be put in another order, and rounded in parts that make up for each other
+(`packlight.llm.calibrate_outputs`), before they become the tensors of a file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from packlight.llm.schemes.layouts import (
+    Bytes,
+    Coded,
+    Floats,
+    encode_parts,
+    from_half,
+    to_half,
+    values_of,
+)
+from packlight.llm.schemes.solve import solve_codes, sparsify
+from packlight.llm.schemes.table import Scheme
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """Rows of `inputs` weights under a scheme: their scales in 32 bits, then a byte a code.
+
+    Without a grid the weights themselves in `half`, F16 or BF16. damping: of second moments.
+    """
+
+    scheme: Scheme
+    inputs: int
+    half: str
+    global_scale: float = 1.0
+    damping: float = 0.01
+
+    def encode(self, weight: Floats, moments: Floats | None) -> Bytes:
+        """Round rows [n, in] to bytes [n, row_bytes]. Raises ValueError where that cannot be."""
+        if not np.isfinite(weight).all():
+            raise ValueError("it holds NaN or infinity")
+        if self.scheme.grid is None:
+            zeros = sparsify(self.scheme, weight, moments, damping=self.damping)
+            return to_half(zeros, self.half)
+        found = solve_codes(
+            self.scheme,
+            weight,
+            moments,
+            half=self.half,
+            global_scale=self.global_scale,
+            damping=self.damping,
+        )
+        scales = np.ascontiguousarray(found.scale, "<f4").view(np.uint8)
+        return np.concatenate([scales, found.codes.astype(np.int8).view(np.uint8)], axis=1)
+
+    def decode(self, data: Bytes) -> Floats:
+        """What such bytes stand for: float32 [n, in]."""
+        if self.scheme.grid is None:
+            return from_half(np.ascontiguousarray(data), self.half)
+        return values_of(self.scheme, self._coded(data))
+
+    def parts(self, data: Bytes) -> dict[str, Bytes]:
+        """The bytes of the file's tensors, by the end of their names. data: of all rows."""
+        if self.scheme.grid is None:
+            return {"weight": data}
+        return encode_parts(self.scheme, self._coded(data), self.half)
+
+    def _coded(self, data: Bytes) -> Coded:
+        ends = data.shape[1] - self.inputs
+        scale = np.ascontiguousarray(data[:, :ends]).view("<f4")
+        codes = data[:, ends:]
+        if self.scheme.grid is not None and self.scheme.grid.minimum < 0:
+            codes = codes.view(np.int8)
+        return Coded(codes, scale, self.global_scale)
