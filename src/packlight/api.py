@@ -184,7 +184,8 @@ def compress(
         the search. pin: {layer: choice} and forbid: choices, which the search keeps to.
     prune: save this share of the multiply-accumulates ("30%" or 0.3) by channels, branches and
         ranks that are missed least, and fit the rest to the original's outputs; "auto": what the
-        drop allows; None: what the budget needs beyond fewer bits; 0: nothing.
+        drop allows; None: what the budget needs beyond fewer bits; 0: nothing. Of a language model
+        this share of its blocks goes, and nothing without being asked for.
     heal_minutes: train towards the original for so long, without labels: the chosen file with its
         rounding in the loop, and before it, for two thirds of the time, what is left after
         pruning; needs PyTorch. checkpoints: a folder in which training keeps where
@@ -201,7 +202,6 @@ def compress(
             "--max-download": max_download is not None,
             "--preset": preset != "balanced",
             "--forbid": bool(forbid),
-            "--prune": prune is not None,
             "--heal-minutes": heal_minutes != 0,
             "--metric": metric is not None,
             "--preprocess": preprocess is not None,
@@ -216,6 +216,7 @@ def compress(
             bits=bits,
             max_size=max_size,
             max_drop=max_drop,
+            prune=prune,
             recipe=None if recipe is None else _path_of(recipe),
             pins=pin or {},
             scratch=kept,

@@ -183,7 +183,8 @@ def compress(
             "layers of low rank of one, so that this share of the multiplications goes; fit the "
             "rest to the original. auto: as much as the loss of quality allows. Without it "
             "something goes only where fewer bits do not reach the budget, or with --preset "
-            "fastest; 0%: nothing goes.",
+            "fastest; 0%: nothing goes. Of a language model (with --data) this share of its "
+            "blocks goes, and nothing unasked.",
             rich_help_panel=_MORE,
             show_default=False,
         ),

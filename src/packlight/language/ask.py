@@ -24,7 +24,8 @@ class Ask:
     """Just one of bits (a weight, over all tensors), max_size_bytes (of the file), max_drop (of
     the agreement on the most probable token, absolute) and a recipe's types is given.
 
-    pins: types that tensors must have.
+    pins: types that tensors must have. prune: share of the blocks that goes. removed: the blocks
+    that a recipe says went, in their order.
     """
 
     target: str
@@ -33,6 +34,8 @@ class Ask:
     max_drop: float | None = None
     types: Mapping[str, str] | None = None
     pins: Mapping[str, str] = field(default_factory=dict)
+    prune: float = 0.0
+    removed: tuple[int, ...] | None = None
     by_default: bool = False
 
 
@@ -44,7 +47,9 @@ def read_ask(
     max_size: str | float | None = None,
     max_drop: str | float | None = None,
     pins: Mapping[str, str] | None = None,
+    prune: str | float | None = None,
     types: Mapping[str, str] | None = None,
+    removed: tuple[int, ...] = (),
 ) -> Ask:
     """The budget in numbers. original_bytes: of the checkpoint's tensors.
 
@@ -68,7 +73,13 @@ def read_ask(
                 f"--pin {name}={kind}: there is no type {kind!r}{did_you_mean(kind, FORMATS)}: "
                 f"use one of {', '.join(FORMATS)}."
             )
-    ask = Ask(target, types=types, pins=dict(pins or {}))
+    share = 0.0 if prune is None else _share(prune)
+    if share and types is not None:
+        raise WrongUsage(
+            "--prune and a recipe that says all contradict each other: edit `removed:` in the "
+            "recipe, or leave it out."
+        )
+    ask = Ask(target, types=types, pins=dict(pins or {}), prune=share, removed=removed or None)
     if bits is not None:
         return replace(ask, bits=_bits(bits))
     if max_size is not None:
@@ -82,6 +93,25 @@ def read_ask(
             )
         return replace(ask, max_drop=drop)
     return ask if types is not None else replace(ask, bits=DEFAULT_BITS, by_default=True)
+
+
+def _share(value: str | float) -> float:
+    text = str(value).strip()
+    if text == "auto":
+        raise WrongUsage(
+            "--prune auto: how many blocks of a language model may go is not searched for, as "
+            "fewer bits nearly always lose less; name a share, such as 25%."
+        )
+    try:
+        found = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        found = float("nan")
+    if not 0 <= found < 1:
+        raise WrongUsage(
+            f"--prune {value}: give the share of a language model's blocks to remove, such as 25% "
+            "or 0.25."
+        )
+    return found
 
 
 def _bits(value: str | float) -> float:

@@ -26,6 +26,7 @@ def enter(
     bits: str | float | None,
     max_size: str | float | None,
     max_drop: str | float | None,
+    prune: str | float | None = None,
     recipe: str | Path | None,
     pins: Mapping[str, str],
     scratch: Path | None,
@@ -36,7 +37,8 @@ def enter(
     """Open a Hugging Face folder or a GGUF file and a text, and make the model smaller.
 
     data: a text, Markdown or `.jsonl` file, or a folder of them. bits: a weight, over all
-    tensors. max_size: of the file. max_drop: of the agreement on the most probable token.
+    tensors. max_size: of the file. max_drop: of the agreement on the most probable token. prune:
+    share of the blocks that goes.
     scratch: a folder for unfinished files, with which a killed run goes on.
     Raises PacklightError with a sentence for the user.
     """
@@ -51,11 +53,18 @@ def enter(
         max_size=max_size,
         max_drop=max_drop,
         pins=pins,
+        prune=prune,
         types=None if given is None else given.types,
+        removed=() if given is None else given.removed,
     )
     if given is not None and given.text and data is None:
         raise WrongUsage(
             f"{recipe} was made with a text, without which the file would be another: give --data."
+        )
+    if (ask.prune or ask.removed) and data is None:
+        raise WrongUsage(
+            "Which blocks of a language model are missed least, and what makes up for them, is "
+            "measured on a text: give --data, or leave --prune out."
         )
     windows = None if data is None else _windows(checkpoint, data)
     inputs = [path, *(Path(one) for one in (data, recipe) if isinstance(one, str | Path))]

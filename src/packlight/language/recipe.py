@@ -14,18 +14,29 @@ from packlight.llm.formats import FORMATS
 from packlight.nearest import did_you_mean
 from packlight.recipe import load_plain, read_recipe_text
 
-_KEYS = {"schema": int, "kind": str, "target": str, "seed": int, "text": bool, "types": dict}
+_KEYS = {
+    "schema": int,
+    "kind": str,
+    "target": str,
+    "seed": int,
+    "text": bool,
+    "removed": list,
+    "types": dict,
+}
 KIND = "language-model"
 
 
 @dataclass(frozen=True)
 class LanguageRecipe:
-    """types: of each tensor. text: whether they were rounded with the help of a text."""
+    """types: of each tensor. text: whether they were rounded with the help of a text. removed: the
+    blocks of the original that went, in their order; types are of what stays, numbered anew.
+    """
 
     target: str
     types: Mapping[str, str]
     text: bool
     seed: int = 0
+    removed: tuple[int, ...] = ()
 
     @property
     def content(self) -> dict[str, Any]:
@@ -36,6 +47,7 @@ class LanguageRecipe:
             "target": self.target,
             "seed": self.seed,
             "text": self.text,
+            **({"removed": [*self.removed]} if self.removed else {}),
             "types": dict(self.types),
         }
 
@@ -73,7 +85,17 @@ def read_language_recipe(path: Path) -> LanguageRecipe:
             )
     if not types:
         raise UnusableRecipe(f"{path} holds no recipe: expected `types:` with one for each tensor.")
-    seed = content.get("seed", 0)
+    removed = content.get("removed", [])
+    numbers = all(type(one) is int and one >= 0 for one in removed)
+    if not numbers or len(set(removed)) != len(removed):
+        raise UnusableRecipe(
+            f"{path}: `removed:` is {str(removed)[:60]}, and should list numbers of blocks, each "
+            "once."
+        )
     return LanguageRecipe(
-        content.get("target", "llama.cpp"), types, content.get("text", True), seed
+        content.get("target", "llama.cpp"),
+        types,
+        content.get("text", True),
+        content.get("seed", 0),
+        tuple(removed),
     )

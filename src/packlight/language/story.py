@@ -1,7 +1,7 @@
 """The story of a language model, from its checkpoint to the proof.
 
-checkpoint (+ text) -> types of tensors under the budget -> rounded block by block -> GGUF ->
-run beside the original in llama.cpp -> Evidence -> save
+checkpoint (+ text) -> blocks that go, if any are to -> types of tensors under the budget ->
+rounded block by block -> GGUF -> run beside the original in llama.cpp -> Evidence -> save
 """
 
 from __future__ import annotations
@@ -13,19 +13,22 @@ from pathlib import Path
 
 from packlight.errors import WrongUsage
 from packlight.language.ask import DEFAULT_BITS, Ask
-from packlight.language.forecast import LanguageForecast, forecast_language
+from packlight.language.forecast import LanguageForecast
 from packlight.language.proof import agreement_lost, prove
 from packlight.language.recipe import LanguageRecipe, write_language_recipe
 from packlight.language.result import MODEL, LanguageResult
+from packlight.language.shorten import forecast_shortened, outline, shorten, tell_removed
 from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.compress import Compressed, compress_checkpoint
 from packlight.llm.compress_forecast import rounded_names
 from packlight.llm.costs import Choose, TensorCosts
+from packlight.llm.depth import Shortened
 from packlight.llm.formats import FORMATS, fallback
 from packlight.llm.rounding import Settings
 from packlight.llm.text import Windows
 from packlight.measure.evidence import Pair, Skipped
 from packlight.measure.language_evidence import (
+    BlockEvidence,
     LanguageBudget,
     LanguageEvidence,
     LanguageTrial,
@@ -80,15 +83,22 @@ def compress_language_model(
     output must not replace. Raises PacklightError with a sentence for the user.
     """
     begun = time.monotonic()
-    _check_pins(checkpoint, ask.pins)
+    _check_pins(outline(checkpoint, ask), ask.pins)
     if dry_run:
-        return forecast_language(checkpoint, ask, windows)
-    made = _make(checkpoint, ask, windows, scratch, seed, progress)
+        return forecast_shortened(checkpoint, ask, windows)
+    short = shorten(checkpoint, ask, windows, scratch, progress)
+    made = _make(short.checkpoint, checkpoint, ask, windows, scratch, seed, progress)
     chosen = _choose(made, ask)
     proof, text = prove(checkpoint, chosen.compressed.path, windows, scratch, seed, progress)
-    evidence = _evidence(checkpoint, ask, windows, made, chosen, proof, seed)
+    evidence = _evidence(checkpoint, short, ask, windows, made, chosen, proof, seed)
     evidence = replace(evidence, text=text, seconds=time.monotonic() - begun)
-    recipe = LanguageRecipe(ask.target, chosen.compressed.types, windows is not None, seed)
+    recipe = LanguageRecipe(
+        ask.target,
+        chosen.compressed.types,
+        windows is not None,
+        seed,
+        tuple(one.number for one in short.removed),
+    )
     texts = {"recipe.yaml": write_language_recipe(recipe)}
     if ask.target == "ollama":
         texts["Modelfile"] = f"FROM ./{MODEL}\n"
@@ -116,6 +126,7 @@ def _check_pins(checkpoint: Checkpoint, pins: Mapping[str, str]) -> None:
 
 def _make(
     checkpoint: Checkpoint,
+    original: Checkpoint,
     ask: Ask,
     windows: Windows | None,
     scratch: Scratch,
@@ -139,7 +150,7 @@ def _make(
     for number in range(ROUNDS):
         label = f"estimated divergence {kl:.2g}"
         compressed = planner.make(f"round {number + 1}", kl)
-        lost, found = agreement_lost(checkpoint, compressed.path, windows, scratch, seed, progress)
+        lost, found = agreement_lost(original, compressed.path, windows, scratch, seed, progress)
         made.append(_Made(label, compressed, lost, found))
         same = len(made) > 1 and made[-2].compressed.types == compressed.types
         if same or 0.85 <= lost / (SAFETY * ask.max_drop) <= 1.0:
@@ -233,6 +244,7 @@ def _choose(made: Sequence[_Made], ask: Ask) -> _Made:
 
 def _evidence(
     checkpoint: Checkpoint,
+    short: Shortened,
     ask: Ask,
     windows: Windows | None,
     made: Sequence[_Made],
@@ -241,7 +253,7 @@ def _evidence(
     seed: int,
 ) -> LanguageEvidence:
     file = chosen.compressed
-    weights = sum(info.weights for info in checkpoint.tensors.values())
+    weights = sum(info.weights for info in short.checkpoint.tensors.values())
     rounded = sum(row.weights for row in file.rows)
     held = sum(row.bits * row.weights for row in file.rows) + 32 * (weights - rounded)
     bits = held / max(weights, 1)
@@ -254,7 +266,7 @@ def _evidence(
         divergence=proof.divergence,
         speed=proof.speed,
     )
-    notes = [*file.notes, *proof.notes]
+    notes = [*tell_removed(checkpoint, short.removed), *file.notes, *proof.notes]
     if ask.by_default:
         notes.insert(0, f"no budget was named: {DEFAULT_BITS} bits a weight were asked for")
     if windows is None:
@@ -264,7 +276,7 @@ def _evidence(
         reason=reason,
         model=checkpoint.path.name,
         architecture=checkpoint.config.architecture,
-        parameters=weights,
+        parameters=sum(info.weights for info in checkpoint.tensors.values()),
         target=ask.target,
         budget=budget,
         size_bytes=size,
@@ -298,6 +310,8 @@ def _evidence(
             )
             for one in made
         ),
+        removed=tuple(BlockEvidence(o.number, o.influence, o.kl) for o in short.removed),
+        blocks=checkpoint.config.layers,
         notes=tuple(notes),
         environment=environment(llamacpp_name() if has_llamacpp() else None),
         seed=seed,
