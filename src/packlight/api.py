@@ -52,6 +52,7 @@ from packlight.transport import pack, unpack
 if TYPE_CHECKING:
     from packlight.language.forecast import LanguageForecast
     from packlight.language.result import LanguageResult
+    from packlight.llm.anatomy import LanguageAnatomy
 
 __all__ = [
     "Comparison",
@@ -313,9 +314,20 @@ def inspect(
     data: object = None,
     preprocess: str | None = None,
     progress: Progress = SILENT,
-) -> Anatomy:
-    """Where a model's bytes, multiply-accumulates and milliseconds are, and what is redundant."""
+) -> Anatomy | LanguageAnatomy:
+    """Where a model's bytes, multiply-accumulates and milliseconds are, and what is redundant.
+
+    Of a language model (a Hugging Face folder or a .gguf file) what it is made of, and how large
+    GGUF files of it would be; nothing but the heads of its files is read.
+    """
     progress.stage("reading the model")
+    if is_language_model(model):
+        no_use = {"--data": data is not None, "--preprocess": preprocess is not None}
+        _refuse(no_use, "inspecting a language model")
+        from packlight.llm.anatomy import describe_checkpoint
+        from packlight.llm.checkpoint import open_checkpoint
+
+        return describe_checkpoint(open_checkpoint(model))
     source = load(model)
     progress.stage("timing its operators")
     prepared = prepare_samples(source, data, preprocess=preprocess)
