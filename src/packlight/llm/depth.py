@@ -139,6 +139,7 @@ def _make_plan(
 ) -> Plan:
     from packlight.llm import blocks_depth
 
+    folder.mkdir(parents=True, exist_ok=True)
     if removed is not None:
         blocks = tuple(RemovedBlock(number) for number in removed)
     else:
