@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from packlight.language.ask import Ask
@@ -10,7 +9,7 @@ from packlight.language.forecast import LanguageForecast, forecast_language
 from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.checkpoint.shorten import check_alike, drop_blocks
 from packlight.llm.depth import Shortened, count_removed, forecast_depth, shorten_checkpoint
-from packlight.llm.depth_plan import RemovedBlock
+from packlight.llm.depth_plan import SAID
 from packlight.llm.text import Windows
 from packlight.progress import Progress
 from packlight.scratch import Scratch
@@ -33,11 +32,11 @@ def shorten(
     """The checkpoint without the blocks that are missed least; as it is where none are to go."""
     count = _count(checkpoint, ask)
     if not count or windows is None:
-        return Shortened(checkpoint, ())
+        return Shortened(checkpoint)
     return shorten_checkpoint(
         checkpoint,
         windows,
-        scratch.file("blocks", "").parent,
+        scratch.file("blocks", SAID).parent,
         count=count,
         removed=ask.removed,
         progress=progress,
@@ -71,8 +70,9 @@ def forecast_shortened(
     )
 
 
-def tell_removed(checkpoint: Checkpoint, removed: Sequence[RemovedBlock]) -> tuple[str, ...]:
+def tell_removed(checkpoint: Checkpoint, short: Shortened) -> tuple[str, ...]:
     """What went, in words."""
+    removed = short.removed
     if not removed:
         return ()
     layers = checkpoint.config.layers
@@ -80,10 +80,13 @@ def tell_removed(checkpoint: Checkpoint, removed: Sequence[RemovedBlock]) -> tup
     several = "blocks" if len(removed) > 1 else "block"
     said = f"{len(removed)} of {layers} blocks were removed, counted from 0: {several} {numbers}"
     if removed[-1].kl is not None:
-        said += f" (estimated divergence {removed[-1].kl:.3g} before the rest was refitted)"
+        said += f" (estimated divergence {removed[-1].kl:.3g})"
     elif removed[-1].influence is not None:
         said += "; the model is large, so they were chosen by influence, not by divergence"
-    return (f"{said}; what stays is numbered anew",)
+    fitted = "no fit of what stays made up for it"
+    if short.refitted:
+        fitted = f"to make up for it, {', '.join(short.refitted)} was refitted"
+    return (f"{said}; {fitted}; the blocks of the file are numbered anew",)
 
 
 def _count(checkpoint: Checkpoint, ask: Ask) -> int:

@@ -266,7 +266,7 @@ def _evidence(
         divergence=proof.divergence,
         speed=proof.speed,
     )
-    notes = [*tell_removed(checkpoint, short.removed), *file.notes, *proof.notes]
+    notes = [*tell_removed(checkpoint, short), *file.notes, *proof.notes]
     if ask.by_default:
         notes.insert(0, f"no budget was named: {DEFAULT_BITS} bits a weight were asked for")
     if windows is None:

@@ -20,7 +20,13 @@ from packlight.errors import WrongUsage
 from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.checkpoint.shorten import check_alike, drop_blocks
 from packlight.llm.compress_forecast import FLOPS
-from packlight.llm.depth_plan import Plan, RemovedBlock, keep_plan, read_plan
+from packlight.llm.depth_plan import (
+    Plan,
+    RemovedBlock,
+    keep_plan,
+    read_plan,
+    write_tensors,
+)
 from packlight.llm.rounding import Settings, check_torch
 from packlight.llm.text import Windows
 from packlight.progress import SILENT, Progress
@@ -36,10 +42,13 @@ influence decides."""
 
 @dataclass(frozen=True)
 class Shortened:
-    """A checkpoint with fewer blocks. removed: in the order in which they went."""
+    """A checkpoint with fewer blocks. removed: in the order in which they went. refitted: tensors
+    that make up for them, by their names in the original.
+    """
 
     checkpoint: Checkpoint
-    removed: tuple[RemovedBlock, ...]
+    removed: tuple[RemovedBlock, ...] = ()
+    refitted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,7 +133,7 @@ def shorten_checkpoint(
         replaced=plan.tensors,
         mark=plan.digest,
     )
-    return Shortened(small, plan.removed)
+    return Shortened(small, plan.removed, tuple(plan.tensors))
 
 
 def _make_plan(
@@ -139,7 +148,6 @@ def _make_plan(
 ) -> Plan:
     from packlight.llm import blocks_depth
 
-    folder.mkdir(parents=True, exist_ok=True)
     if removed is not None:
         blocks = tuple(RemovedBlock(number) for number in removed)
     else:
@@ -156,7 +164,28 @@ def _make_plan(
     tensors = blocks_depth.refit_outputs(
         checkpoint, windows.calibration, gone, settings, folder, progress
     )
-    return keep_plan(folder, key, blocks, tensors)
+    plan = write_tensors(folder, blocks, tensors)
+    if plan.tensors and not _helps(checkpoint, plan, windows, settings, folder):
+        plan = write_tensors(folder, blocks, ())
+    keep_plan(folder, key, plan)
+    return plan
+
+
+def _helps(
+    checkpoint: Checkpoint, plan: Plan, windows: Windows, settings: Settings, folder: Path
+) -> bool:
+    """Whether the refit lowers the divergence on other text: one to few tokens may not."""
+    from packlight.llm.blocks_depth import compare_streams
+
+    gone = [one.number for one in plan.removed]
+    without, fitted = compare_streams(
+        checkpoint,
+        [drop_blocks(checkpoint, gone, replaced=found) for found in ({}, plan.tensors)],
+        windows.search,
+        settings,
+        folder,
+    )
+    return fitted < without
 
 
 def _key(

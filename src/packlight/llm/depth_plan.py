@@ -6,10 +6,11 @@ and which blocks went, once they are whole.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
@@ -50,38 +51,48 @@ class Plan:
     digest: str
 
 
-def keep_plan(
+def write_tensors(
     folder: Path,
-    key: str,
     removed: tuple[RemovedBlock, ...],
     tensors: Iterable[tuple[str, NDArray[np.float32]]],
 ) -> Plan:
-    """Write tensors as they come, and then the plan. key: stands for all that it depends on.
-
-    Raises UnusableOutput.
-    """
+    """Write tensors as they come. Raises UnusableOutput."""
     path, shapes = folder / TENSORS, {}
-    try:
+    with _told_apart(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
             for name, tensor in tensors:
-                shapes[name] = list(tensor.shape)
+                shapes[name] = tensor.shape
                 file.write(np.ascontiguousarray(tensor, "<f4").data)
             file.flush()
             os.fsync(file.fileno())
-        said = {
-            "key": key,
-            "removed": [asdict(one) for one in removed],
-            "shapes": shapes,
-            "digest": _digest(path),
-        }
+        return Plan(removed, _place(path, shapes), _digest(path))
+
+
+def keep_plan(folder: Path, key: str, plan: Plan) -> None:
+    """Keep a plan whose tensors are written. key: stands for all that it depends on.
+
+    Raises UnusableOutput.
+    """
+    said = {
+        "key": key,
+        "removed": [asdict(one) for one in plan.removed],
+        "shapes": {name: list(one.shape) for name, one in plan.tensors.items()},
+        "digest": plan.digest,
+    }
+    with _told_apart(folder):
         write_whole(folder / SAID, json.dumps(said).encode())
+
+
+@contextlib.contextmanager
+def _told_apart(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as broken:
         raise UnusableOutput(
             f"{folder} cannot be written ({broken.strerror}): check that it may be written to and "
             "has space left, and start again."
         ) from broken
-    return Plan(removed, _place(path, shapes), str(said["digest"]))
 
 
 def read_plan(folder: Path, key: str) -> Plan | None:
@@ -98,7 +109,7 @@ def read_plan(folder: Path, key: str) -> Plan | None:
         return None
 
 
-def _place(path: Path, shapes: Mapping[str, list[int]]) -> dict[str, Stored]:
+def _place(path: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, Stored]:
     found, offset = {}, 0
     for name, shape in shapes.items():
         found[name] = Stored(name, path, "F32", tuple(shape), offset)

@@ -18,6 +18,7 @@ from packlight.llm.blocks import embed_tokens, head_inputs, head_logits, run_blo
 from packlight.llm.blocks_states import States  # noqa: E402
 from packlight.llm.checkpoint import Checkpoint, ModelConfig, TensorInfo  # noqa: E402
 from packlight.llm.checkpoint.parts import Part  # noqa: E402
+from packlight.llm.checkpoint.shorten import drop_blocks  # noqa: E402
 from packlight.llm.compress_blocks import load_weights, read_wiring  # noqa: E402
 from packlight.llm.rounding import Settings  # noqa: E402
 from packlight.llm.storage import Stored  # noqa: E402
@@ -198,6 +199,32 @@ def test_the_refit_never_raises_the_error_that_it_lowers(tmp_path: Path, seed: i
     assert ((fitted - target) ** 2).sum() <= ((plain - target) ** 2).sum()
 
 
+def test_a_refit_that_does_worse_on_other_text_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, windows = make_checkpoint(tmp_path), make_windows()
+    name = f"blk.1.{DOWN}"
+    for worse in (False, True):
+
+        def fit(*_: Any, worse: bool = worse) -> Any:
+            yield name, checkpoint.read(name) * (50 if worse else 1)
+
+        monkeypatch.setattr(blocks_depth, "refit_outputs", fit)
+        # As good as none is not better either.
+        short = depth.shorten_checkpoint(checkpoint, windows, tmp_path / f"{worse}", removed=[2])
+        assert short.refitted == ()
+        np.testing.assert_array_equal(short.checkpoint.read(name), checkpoint.read(name))
+
+
+def test_streams_are_compared_with_the_original(tmp_path: Path) -> None:
+    checkpoint, tokens = make_checkpoint(tmp_path), make_windows().calibration
+    others = [drop_blocks(checkpoint, gone) for gone in ((), (0, 2), (3,))]
+    found = blocks_depth.compare_streams(checkpoint, others, tokens, SETTINGS, tmp_path)
+    kept = ([0, 1, 2, 3], [1, 3], [0, 1, 2])
+    expected = [divergence(checkpoint, tokens, one) for one in kept]
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
 # Done again -------------------------------------------------------------------------------------
 
 
@@ -246,7 +273,8 @@ def test_a_damaged_plan_counts_for_nothing(tmp_path: Path, said: str) -> None:
 def test_a_plan_is_read_as_it_was_kept(tmp_path: Path) -> None:
     removed = (depth_plan.RemovedBlock(3, 0.1, 0.2), depth_plan.RemovedBlock(1))
     tensors = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones((1, 2), "f4")}
-    kept = depth_plan.keep_plan(tmp_path, "k", removed, iter(tensors.items()))
+    kept = depth_plan.write_tensors(tmp_path, removed, iter(tensors.items()))
+    depth_plan.keep_plan(tmp_path, "k", kept)
     assert depth_plan.read_plan(tmp_path, "k") == kept and kept.tensors["b"].offset == 24
     said = json.loads((tmp_path / depth_plan.SAID).read_text())
     assert said["removed"][1] == {"number": 1, "influence": None, "kl": None}
@@ -256,7 +284,7 @@ def test_a_plan_is_read_as_it_was_kept(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UnusableOutput, match="file/in cannot be written"):
-        depth_plan.keep_plan(tmp_path / "file" / "in", "k", (), ())
+        depth_plan.write_tensors(tmp_path / "file" / "in", (), ())
 
 
 def test_the_states_fit_their_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
