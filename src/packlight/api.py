@@ -53,6 +53,7 @@ from packlight.transport import pack, unpack
 if TYPE_CHECKING:
     from packlight.language.forecast import LanguageForecast
     from packlight.language.result import LanguageResult
+    from packlight.llm.anatomy import LanguageAnatomy
 
 __all__ = [
     "Comparison",
@@ -186,8 +187,8 @@ def compress(
     model: a path to an .onnx or .pt2 file, or a PyTorch module, whose example_inputs are a tensor
         or a tuple of them; or a language model, a Hugging Face folder or a .gguf file: its data
         is a text, its budget bits (a weight), max_size or max_drop (of the agreement on the most
-        probable token), its target "llama.cpp", "ollama", "onnxruntime", or "vllm", for which a scheme
-        ("w4a16", "fp8", ..) says it all.
+        probable token), its target "llama.cpp", "ollama", "onnxruntime", or "vllm", for which a
+        scheme ("w4a16", "fp8", ..) says it all.
     data: samples, as `packlight.samples.open_samples` takes them; None: made up, so that
         accuracy cannot be judged. max_drop: "1%" or 0.01, absolute, of the metric (the default
         where no budget is named). max_size: "5MB" or "25%". max_latency: "10ms" or "40%".
@@ -197,7 +198,8 @@ def compress(
         the search. pin: {layer: choice} and forbid: choices, which the search keeps to.
     prune: save this share of the multiply-accumulates ("30%" or 0.3) by channels, branches and
         ranks that are missed least, and fit the rest to the original's outputs; "auto": what the
-        drop allows; None: what the budget needs beyond fewer bits; 0: nothing.
+        drop allows; None: what the budget needs beyond fewer bits; 0: nothing. Of a language model
+        this share of its blocks goes, and nothing without being asked for.
     heal_minutes: train towards the original for so long, without labels: the chosen file with its
         rounding in the loop, and before it, for two thirds of the time, what is left after
         pruning; needs PyTorch. checkpoints: a folder in which training keeps where
@@ -215,7 +217,6 @@ def compress(
             "--max-download": max_download is not None,
             "--preset": preset != "balanced",
             "--forbid": bool(forbid),
-            "--prune": prune is not None,
             "--heal-minutes": heal_minutes != 0,
             "--metric": metric is not None,
             "--preprocess": preprocess is not None,
@@ -232,6 +233,7 @@ def compress(
             max_size=max_size,
             max_drop=max_drop,
             scheme=scheme,
+            prune=prune,
             recipe=None if recipe is None else _path_of(recipe),
             pins=pin or {},
             scratch=kept,
@@ -337,9 +339,20 @@ def inspect(
     data: object = None,
     preprocess: str | None = None,
     progress: Progress = SILENT,
-) -> Anatomy:
-    """Where a model's bytes, multiply-accumulates and milliseconds are, and what is redundant."""
+) -> Anatomy | LanguageAnatomy:
+    """Where a model's bytes, multiply-accumulates and milliseconds are, and what is redundant.
+
+    Of a language model (a Hugging Face folder or a .gguf file) what it is made of, and how large
+    GGUF files of it would be; nothing but the heads of its files is read.
+    """
     progress.stage("reading the model")
+    if is_language_model(model):
+        no_use = {"--data": data is not None, "--preprocess": preprocess is not None}
+        _refuse(no_use, "inspecting a language model")
+        from packlight.llm.anatomy import describe_checkpoint
+        from packlight.llm.checkpoint import open_checkpoint
+
+        return describe_checkpoint(open_checkpoint(model))
     source = load(model)
     progress.stage("timing its operators")
     prepared = prepare_samples(source, data, preprocess=preprocess)

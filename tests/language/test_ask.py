@@ -71,7 +71,9 @@ def test_folders_and_gguf_files_are_language_models(tmp_path: Path) -> None:
 
 
 def test_a_recipe_is_read_as_it_was_written(tmp_path: Path) -> None:
-    recipe = LanguageRecipe("ollama", {"token_embd.weight": "Q6_K", "odd: name": "F16"}, True, 7)
+    recipe = LanguageRecipe(
+        "ollama", {"token_embd.weight": "Q6_K", "odd: name": "F16"}, True, 7, (3, 1)
+    )
     path = tmp_path / "recipe.yaml"
     path.write_text(write_language_recipe(recipe))
     assert read_language_recipe(path) == recipe
@@ -87,6 +89,9 @@ def test_a_recipe_is_read_as_it_was_written(tmp_path: Path) -> None:
         ("kind: language-model\ntypes: {}", "with one for each tensor"),
         ("kind: language-model\ntype: {a: Q4_K}", "did you mean.*types"),
         ("kind: language-model\nseed: x\ntypes: {a: Q4_K}", "'seed' is 'x'"),
+        ("kind: language-model\nremoved: [1, 1]\ntypes: {a: Q4_K}", "each once"),
+        ("kind: language-model\nremoved: [-1]\ntypes: {a: Q4_K}", "numbers of blocks"),
+        ("kind: language-model\nremoved: 3\ntypes: {a: Q4_K}", "'removed' is '3', not a list"),
         ("kind: language-model\ntypes: &x {a: Q4_K}\nb: *x", "alias|anchor"),
         ("{", "not valid YAML"),
     ],

@@ -150,7 +150,8 @@ def test_a_forecast_reads_no_weights_and_writes_nothing(small: Path, text: Path)
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"prune": "30%", "preset": "fastest"}, "--preset and --prune cannot be used for a lang"),
+        ({"forbid": ["Q4_K"], "preset": "fastest"}, "--preset and --forbid cannot be used for a l"),
+        ({"prune": "50%"}, "measured on a text: give --data"),
         ({"max_latency": "1ms"}, "--max-latency cannot be used for a language model"),
         ({"pin": {"blk.0.attn_q.weigth": "Q4_K"}}, "did you mean.*blk.0.attn_q.weight"),
         ({"pin": {EMBEDDING: "IQ4_NL"}, "bits": 4}, "beside a budget pin one of"),

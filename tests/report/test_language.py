@@ -13,6 +13,7 @@ from packlight.errors import WrongUsage
 from packlight.measure.evidence import Pair, Skipped
 from packlight.measure.language import Divergence
 from packlight.measure.language_evidence import (
+    BlockEvidence,
     Continuation,
     LanguageBudget,
     LanguageEvidence,
@@ -82,6 +83,8 @@ def evidence() -> LanguageEvidence:
             Continuation("He said", " no", " yes"),
         ),
         trials=(LanguageTrial("Q4_K everywhere", 3_300_000, 0.009, 0.93, note="plain"),),
+        removed=(BlockEvidence(3, 0.08, 0.4), BlockEvidence(1)),
+        blocks=6,
         notes=("a note",),
         text="10,240 tokens of notes.txt, held back",
         environment={"packlight": "0.2.0"},

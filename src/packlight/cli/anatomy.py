@@ -24,22 +24,22 @@ def show_anatomy(anatomy: Anatomy) -> RenderableType:
     """Head, layers (costliest first), operators, what cannot be compressed, what is redundant."""
     parts: list[RenderableType] = [_show_head(anatomy)]
     if anatomy.layers:
-        parts += _titled("Layers, the costliest first", _show_layers(anatomy.layers))
-    parts += _titled("Operators", _show_operators(anatomy))
+        parts += titled("Layers, the costliest first", _show_layers(anatomy.layers))
+    parts += titled("Operators", _show_operators(anatomy))
     groups: dict[str, list[str]] = {}
     for node in anatomy.not_layers:
         groups.setdefault(f"{node.op}: {node.reason}", []).append(node.name)
     if groups:
         lines = [f"{reason} ({_name(names)})" for reason, names in groups.items()]
-        parts += _titled("Multiplies matrices, but cannot be compressed", *_list(lines))
+        parts += titled("Multiplies matrices, but cannot be compressed", *listed(lines))
     found = []
     for item in anatomy.redundancies:
         saves = f", {format_bytes(item.bytes)} to save" if item.bytes else ""
         found.append(f"{item.kind}{saves}: {visible(item.detail)} ({_name(item.names)})")
-    parts += _titled("What looks redundant or special", *_list(found or ["nothing was found"]))
+    parts += titled("What looks redundant or special", *listed(found or ["nothing was found"]))
     if anatomy.targets:
         able = [f"{visible(name)}: {visible(said, limit=500)}" for name, said in anatomy.targets]
-        parts += _titled("Targets that run it", *_list(able))
+        parts += titled("Targets that run it", *listed(able))
     return Group(*parts)
 
 
@@ -51,14 +51,19 @@ def _show_head(anatomy: Anatomy) -> Table:
         ("inputs", "; ".join(str(spec) for spec in anatomy.inputs)),
         ("outputs", "; ".join(str(spec) for spec in anatomy.outputs)),
         ("made by", f"{anatomy.producer or 'unknown'}, opset {opsets}"),
-        ("nodes", _count(anatomy.nodes)),
+        ("nodes", say_count(anatomy.nodes)),
         (
             "parameters",
-            f"{_count(anatomy.parameters)} ({format_bytes(anatomy.parameter_bytes)}, {layers} of "
-            "them in the layers below)",
+            f"{say_count(anatomy.parameters)} ({format_bytes(anatomy.parameter_bytes)}, {layers} "
+            "of them in the layers below)",
         ),
-        ("MACs", f"{_count(anatomy.macs)} multiply-accumulates for one sample"),
+        ("MACs", f"{say_count(anatomy.macs)} multiply-accumulates for one sample"),
     ]
+    return facts(rows)
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> Table:
+    """What is known of the whole, a line each."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column(overflow="fold")
@@ -71,7 +76,7 @@ def _show_layers(layers: Sequence[LayerAnatomy]) -> Table:
     """By time where it was measured, else by bytes; the rest is summed, so that it adds up."""
     timed = any(layer.ms is not None for layer in layers)
     ordered = sorted(layers, key=lambda layer: (-(layer.ms or 0.0), -layer.bytes))
-    table = _table("layer", "kind", "weight", "bytes", "", "MACs", "", *(["time", ""] * timed))
+    table = plain_table("layer", "kind", "weight", "bytes", "", "MACs", "", *(["time", ""] * timed))
     for index, column in enumerate(table.columns):
         column.justify = "right" if index > 2 else "left"
         column.overflow = "fold"
@@ -106,10 +111,10 @@ def _cells(
 ) -> list[Text]:
     """The cells of one row: each cost, and its share of the sum of all layers."""
     size, macs, ms = costs
-    cells = [*head, format_bytes(size), _share(size, sums[0])]
-    cells += ["?" if macs is None else _count(macs), _share(macs, sums[1])]
+    cells = [*head, format_bytes(size), say_share(size, sums[0])]
+    cells += ["?" if macs is None else say_count(macs), say_share(macs, sums[1])]
     if timed:
-        cells += ["?" if ms is None else format_ms(ms), _share(ms, sums[2])]
+        cells += ["?" if ms is None else format_ms(ms), say_share(ms, sums[2])]
     return [Text(cell) for cell in cells]
 
 
@@ -117,7 +122,7 @@ def _show_operators(anatomy: Anatomy) -> RenderableType:
     if not any(operator.ms is not None for operator in anatomy.operators):
         told = ", ".join(f"{item.count:,} {visible(item.op)}" for item in anatomy.operators)
         return Text(told or "none")
-    table = _table("operator", "nodes", "time")
+    table = plain_table("operator", "nodes", "time")
     table.columns[1].justify = table.columns[2].justify = "right"
     for item in sorted(anatomy.operators, key=lambda item: -(item.ms or 0.0)):
         ms = "not measured" if item.ms is None else format_ms(item.ms)
@@ -125,11 +130,13 @@ def _show_operators(anatomy: Anatomy) -> RenderableType:
     return table
 
 
-def _titled(title: str, *parts: RenderableType) -> list[RenderableType]:
+def titled(title: str, *parts: RenderableType) -> list[RenderableType]:
+    """Parts under a title, with a line of space above."""
     return [Text(), Text(title, style="bold"), *parts]
 
 
-def _list(lines: Iterable[str]) -> list[RenderableType]:
+def listed(lines: Iterable[str]) -> list[RenderableType]:
+    """A dash before each line."""
     return [Text(f"- {visible(line, limit=600)}") for line in lines]
 
 
@@ -140,15 +147,17 @@ def _name(names: Sequence[str]) -> str:
     return f"{shown} and {more:,} more" if more > 0 else shown
 
 
-def _table(*heads: str) -> Table:
+def plain_table(*heads: str) -> Table:
+    """A table with a line below its head and none around it."""
     return Table(*heads, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
 
 
-def _share(part: float | None, whole: float) -> str:
+def say_share(part: float | None, whole: float) -> str:
+    """A part in percent of the whole; nothing where either is not known."""
     return "" if part is None or whole <= 0 else f"{100 * part / whole:.0f} %"
 
 
-def _count(number: int) -> str:
+def say_count(number: int) -> str:
     """A count: whole below a million, in millions and billions above."""
     for size, unit in ((10**9, "billion"), (10**6, "million")):
         if number >= size:

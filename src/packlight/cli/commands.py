@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from packlight.cli.options import OUTPUT, AnyModel, Data, Debug, Golden, Json, ModelFile, Preprocess
+from packlight.cli.options import OUTPUT, AnyModel, Data, Debug, Golden, Json, Preprocess
 from packlight.cli.outcomes import one_sentence
 from packlight.errors import WrongUsage
 from packlight.version import __version__
@@ -57,7 +57,8 @@ Exit status: 0 budget met, 3 best effort, 4 not worth it, 2 wrong usage or unusa
 _INSPECT = """Show where a model's bytes and milliseconds are, and what in it is redundant.
 
 Nothing is written. With --data the time is measured on samples of yours, without it on \
-made-up ones.
+made-up ones. Of a language model nothing is run: what it is made of, and how large GGUF files \
+of it would be.
 
 [bold]Example[/bold]
 
@@ -194,7 +195,8 @@ def compress(
             "layers of low rank of one, so that this share of the multiplications goes; fit the "
             "rest to the original. auto: as much as the loss of quality allows. Without it "
             "something goes only where fewer bits do not reach the budget, or with --preset "
-            "fastest; 0%: nothing goes.",
+            "fastest; 0%: nothing goes. Of a language model (with --data) this share of its "
+            "blocks goes, and nothing unasked.",
             rich_help_panel=_MORE,
             show_default=False,
         ),
@@ -367,7 +369,7 @@ def _pins(texts: Sequence[str]) -> dict[str, str]:
 
 @app.command(help=_INSPECT, no_args_is_help=True)
 def inspect(
-    model: ModelFile,
+    model: AnyModel,
     data: Data = None,
     preprocess: Preprocess = None,
     as_json: Json = False,

@@ -9,10 +9,6 @@ import typer
 
 OUTPUT = "Output"
 
-ModelFile = Annotated[
-    Path,
-    typer.Argument(metavar="MODEL", help="The model, an .onnx or .pt2 file.", show_default=False),
-]
 AnyModel = Annotated[
     Path,
     typer.Argument(

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from packlight.cli.anatomy import show_anatomy
+from packlight.cli.language_anatomy import show_language_anatomy
 from packlight.report.visible import visible
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from packlight.cli.choices import ChoiceLine
     from packlight.graph.anatomy import Anatomy
     from packlight.language.result import LanguageResult
+    from packlight.llm.anatomy import LanguageAnatomy
     from packlight.proof import Verification
     from packlight.report.choices import Gain
     from packlight.transport import Transport
@@ -112,10 +114,13 @@ def print_choices(choices: Sequence[ChoiceLine]) -> None:
         console.print(Text(line, style="dim"))
 
 
-def print_anatomy(anatomy: Anatomy) -> None:
+def print_anatomy(anatomy: Anatomy | LanguageAnatomy) -> None:
     """Where the bytes and the milliseconds are, and what was found."""
     console = _console()
-    console.print(show_anatomy(anatomy))
+    if hasattr(anatomy, "vocabulary"):
+        console.print(show_language_anatomy(anatomy))
+    else:
+        console.print(show_anatomy(anatomy))
 
 
 def print_transport(done: Transport, *, packing: bool) -> None:

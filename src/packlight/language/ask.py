@@ -29,7 +29,8 @@ class Ask:
     """Just one of bits (a weight, over all tensors), max_size_bytes (of the file), max_drop (of
     the agreement on the most probable token, absolute), a recipe's types and a scheme is given.
 
-    pins: types that tensors must have. scheme: of compressed-tensors.
+    pins: types that tensors must have. scheme: of compressed-tensors. prune: share of the blocks
+    that goes. removed: the blocks that a recipe says went, in their order.
     """
 
     target: str
@@ -38,6 +39,8 @@ class Ask:
     max_drop: float | None = None
     types: Mapping[str, str] | None = None
     pins: Mapping[str, str] = field(default_factory=dict)
+    prune: float = 0.0
+    removed: tuple[int, ...] | None = None
     by_default: bool = False
     scheme: str = ""
 
@@ -50,8 +53,10 @@ def read_ask(
     max_size: str | float | None = None,
     max_drop: str | float | None = None,
     pins: Mapping[str, str] | None = None,
+    prune: str | float | None = None,
     types: Mapping[str, str] | None = None,
     scheme: str | None = None,
+    removed: tuple[int, ...] = (),
 ) -> Ask:
     """The budget in numbers. original_bytes: of the checkpoint's tensors.
 
@@ -64,6 +69,11 @@ def read_ask(
             f"{', '.join(TARGETS)}."
         )
     if target in BY_SCHEME:
+        if prune:
+            raise WrongUsage(
+                f"--prune cannot be used with --target {target} yet: leave it out, or choose "
+                "llama.cpp, ollama or onnxruntime."
+            )
         return _by_scheme(target, bits, max_size, max_drop, pins, scheme)
     if scheme is not None:
         raise WrongUsage(
@@ -83,7 +93,13 @@ def read_ask(
                 f"--pin {name}={kind}: there is no type {kind!r}{did_you_mean(kind, known)}: "
                 f"use one of {', '.join(known)}."
             )
-    ask = Ask(target, types=types, pins=dict(pins or {}))
+    share = 0.0 if prune is None else _share(prune)
+    if share and types is not None:
+        raise WrongUsage(
+            "--prune and a recipe that says all contradict each other: edit `removed:` in the "
+            "recipe, or leave it out."
+        )
+    ask = Ask(target, types=types, pins=dict(pins or {}), prune=share, removed=removed or None)
     if bits is not None:
         return replace(ask, bits=_bits(bits))
     if max_size is not None:
@@ -116,6 +132,25 @@ def _by_scheme(
             )
     name = find_scheme(scheme or DEFAULT).name
     return Ask(target, scheme=name, by_default=scheme is None)
+
+
+def _share(value: str | float) -> float:
+    text = str(value).strip()
+    if text == "auto":
+        raise WrongUsage(
+            "--prune auto: how many blocks of a language model may go is not searched for, as "
+            "fewer bits nearly always lose less; name a share, such as 25%."
+        )
+    try:
+        found = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        found = float("nan")
+    if not 0 <= found < 1:
+        raise WrongUsage(
+            f"--prune {value}: give the share of a language model's blocks to remove, such as 25% "
+            "or 0.25."
+        )
+    return found
 
 
 def _bits(value: str | float) -> float:

@@ -10,6 +10,7 @@ from packlight.language.ask import read_ask
 from packlight.language.forecast import LanguageForecast
 from packlight.language.recipe import read_language_recipe
 from packlight.language.result import LanguageResult
+from packlight.language.shorten import outline
 from packlight.language.story import compress_language_model
 from packlight.language.targets import LANGUAGE_TARGETS
 from packlight.llm.checkpoint import Checkpoint, open_checkpoint
@@ -27,6 +28,7 @@ def enter(
     bits: str | float | None,
     max_size: str | float | None,
     max_drop: str | float | None,
+    prune: str | float | None = None,
     recipe: str | Path | None,
     scheme: str | None,
     pins: Mapping[str, str],
@@ -39,7 +41,7 @@ def enter(
 
     data: a text, Markdown or `.jsonl` file, or a folder of them. bits: a weight, over all
     tensors. max_size: of the file. max_drop: of the agreement on the most probable token.
-    scheme: for vLLM.
+    scheme: for vLLM. prune: share of the blocks that goes.
     scratch: a folder for unfinished files, with which a killed run goes on.
     Raises PacklightError with a sentence for the user.
     """
@@ -56,11 +58,18 @@ def enter(
         pins=pins,
         types=None if given is None else given.types or None,
         scheme=scheme if given is None or scheme else given.scheme or None,
+        prune=prune,
+        removed=() if given is None else given.removed,
     )
-    LANGUAGE_TARGETS[ask.target].check(checkpoint, ask)
+    LANGUAGE_TARGETS[ask.target].check(outline(checkpoint, ask), ask)
     if given is not None and given.text and data is None:
         raise WrongUsage(
             f"{recipe} was made with a text, without which the file would be another: give --data."
+        )
+    if (ask.prune or ask.removed) and data is None:
+        raise WrongUsage(
+            "Which blocks of a language model are missed least, and what makes up for them, is "
+            "measured on a text: give --data, or leave --prune out."
         )
     windows = None if data is None else _windows(checkpoint, data)
     inputs = [path, *(Path(one) for one in (data, recipe) if isinstance(one, str | Path))]

@@ -92,6 +92,7 @@ class GgufTarget:
     def make(
         self,
         checkpoint: Checkpoint,
+        original: Checkpoint,
         ask: Ask,
         windows: Windows | None,
         scratch: Scratch,
@@ -113,11 +114,11 @@ class GgufTarget:
             )
         made: list[Made] = []
         kl = KL_OF_LOST * (SAFETY * ask.max_drop) ** 2
-        original = self.original(checkpoint, scratch, progress)
+        whole = self.original(original, scratch, progress)
         for number in range(ROUNDS):
             label = f"estimated divergence {kl:.2g}"
             one = planner.make(f"round {number + 1}", kl, label=label)
-            lost, found = agreement_lost(self.runtime, original, one.path, windows, seed, progress)
+            lost, found = agreement_lost(self.runtime, whole, one.path, windows, seed, progress)
             made.append(replace(one, lost=lost, mean_kl=found))
             same = len(made) > 1 and made[-2].types == one.types
             if same or 0.85 <= lost / (SAFETY * ask.max_drop) <= 1.0:

@@ -23,6 +23,7 @@ _KEYS = {
     "seed": int,
     "text": bool,
     "scheme": str,
+    "removed": list,
     "types": dict,
 }
 KIND = "language-model"
@@ -31,7 +32,8 @@ KIND = "language-model"
 @dataclass(frozen=True)
 class LanguageRecipe:
     """types: of each tensor; or scheme: of compressed-tensors. text: whether they were rounded
-    with the help of a text.
+    with the help of a text. removed: the blocks of the original that went, in their order; types
+    are of what stays, numbered anew.
     """
 
     target: str
@@ -39,6 +41,7 @@ class LanguageRecipe:
     text: bool
     seed: int = 0
     scheme: str = ""
+    removed: tuple[int, ...] = ()
 
     @property
     def content(self) -> dict[str, Any]:
@@ -49,6 +52,7 @@ class LanguageRecipe:
             "target": self.target,
             "seed": self.seed,
             "text": self.text,
+            **({"removed": [*self.removed]} if self.removed else {}),
             **({"scheme": self.scheme} if self.scheme else {"types": dict(self.types)}),
         }
 
@@ -96,6 +100,14 @@ def read_language_recipe(path: Path) -> LanguageRecipe:
         raise UnusableRecipe(
             f"{path} holds no recipe: expected `types:` with one for each tensor, or a `scheme:`."
         )
+    removed = content.get("removed", [])
+    numbers = all(type(one) is int and one >= 0 for one in removed)
+    if not numbers or len(set(removed)) != len(removed):
+        raise UnusableRecipe(
+            f"{path}: `removed:` is {str(removed)[:60]}, and should list numbers of blocks, each "
+            "once."
+        )
     seed = content.get("seed", 0)
     target = content.get("target", "vllm" if scheme else "llama.cpp")
-    return LanguageRecipe(target, types, content.get("text", True), seed, scheme)
+    text = content.get("text", True)
+    return LanguageRecipe(target, types, text, seed, scheme, tuple(removed))

@@ -1,7 +1,8 @@
 """The story of a language model, from its checkpoint to the proof.
 
-checkpoint (+ text) -> types or a scheme of tensors -> rounded block by block -> file or folder ->
-run beside the original in the target's runtime -> Evidence -> save
+checkpoint (+ text) -> blocks that go, if any are to -> types or a scheme of tensors -> rounded
+block by block -> file or folder -> run beside the original in the target's runtime -> Evidence ->
+save
 """
 
 from __future__ import annotations
@@ -13,17 +14,20 @@ from pathlib import Path
 
 from packlight.errors import MissingExtra, RuntimeFailure
 from packlight.language.ask import Ask
-from packlight.language.forecast import LanguageForecast, forecast_language
+from packlight.language.forecast import LanguageForecast
 from packlight.language.gguf import SAFETY
 from packlight.language.proof import prove
 from packlight.language.recipe import LanguageRecipe, write_language_recipe
 from packlight.language.result import LanguageResult
+from packlight.language.shorten import forecast_shortened, shorten, tell_removed
 from packlight.language.target import LanguageTarget, Made
 from packlight.language.targets import LANGUAGE_TARGETS
 from packlight.llm.checkpoint import Checkpoint
+from packlight.llm.depth import Shortened
 from packlight.llm.text import Windows
 from packlight.measure.evidence import Pair, Skipped
 from packlight.measure.language_evidence import (
+    BlockEvidence,
     LanguageBudget,
     LanguageEvidence,
     LanguageTrial,
@@ -56,14 +60,16 @@ def compress_language_model(
     begun = time.monotonic()
     target = LANGUAGE_TARGETS[ask.target]
     if dry_run:
-        return forecast_language(target, checkpoint, ask, windows)
-    made = target.make(checkpoint, ask, windows, scratch, seed, progress)
+        return forecast_shortened(target, checkpoint, ask, windows)
+    short = shorten(checkpoint, ask, windows, scratch, progress)
+    made = target.make(short.checkpoint, checkpoint, ask, windows, scratch, seed, progress)
     chosen = _choose(made, ask)
     proof, text = _prove(target, checkpoint, chosen, windows, scratch, seed, progress)
-    evidence = _evidence(target, checkpoint, ask, windows, made, chosen, proof, seed)
+    evidence = _evidence(target, checkpoint, short, ask, windows, made, chosen, proof, seed)
     evidence = replace(evidence, text=text, seconds=time.monotonic() - begun)
     types = {} if ask.scheme else chosen.types
-    recipe = LanguageRecipe(ask.target, types, windows is not None, seed, ask.scheme)
+    removed = tuple(one.number for one in short.removed)
+    recipe = LanguageRecipe(ask.target, types, windows is not None, seed, ask.scheme, removed)
     texts = {"recipe.yaml": write_language_recipe(recipe), **target.texts(ask)}
     return LanguageResult(evidence, recipe.content, chosen.path, texts, tuple(inputs), scratch)
 
@@ -107,6 +113,7 @@ def _choose(made: Sequence[Made], ask: Ask) -> Made:
 def _evidence(
     target: LanguageTarget,
     checkpoint: Checkpoint,
+    short: Shortened,
     ask: Ask,
     windows: Windows | None,
     made: Sequence[Made],
@@ -125,7 +132,7 @@ def _evidence(
         divergence=proof.divergence,
         speed=proof.speed,
     )
-    notes = [*chosen.notes, *proof.notes]
+    notes = [*tell_removed(checkpoint, short), *chosen.notes, *proof.notes]
     if ask.by_default:
         notes.insert(0, target.default_note)
     if windows is None:
@@ -166,6 +173,8 @@ def _evidence(
             )
             for one in made
         ),
+        removed=tuple(BlockEvidence(o.number, o.influence, o.kl) for o in short.removed),
+        blocks=checkpoint.config.layers,
         notes=tuple(notes),
         scheme=ask.scheme,
         environment=environment(_runtime_name(target)),

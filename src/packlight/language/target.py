@@ -69,13 +69,17 @@ class LanguageTarget(Protocol):
     def make(
         self,
         checkpoint: Checkpoint,
+        original: Checkpoint,
         ask: Ask,
         windows: Windows | None,
         scratch: Scratch,
         seed: int,
         progress: Progress,
     ) -> Sequence[Made]:
-        """Make the model; several where a quality is asked for, each nearer to it."""
+        """Make the model; several where a quality is asked for, each nearer to it.
+
+        original: what the checkpoint is held to; it may have more blocks.
+        """
 
     def original(self, checkpoint: Checkpoint, scratch: Scratch, progress: Progress) -> Path:
         """The original as the runtime reads it."""

@@ -53,6 +53,7 @@ class VllmTarget:
     def make(
         self,
         checkpoint: Checkpoint,
+        original: Checkpoint,
         ask: Ask,
         windows: Windows | None,
         scratch: Scratch,

@@ -94,10 +94,25 @@ class LanguageTrial:
 
 
 @dataclass(frozen=True)
+class BlockEvidence:
+    """A decoder block that was removed.
+
+    number: in the original. influence: 1 - mean cosine of the stream before and behind it. kl:
+    divergence without it and those that went before it, as measured for choosing, before the rest
+    made up for it. None: not measured.
+    """
+
+    number: int
+    influence: float | None = None
+    kl: float | None = None
+
+
+@dataclass(frozen=True)
 class LanguageEvidence:
     """All that one run of `compress` on a language model has to show.
 
-    model: its name. parameters: weights. size_bytes: of all files of weights.
+    model: its name. parameters: its weights, and blocks: how many it has, of which those in
+    `removed` went, in their order. size_bytes: of all files of weights.
     bits_per_weight: of the compressed file's tensors, scales counted. divergence: on text that
     nothing was chosen with (None: no text was given, or its runtime is not installed). text: what
     it was measured on, in words. scheme: of compressed-tensors, '' where types differ from tensor
@@ -120,6 +135,8 @@ class LanguageEvidence:
     not_compressed: tuple[Skipped, ...] = ()
     continuations: tuple[Continuation, ...] = ()
     trials: tuple[LanguageTrial, ...] = ()
+    removed: tuple[BlockEvidence, ...] = ()
+    blocks: int = 0
     notes: tuple[str, ...] = ()
     text: str = ""
     scheme: str = ""

@@ -44,6 +44,7 @@ def write_language_html(evidence: LanguageEvidence, *, how_to_run: str) -> str:
         bodies=(
             ("run", "How to run it", sections.write_run(how_to_run)),
             ("answers", "What it writes", sections.write_answers(evidence)),
+            ("removed", "Blocks that went", sections.write_removed(evidence)),
             ("types", "Where the bytes are", sections.write_types(evidence)),
             ("error", "What each tensor lost", sections.write_losses(evidence)),
             ("tried", "What was tried", sections.write_language_trials(evidence)),

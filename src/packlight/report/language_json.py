@@ -17,6 +17,7 @@ from packlight.errors import WrongUsage
 from packlight.measure.evidence import Pair, Skipped
 from packlight.measure.language import Divergence
 from packlight.measure.language_evidence import (
+    BlockEvidence,
     Continuation,
     LanguageBudget,
     LanguageEvidence,
@@ -33,7 +34,7 @@ def language_evidence_to_json(evidence: LanguageEvidence) -> dict[str, Any]:
     found = dataclasses.asdict(evidence)
     own = (
         *("architecture", "parameters", "bits_per_weight", "scheme", "text", "divergence"),
-        *("speed", "continuations"),
+        *("speed", "continuations", "blocks", "removed"),
     )
     value = {
         "schema": SCHEMA,
@@ -103,6 +104,8 @@ def json_to_language_evidence(value: Mapping[str, Any]) -> LanguageEvidence:
             not_compressed=tuple(Skipped(**one) for one in value["not_compressed"]),
             continuations=tuple(Continuation(**one) for one in own["continuations"]),
             trials=tuple(LanguageTrial(**one) for one in value["trials"]),
+            removed=tuple(BlockEvidence(**one) for one in own.get("removed", ())),
+            blocks=own.get("blocks", 0),
             notes=tuple(value["notes"]),
             text=own["text"],
             scheme=own["scheme"],

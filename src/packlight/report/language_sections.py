@@ -51,6 +51,29 @@ def write_answers(evidence: LanguageEvidence) -> str:
     return f'<p>{escape_prose(told)}</p><div class="answers">{table}</div>'
 
 
+def write_removed(evidence: LanguageEvidence) -> str:
+    """A row for each block that went, in their order."""
+    if not evidence.removed:
+        return ""
+    rows = [
+        (
+            str(one.number),
+            "" if one.kl is None else format_number(one.kl),
+            "" if one.influence is None else format_number(one.influence),
+        )
+        for one in evidence.removed
+    ]
+    heads = ("Block", "KL divergence", "Influence")
+    table = write_table(heads, rows, numbers={0, 1, 2}, name="Blocks that were removed")
+    told = (
+        f"{count(len(rows), 'block')} of {evidence.blocks}, in the order in which they went, "
+        "numbered from 0 as in the original. The divergence is that of the model without the "
+        "block and those above it, on text for choosing, before the blocks that stay were fitted "
+        "to make up for it. Influence says how much a block turns what passes through it."
+    )
+    return f"<p>{escape_prose(told)}</p><div>{table}</div>"
+
+
 def write_types(evidence: LanguageEvidence) -> str:
     """A row for each type, its tensors, weights and bytes; bars of where the bytes are."""
     if not evidence.tensors:

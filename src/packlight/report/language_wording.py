@@ -31,6 +31,9 @@ def list_language_figures(evidence: LanguageEvidence) -> tuple[Figure, ...]:
     size = evidence.size_bytes
     rows = [compare_amounts("Size", size.original, size.compressed)]
     rows.append(Figure("Bits a weight", "", format_number(evidence.bits_per_weight), ""))
+    if evidence.removed:
+        left = evidence.blocks - len(evidence.removed)
+        rows.append(Figure("Blocks", str(evidence.blocks), str(left), ""))
     speed = evidence.speed
     if speed is not None:
         rows += [

@@ -75,6 +75,11 @@ class Checkpoint:
         found = _BLOCK.search(name)
         return int(found[1]) if found else None
 
+    def in_block(self, name: str, block: int) -> str:
+        """The name that a block's tensor has in another block."""
+        found = _BLOCK.search(name)
+        return f"{name[: found.start(1)]}{block}{name[found.end(1) :]}" if found else name
+
     def read(self, name: str) -> NDArray[np.float32]:
         """Read a tensor whole, in its shape, rows in GGUF's order. Raises UnusableModel."""
         part = self._part(name)
