@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from packlight.errors import WrongUsage
@@ -18,7 +19,9 @@ from packlight.language.proof import agreement_lost, prove
 from packlight.language.recipe import LanguageRecipe, write_language_recipe
 from packlight.language.result import MODEL, LanguageResult
 from packlight.llm.checkpoint import Checkpoint
+from packlight.llm.calibrate_outputs import SlopeStore
 from packlight.llm.compress import Compressed, compress_checkpoint
+from packlight.llm.compress_alone import Spread, spread_over_threads
 from packlight.llm.compress_forecast import rounded_names
 from packlight.llm.costs import Choose, TensorCosts
 from packlight.llm.formats import FORMATS, fallback
@@ -36,6 +39,7 @@ from packlight.measure.language_verdict import judge_language
 from packlight.nearest import did_you_mean
 from packlight.plan.judge import environment
 from packlight.plan.types import CANDIDATES, NARROW, plan_types
+from packlight.plan.workers import run_in_turn
 from packlight.progress import Progress
 from packlight.runtime.llamacpp import has_llamacpp, llamacpp_name
 from packlight.scratch import Scratch
@@ -70,6 +74,7 @@ def compress_language_model(
     *,
     inputs: Sequence[Path] = (),
     seed: int = 0,
+    workers: int | str = 1,
     dry_run: bool = False,
     progress: Progress,
 ) -> LanguageResult | LanguageForecast:
@@ -77,13 +82,13 @@ def compress_language_model(
 
     windows: of the user's text; None: each tensor is rounded on its own, and nothing is proven.
     scratch: where files are made; a killed run with the same scratch goes on. inputs: what the
-    output must not replace. Raises PacklightError with a sentence for the user.
+    output must not replace. workers: processes or a Ray cluster for what needs no text. Raises PacklightError with a sentence for the user.
     """
     begun = time.monotonic()
     _check_pins(checkpoint, ask.pins)
     if dry_run:
         return forecast_language(checkpoint, ask, windows)
-    made = _make(checkpoint, ask, windows, scratch, seed, progress)
+    made = _make(checkpoint, ask, windows, scratch, seed, workers, progress)
     chosen = _choose(made, ask)
     proof, text = prove(checkpoint, chosen.compressed.path, windows, scratch, seed, progress)
     evidence = _evidence(checkpoint, ask, windows, made, chosen, proof, seed)
@@ -120,10 +125,12 @@ def _make(
     windows: Windows | None,
     scratch: Scratch,
     seed: int,
+    workers: int | str,
     progress: Progress,
 ) -> list[_Made]:
     """One file for a size; for a quality up to `ROUNDS`, each corrected by what was measured."""
-    planner = _Planner(checkpoint, ask, windows, scratch, Settings(seed=seed), progress)
+    settings = Settings(seed=seed)
+    planner = _Planner(checkpoint, ask, windows, scratch, settings, progress, workers)
     if ask.types is not None:
         return [_Made("the given recipe", planner.write("given", {**ask.types, **ask.pins}))]
     if ask.max_drop is None:
@@ -159,9 +166,14 @@ class _Planner:
         scratch: Scratch,
         settings: Settings,
         progress: Progress,
+        workers: int | str = 1,
     ) -> None:
         self.checkpoint, self.ask, self.windows = checkpoint, ask, windows
         self.scratch, self.settings, self.progress = scratch, settings, progress
+        self.spread: Spread = spread_over_threads
+        if workers != 1:
+            self.spread = partial(run_in_turn, workers=workers)
+        self.slopes = SlopeStore(scratch.path, ".slopes-")
         self.costs: Sequence[TensorCosts] = ()
         self.other = 0
 
@@ -184,6 +196,8 @@ class _Planner:
             candidates=_candidates(self.checkpoint),
             budget=budget,
             settings=self.settings,
+            spread=self.spread,
+            slopes=self.slopes,
             progress=self.progress,
         )
 

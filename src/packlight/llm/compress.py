@@ -14,13 +14,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from packlight.errors import WrongUsage
 from packlight.llm.calibrate_outputs import SlopeStore
 from packlight.llm.checkpoint import Checkpoint
+from packlight.llm.compress_alone import Spread, Weighing, spread_over_threads, weigh_alone
 from packlight.llm.compress_forecast import other_bytes, rounded_names
 from packlight.llm.compress_gguf import GgufRun
 from packlight.llm.costs import Choose, TensorCosts
@@ -73,6 +73,8 @@ def compress_checkpoint(
     budget: str = "",
     settings: Settings | None = None,
     metadata: Mapping[str, Any] | None = None,
+    spread: Spread = spread_over_threads,
+    slopes: SlopeStore | None = None,
     progress: Progress = SILENT,
 ) -> Compressed:
     """Write a checkpoint as a GGUF file in which tensors have fewer bits.
@@ -81,7 +83,9 @@ def compress_checkpoint(
     what each of `candidates` is estimated to cost, under the `budget` that a word stands for (a
     killed run is gone on with under the same only). windows: of text; without it tensors are
     rounded on their own, and an architecture need not be known. metadata: replaces the
-    checkpoint's own. A run with the same arguments that was killed is gone on with.
+    checkpoint's own. spread: over whom pieces of tensors are spread without text, which changes no
+    byte. slopes: of whoever makes several files with the same windows and settings, for which
+    gradients are then measured once. A run with the same arguments that was killed is gone on with.
     Raises UnusableModel, UnusableOutput, MissingExtra (PyTorch, for windows), WrongUsage.
     """
     settings = settings or Settings()
@@ -95,45 +99,50 @@ def compress_checkpoint(
     key = _key(checkpoint, asked, windows, settings)
     with begin_gguf(path, checkpoint, metadata=metadata, settings=key) as writing:
         journal = Journal(path.with_name(f".{path.name}.rows"), key)
-        slopes = SlopeStore(path.parent, f".{path.name}.slopes-")
+        own = slopes or SlopeStore(path.parent, f".{path.name}.slopes-")
         chosen = journal.types
         if chosen is None and not isinstance(types, Mapping):
-            costs = _weigh(checkpoint, candidates, windows, settings, path, progress, slopes)
+            if windows is None:
+                costs = _costs_alone(checkpoint, candidates, spread, progress)
+            else:
+                costs = _weigh(checkpoint, candidates, windows, settings, path, progress, own)
             chosen = dict(types(costs, other_bytes(checkpoint)))
-        elif windows is not None and settings.rows_make_up and not _is_done(checkpoint, writing):
-            _weigh(checkpoint, (), windows, settings, path, progress, slopes)
+        elif windows is not None and settings.rows_make_up and not own.complete:
+            if not _is_done(checkpoint, writing):
+                _weigh(checkpoint, (), windows, settings, path, progress, own)
         chosen = _fit(checkpoint, chosen if chosen is not None else asked)
         if journal.types is None:
             journal.add_types(chosen)
-        run = GgufRun(checkpoint, chosen, writing, journal, settings, progress, slopes)
+        run = GgufRun(checkpoint, chosen, writing, journal, settings, progress, own)
         if windows is None:
-            run.round_alone()
+            run.round_alone(spread)
         else:
             from packlight.llm.compress_blocks import round_blocks
 
             round_blocks(run, windows, path.parent)
         file = writing.finish()
         journal.remove()
-        slopes.clear()
+        if slopes is None:
+            own.clear()
     return _result(run, file)
 
 
 def _weigh(
     checkpoint: Checkpoint,
     candidates: Sequence[str],
-    windows: Windows | None,
+    windows: Windows,
     settings: Settings,
     path: Path,
     progress: Progress,
     slopes: SlopeStore,
 ) -> tuple[TensorCosts, ...]:
-    """What each candidate costs each tensor; with text, gradients at the layers' outputs too."""
-    if windows is None:
-        return _costs_alone(checkpoint, candidates, progress)
+    """What each candidate costs each tensor, and gradients at the layers' outputs."""
     from packlight.llm.compress_blocks import estimate_costs
 
     kept = slopes if settings.rows_make_up else None
-    return estimate_costs(checkpoint, windows, candidates, settings, path.parent, progress, kept)
+    found = estimate_costs(checkpoint, windows, candidates, settings, path.parent, progress, kept)
+    slopes.complete = settings.rows_make_up
+    return found
 
 
 def _is_done(checkpoint: Checkpoint, writing: Writing) -> bool:
@@ -141,17 +150,16 @@ def _is_done(checkpoint: Checkpoint, writing: Writing) -> bool:
 
 
 def _costs_alone(
-    checkpoint: Checkpoint, candidates: Sequence[str], progress: Progress
+    checkpoint: Checkpoint, candidates: Sequence[str], spread: Spread, progress: Progress
 ) -> tuple[TensorCosts, ...]:
-    from packlight.llm.costs import costs_without_text
-
+    """What each candidate costs each tensor, as far as its own weights tell."""
     names = rounded_names(checkpoint)
     progress.stage("weighing types", len(names))
+    tasks = [Weighing(name, checkpoint.parts[name], tuple(candidates)) for name in names]
     found = []
-    for name in names:
-        rows = checkpoint.read_rows(name, 0, min(prod(checkpoint.tensors[name].shape[:-1]), 512))
-        found.append(costs_without_text(name, checkpoint.tensors[name].shape, rows, candidates))
-        progress.step(name)
+    for costs in spread(weigh_alone, tasks):
+        found.append(costs)
+        progress.step(costs.name)
     return tuple(found)
 
 

@@ -51,7 +51,7 @@ def costs_without_text(
     power = float(np.vdot(rows, rows)) or 1.0
     for kind in candidates:
         if fits(kind, shape[-1]):
-            gap = rows - decode(kind, quantize(kind, rows, None))
+            gap = rows - decode(kind, quantize(kind, rows, threads=1))
             error = float(np.vdot(gap, gap)) / power
             options.append(TypeCost(kind, bytes_of(kind, shape), error * prod(shape)))
     return TensorCosts(name, prod(shape), tuple(options))

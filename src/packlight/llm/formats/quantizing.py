@@ -101,8 +101,13 @@ def quantize_with_info(
         found = search_super_blocks(weight[some], second_moments, grid)
         data[some] = encode(name, found)
 
+    starts_of_rows = range(0, outputs, rows)
+    if threads == 1:
+        for start in starts_of_rows:
+            work(start)
+        return Quantized(data)
     with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(work, range(0, outputs, rows)):
+        for _ in pool.map(work, starts_of_rows):
             pass
     return Quantized(data)
 
