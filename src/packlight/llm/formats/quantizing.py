@@ -6,6 +6,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,12 +119,21 @@ def _one_blas_thread() -> AbstractContextManager[object]:
 
     A tensor took 96 s with two of them on a busy machine, and 17 s with one.
     """
-    try:
-        from threadpoolctl import threadpool_limits
-    except ImportError:
+    libraries = _libraries()
+    if libraries is None:
         return nullcontext()
-    found: AbstractContextManager[object] = threadpool_limits(1, user_api="blas")
+    found: AbstractContextManager[object] = libraries.limit(limits=1, user_api="blas")
     return found
+
+
+@cache
+def _libraries() -> Any:
+    """What sets the threads of libraries, looked for once: it is asked for at every few rows."""
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ImportError:
+        return None
+    return ThreadpoolController()
 
 
 def _check_finite(weight: NDArray[np.float32]) -> None:
