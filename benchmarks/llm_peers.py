@@ -161,13 +161,15 @@ def quantize(
     *,
     threads: int,
     importance: dict[str, NDArray[np.float32]] | None = None,
+    pure: bool = False,
 ) -> float:
-    """Lets llama.cpp quantize a file; returns the seconds that it took."""
+    """Lets llama.cpp quantize a file; returns the seconds that it took. pure: all in one type."""
     import llama_cpp.llama_cpp as llama
 
     settings = llama.llama_model_quantize_default_params()
     settings.ftype = getattr(llama, f"LLAMA_FTYPE_MOSTLY_{kind}")
     settings.nthread = threads
+    settings.pure = pure
     if importance:
         entries = (llama.llama_model_imatrix_data * (len(importance) + 1))()
         for place, (name, values) in enumerate(importance.items()):

@@ -238,6 +238,7 @@ def compress(
             pins=pin or {},
             scratch=kept,
             seed=seed,
+            workers=workers,
             dry_run=dry_run,
             progress=progress,
         )

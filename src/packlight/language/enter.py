@@ -15,6 +15,7 @@ from packlight.language.story import compress_language_model
 from packlight.language.targets import LANGUAGE_TARGETS
 from packlight.llm.checkpoint import Checkpoint, open_checkpoint
 from packlight.llm.text import Tokenize, Windows, open_tokenizer, read_windows
+from packlight.plan.workers import parse_workers
 from packlight.progress import Progress
 from packlight.runtime.llamacpp import LlamaCpp
 from packlight.scratch import Scratch
@@ -34,6 +35,7 @@ def enter(
     pins: Mapping[str, str],
     scratch: Path | None,
     seed: int,
+    workers: int | str,
     dry_run: bool,
     progress: Progress,
 ) -> LanguageResult | LanguageForecast:
@@ -43,6 +45,7 @@ def enter(
     tensors. max_size: of the file. max_drop: of the agreement on the most probable token.
     scheme: for vLLM. prune: share of the blocks that goes.
     scratch: a folder for unfinished files, with which a killed run goes on.
+    workers: processes, or a Ray cluster that sees the model's folder, for a run without a text.
     Raises PacklightError with a sentence for the user.
     """
     path = Path(model)
@@ -71,6 +74,12 @@ def enter(
             "Which blocks of a language model are missed least, and what makes up for them, is "
             "measured on a text: give --data, or leave --prune out."
         )
+    workers = parse_workers(workers) if isinstance(workers, str) else workers
+    if workers != 1 and data is not None:
+        raise WrongUsage(
+            "--workers spreads tensors that are rounded on their own; with --data each is rounded "
+            "after the one before it: leave --workers or --data out."
+        )
     windows = None if data is None else _windows(checkpoint, data)
     inputs = [path, *(Path(one) for one in (data, recipe) if isinstance(one, str | Path))]
     unfinished = Scratch(scratch)
@@ -82,6 +91,7 @@ def enter(
             unfinished,
             inputs=inputs,
             seed=seed if given is None else given.seed,
+            workers=workers,
             dry_run=dry_run,
             progress=progress,
         )

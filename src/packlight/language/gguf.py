@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from packlight.errors import WrongUsage
 from packlight.language.ask import DEFAULT_BITS, Ask
 from packlight.language.proof import agreement_lost
 from packlight.language.target import Made
+from packlight.llm.calibrate_outputs import SlopeStore
 from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.compress import Compressed, compress_checkpoint, uniform_types
+from packlight.llm.compress_alone import Spread, spread_over_threads
 from packlight.llm.compress_forecast import (
     CompressionForecast,
     forecast_compression,
@@ -24,6 +27,7 @@ from packlight.llm.rounding import Settings
 from packlight.llm.text import Windows
 from packlight.nearest import did_you_mean
 from packlight.plan.types import CANDIDATES, NARROW, plan_types
+from packlight.plan.workers import run_in_turn
 from packlight.progress import Progress
 from packlight.runtime.llamacpp import LLAMACPP
 from packlight.scratch import Scratch
@@ -97,11 +101,12 @@ class GgufTarget:
         windows: Windows | None,
         scratch: Scratch,
         seed: int,
+        workers: int | str,
         progress: Progress,
     ) -> Sequence[Made]:
         """One file for a size; for a quality up to `ROUNDS`, each corrected by what is measured."""
         settings = Settings(seed=seed)
-        planner = _Planner(self, checkpoint, ask, windows, scratch, settings, progress)
+        planner = _Planner(self, checkpoint, ask, windows, scratch, settings, workers, progress)
         if ask.types is not None:
             return [planner.write("given", {**ask.types, **ask.pins}, label="the given recipe")]
         if ask.max_drop is None:
@@ -147,6 +152,8 @@ class GgufTarget:
         windows: Windows | None,
         budget: str,
         settings: Settings,
+        spread: Spread,
+        slopes: SlopeStore,
         progress: Progress,
     ) -> Compressed:
         """The file of these types; see `packlight.llm.compress.compress_checkpoint`."""
@@ -158,6 +165,8 @@ class GgufTarget:
             candidates=_candidates(checkpoint),
             budget=budget,
             settings=settings,
+            spread=spread,
+            slopes=slopes,
             progress=progress,
         )
 
@@ -177,11 +186,16 @@ class _Planner:
         windows: Windows | None,
         scratch: Scratch,
         settings: Settings,
+        workers: int | str,
         progress: Progress,
     ) -> None:
         self.target = target
         self.checkpoint, self.ask, self.windows = checkpoint, ask, windows
         self.scratch, self.settings, self.progress = scratch, settings, progress
+        self.spread: Spread = spread_over_threads
+        if workers != 1:
+            self.spread = partial(run_in_turn, workers=workers)
+        self.slopes = SlopeStore(scratch.path, ".slopes-")
         self.costs: Sequence[TensorCosts] = ()
         self.other = 0
 
@@ -206,6 +220,8 @@ class _Planner:
             windows=self.windows,
             budget=budget,
             settings=self.settings,
+            spread=self.spread,
+            slopes=self.slopes,
             progress=self.progress,
         )
         weights = sum(info.weights for info in self.checkpoint.tensors.values())

@@ -9,8 +9,10 @@ from pathlib import Path
 from packlight.errors import WrongUsage
 from packlight.language.ask import DEFAULT_BITS, Ask
 from packlight.language.gguf import GgufTarget
+from packlight.llm.calibrate_outputs import SlopeStore
 from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.compress import Compressed
+from packlight.llm.compress_alone import Spread
 from packlight.llm.compress_forecast import CompressionForecast, forecast_work, rounded_names
 from packlight.llm.costs import Choose
 from packlight.llm.onnx.compress import compress_decoder, uniform_formats
@@ -79,6 +81,8 @@ class OnnxTarget(GgufTarget):
         windows: Windows | None,
         budget: str,
         settings: Settings,
+        spread: Spread,
+        slopes: SlopeStore,
         progress: Progress = SILENT,
     ) -> Compressed:
         """The decoder of these formats, in a folder of its own."""
@@ -90,6 +94,8 @@ class OnnxTarget(GgufTarget):
             candidates=CANDIDATES,
             budget=budget,
             settings=settings,
+            spread=spread,
+            slopes=slopes,
             progress=progress,
         )
         return replace(found, path=path.parent)

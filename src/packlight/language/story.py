@@ -48,6 +48,7 @@ def compress_language_model(
     *,
     inputs: Sequence[Path] = (),
     seed: int = 0,
+    workers: int | str = 1,
     dry_run: bool = False,
     progress: Progress,
 ) -> LanguageResult | LanguageForecast:
@@ -55,14 +56,15 @@ def compress_language_model(
 
     windows: of the user's text; None: each tensor is rounded on its own, and nothing is proven.
     scratch: where files are made; a killed run with the same scratch goes on. inputs: what the
-    output must not replace. Raises PacklightError with a sentence for the user.
+    output must not replace. workers: processes, or a Ray cluster, for what needs no text. Raises
+    PacklightError with a sentence for the user.
     """
     begun = time.monotonic()
     target = LANGUAGE_TARGETS[ask.target]
     if dry_run:
         return forecast_shortened(target, checkpoint, ask, windows)
     short = shorten(checkpoint, ask, windows, scratch, progress)
-    made = target.make(short.checkpoint, checkpoint, ask, windows, scratch, seed, progress)
+    made = target.make(short.checkpoint, checkpoint, ask, windows, scratch, seed, workers, progress)
     chosen = _choose(made, ask)
     proof, text = _prove(target, checkpoint, chosen, windows, scratch, seed, progress)
     evidence = _evidence(target, checkpoint, short, ask, windows, made, chosen, proof, seed)

@@ -74,11 +74,13 @@ class LanguageTarget(Protocol):
         windows: Windows | None,
         scratch: Scratch,
         seed: int,
+        workers: int | str,
         progress: Progress,
     ) -> Sequence[Made]:
         """Make the model; several where a quality is asked for, each nearer to it.
 
-        original: what the checkpoint is held to; it may have more blocks.
+        original: what the checkpoint is held to; it may have more blocks. workers: processes, or
+        a Ray cluster, where tensors are rounded on their own.
         """
 
     def original(self, checkpoint: Checkpoint, scratch: Scratch, progress: Progress) -> Path:

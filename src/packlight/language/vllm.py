@@ -58,6 +58,7 @@ class VllmTarget:
         windows: Windows | None,
         scratch: Scratch,
         seed: int,
+        workers: int | str,
         progress: Progress,
     ) -> Sequence[Made]:
         """The folder of the scheme."""

@@ -63,7 +63,11 @@ def run_block(
     weights: Weights, wiring: Wiring, layer: int, states: Tensor, see: See | None = None
 ) -> Tensor:
     """Give the outputs [windows, length, width] of a block."""
-    walk = walk_block(weights, wiring, layer, states, see)
+    return finish_walk(walk_block(weights, wiring, layer, states, see))
+
+
+def finish_walk(walk: Walk) -> Tensor:
+    """Walk on to the end of a block, and give its outputs."""
     while True:
         try:
             next(walk)
@@ -149,6 +153,7 @@ def _walk_attention(
     v = v.unflatten(-1, (keys, -1)).transpose(1, 2)
     mixed = attend(q, k, v, wiring, wiring.window[layer])
     mixed = mixed.transpose(1, 2).flatten(2)
+    del a, q, k, v  # whoever keeps the walk waiting keeps what it holds
     after = "post_attention_norm.weight" in weights
     yield Site(("attn_output.weight",), mixed, stream=None if after else states)
     outputs = linear(weights, "attn_output.weight", mixed, see)

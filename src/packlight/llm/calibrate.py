@@ -8,8 +8,7 @@ original's (`Aim`), which makes up for errors made before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -18,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from packlight.errors import UnusableModel
-from packlight.llm.blocks import Site, Tensor, Walk, run_block, walk_block
+from packlight.llm.blocks import Site, Tensor, Walk, finish_walk, walk_block
 from packlight.llm.blocks_states import States
 from packlight.llm.blocks_wiring import Wiring
 from packlight.maths.moments import (
@@ -67,6 +66,7 @@ def calibrate_block(
     aim: Aim = "own",
     pull: float = REFIT_DAMPING,
     batch_tokens: int = 4096,
+    waiting_bytes: int = 0,
 ) -> dict[str, Tensor]:
     """Compress a block, and have the states pass through it.
 
@@ -74,93 +74,85 @@ def calibrate_block(
     give; replaced by what this one gives, compressed. original: likewise of the original, where
     `aim` is not "own". wanted: names of the weights to round, of which `finished` are already (a
     run that goes on). pull: towards the given weight in fitting, as a share of the inputs' power.
+    waiting_bytes: windows that this has room for are computed once, from group to group; the others
+    from the block's beginning for each group, which gives the same.
     Returns the block's weights as they are now. Raises UnusableModel for NaN in the states.
     """
     done = dict(finished or {})
     current = dict(weights)
+    followed = original if aim != "own" else None
     with torch.no_grad():
-        for names in _list_sites(weights, wiring, layer, states):
+        groups = _list_sites(weights, wiring, layer, states)
+
+        def begin(rows: slice) -> tuple[Walk, Walk | None]:
+            """The block on some windows, and the original's beside it, before the first group."""
+            beside = None
+            if followed is not None:
+                beside = walk_block(weights, wiring, layer, followed.read(rows))
+            return walk_block(current, wiring, layer, states.read(rows)), beside
+
+        batches = list(states.batches(batch_tokens))
+        each = batches[0].stop * states.shape[1] * bytes_of_walk(weights, wiring.width)
+        most = waiting_bytes // (each * (1 if followed is None else 2))
+        waiting = {number: begin(rows) for number, rows in enumerate(batches[:most])}
+        passed = 0
+        for names, count in groups:
             open_names = [name for name in names if name in wanted and name not in done]
             gathered: dict[int | None, _Gathered] = {}
-            if open_names:
-                gathered = _gather(
-                    weights, current, wiring, layer, states, original, names, aim, batch_tokens
-                )
+            for number, rows in enumerate(batches):
+                if number not in waiting and not open_names:
+                    continue
+                walk, beside = waiting.get(number) or begin(rows)
+                skipped = 0 if number in waiting else passed
+                for place in range(skipped + count):
+                    site, other = next(walk), next(beside) if beside is not None else None
+                    if place >= skipped and open_names:
+                        _gather(gathered, site, other, aim, layer)
+            passed += count
             for name in names:
                 if name in open_names:
                     done[name] = _round(name, weights[name], gathered, solve, aim, pull)
                 if name in done:
                     current[name] = torch.from_numpy(done[name])
-        pass_states(current, wiring, layer, states, batch_tokens)
-        if original is not None:
-            pass_states(weights, wiring, layer, original, batch_tokens)
+        for number, rows in enumerate(batches):
+            walk, beside = waiting.pop(number, None) or begin(rows)
+            states.write(rows, finish_walk(walk))
+            if followed is not None and beside is not None:
+                followed.write(rows, finish_walk(beside))
     return current
 
 
-def pass_states(
-    weights: Mapping[str, Tensor],
-    wiring: Wiring,
-    layer: int,
-    states: States,
-    batch_tokens: int = 4096,
-) -> None:
-    """Replace states by what a block makes of them."""
-    with torch.no_grad():
-        for rows in states.batches(batch_tokens):
-            states.write(rows, run_block(weights, wiring, layer, states.read(rows)))
+def bytes_of_walk(weights: Mapping[str, Tensor], width: int) -> int:
+    """Bytes, rather too many, that a walk of a block holds for each token while it waits."""
+    widest = max((int(one.shape[-1]) for one in weights.values()), default=width)
+    return 4 * (3 * width + 2 * widest)
 
 
 def _list_sites(
     weights: Mapping[str, Tensor], wiring: Wiring, layer: int, states: States
-) -> list[tuple[str, ...]]:
-    """The groups of linear layers of a block, in the order in which they are computed."""
+) -> list[tuple[tuple[str, ...], int]]:
+    """The groups of linear layers of a block, in the order in which they are computed.
+
+    Each with the number of its sites: of experts there is one for every one, all in a row.
+    """
     few = states.read(slice(0, 1))[:, :2]
-    found: dict[tuple[str, ...], None] = {}
-    for site in _sites(walk_block(weights, wiring, layer, few)):
-        found.setdefault(site.names)
-    return list(found)
-
-
-def _sites(walk: Walk) -> Iterator[Site]:
-    yield from walk
+    found: dict[tuple[str, ...], int] = {}
+    for site in walk_block(weights, wiring, layer, few):
+        found[site.names] = found.get(site.names, 0) + 1
+    return list(found.items())
 
 
 def _gather(
-    weights: Mapping[str, Tensor],
-    current: Mapping[str, Tensor],
-    wiring: Wiring,
-    layer: int,
-    states: States,
-    original: States | None,
-    names: tuple[str, ...],
-    aim: Aim,
-    batch_tokens: int,
-) -> dict[int | None, _Gathered]:
-    """Second moments of what reaches one group, by expert."""
-    found: dict[int | None, _Gathered] = {}
-    for rows in states.batches(batch_tokens):
-        with ExitStack() as stack:
-            walk = walk_block(current, wiring, layer, states.read(rows))
-            stack.callback(walk.close)
-            beside = None
-            if original is not None and aim != "own":
-                beside = walk_block(weights, wiring, layer, original.read(rows))
-                stack.callback(beside.close)
-            seen = False
-            for site in walk:
-                other = next(beside) if beside is not None else None
-                if site.names == names:
-                    seen = True
-                    try:
-                        found[site.expert] = _add(found.get(site.expert), site, other, aim)
-                    except ValueError as broken:
-                        raise UnusableModel(
-                            f"block {layer}: what reaches {', '.join(names)} is not usable: "
-                            f"{broken}; the checkpoint's weights may be damaged"
-                        ) from broken
-                elif seen:
-                    break
-    return found
+    found: dict[int | None, _Gathered], site: Site, other: Site | None, aim: Aim, layer: int
+) -> None:
+    """Add what reaches a site to its expert's sums."""
+    try:
+        found[site.expert] = _add(found.get(site.expert), site, other, aim)
+    except ValueError as broken:
+        raise UnusableModel(
+            f"block {layer}: what reaches {', '.join(site.names)} is not usable: "
+            f"{broken}; the checkpoint's weights may be damaged"
+        ) from broken
 
 
 def _add(sums: _Gathered | None, site: Site, other: Site | None, aim: Aim) -> _Gathered:

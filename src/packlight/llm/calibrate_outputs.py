@@ -13,6 +13,9 @@ rounding: Tseng et al. 2025, "Model-preserving adaptive rounding". Here rows are
 
 from __future__ import annotations
 
+import os
+import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -71,23 +74,30 @@ def round_in_parts(
 
 
 class SlopeStore:
-    """G of each layer in a file in a folder, from when it is measured to when it is used."""
+    """G of each layer in a file in a folder, from when it is measured to when it is used; files go
+    when nobody holds this any more.
+
+    complete: set by whoever has measured all that there are to measure.
+    """
 
     def __init__(self, folder: Path, prefix: str) -> None:
         self._folder, self._prefix = folder, prefix
         self._names: dict[str, Path] = {}
+        self.complete = False
         self.clear()
+        weakref.finalize(self, _remove, self._names)
 
     def add(self, name: str, slopes: Floats) -> None:
         """Keep G [out, out] of a layer. Raises UnusableOutput where the disk is full."""
-        path = self._folder / f"{self._prefix}{len(self._names):05}.npy"
         try:
-            np.save(path, slopes.astype(np.float32), allow_pickle=False)
+            handle, path = tempfile.mkstemp(".npy", self._prefix, self._folder)
+            self._names[name] = Path(path)
+            with os.fdopen(handle, "wb") as file:
+                np.save(file, slopes.astype(np.float32), allow_pickle=False)
         except OSError as full:
             raise UnusableOutput(
-                f"{path} cannot be written ({full.strerror}): make room and start again"
+                f"{self._folder} cannot be written to ({full.strerror}): make room and start again"
             ) from full
-        self._names[name] = path
 
     def read(self, name: str) -> Floats | None:
         """Give G of a layer, where it is known."""
@@ -99,10 +109,16 @@ class SlopeStore:
 
     def clear(self) -> None:
         """Remove all files, also those that a killed run has left."""
+        left = self._folder.glob(f"{self._prefix}*.npy")
+        _remove({path.name: path for path in left})
         self._names.clear()
-        for path in self._folder.glob(f"{self._prefix}*.npy"):
-            with suppress(OSError):
-                path.unlink()
+        self.complete = False
+
+
+def _remove(files: dict[str, Path]) -> None:
+    for path in files.values():
+        with suppress(OSError):
+            path.unlink()
 
 
 def _parts(rows: int, parts: int) -> Iterator[slice]:

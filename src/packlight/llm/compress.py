@@ -14,16 +14,16 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from packlight.errors import WrongUsage
 from packlight.llm.calibrate_outputs import SlopeStore
 from packlight.llm.checkpoint import Checkpoint
+from packlight.llm.compress_alone import Spread, Trial, spread_over_threads, weigh_alone
 from packlight.llm.compress_forecast import other_bytes, rounded_names
 from packlight.llm.compress_gguf import GgufRun
-from packlight.llm.costs import GGUF, Choose, FormatTable, TensorCosts, costs_without_text
+from packlight.llm.costs import GGUF, Choose, FormatTable, TensorCosts
 from packlight.llm.formats import FORMATS, fallback, fits
 from packlight.llm.gguf import GgufFile, begin_gguf
 from packlight.llm.journal import Journal, Row
@@ -73,6 +73,8 @@ def compress_checkpoint(
     budget: str = "",
     settings: Settings | None = None,
     metadata: Mapping[str, Any] | None = None,
+    spread: Spread = spread_over_threads,
+    slopes: SlopeStore | None = None,
     progress: Progress = SILENT,
 ) -> Compressed:
     """Write a checkpoint as a GGUF file in which tensors have fewer bits.
@@ -81,7 +83,9 @@ def compress_checkpoint(
     what each of `candidates` is estimated to cost, under the `budget` that a word stands for (a
     killed run is gone on with under the same only). windows: of text; without it tensors are
     rounded on their own, and an architecture need not be known. metadata: replaces the
-    checkpoint's own. A run with the same arguments that was killed is gone on with.
+    checkpoint's own. spread: over whom pieces of tensors are spread without text, which changes no
+    byte. slopes: of whoever makes several files with the same windows and settings, for which
+    gradients are then measured once. A run with the same arguments that was killed is gone on with.
     Raises UnusableModel, UnusableOutput, MissingExtra (PyTorch, for windows), WrongUsage.
     """
     settings = settings or Settings()
@@ -95,25 +99,26 @@ def compress_checkpoint(
     key = compression_key(checkpoint, asked, windows, settings)
     with begin_gguf(path, checkpoint, metadata=metadata, settings=key) as writing:
         journal = Journal(path.with_name(f".{path.name}.rows"), key)
-        slopes = SlopeStore(path.parent, f".{path.name}.slopes-")
+        own = slopes or SlopeStore(path.parent, f".{path.name}.slopes-")
         weighing = Weighing(
-            checkpoint, candidates, windows, settings, path.parent, progress, slopes
+            checkpoint, candidates, windows, settings, path.parent, progress, own, spread
         )
         done = len(writing.finished) == len(checkpoint.tensors)
         chosen = settle_types(weighing, types, journal, lambda: other_bytes(checkpoint), done)
         chosen = _fit(checkpoint, chosen)
         if journal.types is None:
             journal.add_types(chosen)
-        run = GgufRun(checkpoint, chosen, writing, journal, settings, progress, slopes)
+        run = GgufRun(checkpoint, chosen, writing, journal, settings, progress, own)
         if windows is None:
-            run.round_alone()
+            run.round_alone(spread)
         else:
             from packlight.llm.compress_blocks import round_blocks
 
             round_blocks(run, windows, path.parent)
         file = writing.finish()
         journal.remove()
-        slopes.clear()
+        if slopes is None:
+            own.clear()
     return _result(run, file)
 
 
@@ -128,6 +133,7 @@ class Weighing:
     scratch: Path
     progress: Progress
     slopes: SlopeStore
+    spread: Spread = spread_over_threads
     formats: FormatTable = GGUF
 
     def costs(self, candidates: Sequence[str]) -> tuple[TensorCosts, ...]:
@@ -136,7 +142,7 @@ class Weighing:
             return self._costs_alone(candidates)
         from packlight.llm.compress_blocks import estimate_costs
 
-        return estimate_costs(
+        found = estimate_costs(
             self.checkpoint,
             self.windows,
             candidates,
@@ -146,17 +152,17 @@ class Weighing:
             self.slopes if self.settings.rows_make_up else None,
             self.formats,
         )
+        self.slopes.complete = self.settings.rows_make_up
+        return found
 
     def _costs_alone(self, candidates: Sequence[str]) -> tuple[TensorCosts, ...]:
-        checkpoint = self.checkpoint
-        names = rounded_names(checkpoint)
+        names, parts = rounded_names(self.checkpoint), self.checkpoint.parts
         self.progress.stage("weighing types", len(names))
+        tasks = [Trial(name, parts[name], tuple(candidates), self.formats) for name in names]
         found = []
-        for name in names:
-            shape = checkpoint.tensors[name].shape
-            rows = checkpoint.read_rows(name, 0, min(prod(shape[:-1]), 512))
-            found.append(costs_without_text(name, shape, rows, candidates, self.formats))
-            self.progress.step(name)
+        for costs in self.spread(weigh_alone, tasks):
+            found.append(costs)
+            self.progress.step(costs.name)
         return tuple(found)
 
 
@@ -174,7 +180,8 @@ def settle_types(
     chosen: Mapping[str, str] | None = journal.types
     if chosen is None and not isinstance(types, Mapping):
         return dict(types(weighing.costs(weighing.candidates), other()))
-    if weighing.windows is not None and weighing.settings.rows_make_up and not done:
+    wanted = weighing.windows is not None and weighing.settings.rows_make_up
+    if wanted and not done and not weighing.slopes.complete:
         weighing.costs(())
     if chosen is not None:
         return chosen

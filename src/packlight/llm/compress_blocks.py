@@ -188,6 +188,7 @@ def _round_block(
         finished=finished,
         aim=run.settings.aim,
         pull=run.settings.pull,
+        waiting_bytes=run.settings.states_bytes // 2,
     )
 
 

@@ -141,6 +141,9 @@ def forecast_work(
     # Weights before and after, a layer's working copies, and sums of moments with their copies.
     memory = BASE_BYTES + resident + 4 * max(2 * inside, 2 * outside) + 4 * 4 * largest
     memory += moments * (3 + 2 * (streams - 1))
+    # Windows that wait between a block's groups, as `calibrate.bytes_of_walk` counts them.
+    widest = max((tensors[name].shape[-1] for name in names), default=0)
+    memory += min(streams * tokens * 4 * (3 * config.width + 2 * widest), states_bytes // 2)
     if gradients or weighed:
         sums = max((size for block, size in slopes.items() if block is not None), default=0)
         memory = max(memory, BASE_BYTES + resident + 4 * max(3 * inside, outside) + sums)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from math import prod
+from itertools import chain, islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from packlight.errors import UnusableModel
 from packlight.llm.calibrate_outputs import PARTS, SlopeStore, round_in_parts
 from packlight.llm.checkpoint import Checkpoint
-from packlight.llm.formats import FORMATS, decode, quantize_with_info, row_bytes
+from packlight.llm.compress_alone import RoundedPiece, Spread, pieces_of, round_piece
+from packlight.llm.formats import FORMATS, decode, quantize_with_info
 from packlight.llm.gguf import Writing
 from packlight.llm.journal import Journal, Row
 from packlight.llm.rounding import Floats, Moments, Settings, relative_error
@@ -26,9 +27,6 @@ SMALL = 1 << 26
 """Weights of a model up to which more effort is spent on each: three beginnings of descent in place
 of one (which took the error of 2-bit blocks from 0.525 to 0.496 of llama.cpp's, of 4-bit ones from
 0.530 to 0.510, on text held back), and rows that make up for each other in smaller parts."""
-
-_PIECE = 1 << 21
-"""Weights that are rounded at a time without text."""
 
 
 @dataclass
@@ -104,37 +102,41 @@ class GgufRun:
         self.progress.step(f"{name} {kind}")
         return near.reshape(weight.shape)
 
-    def round_alone(self) -> None:
-        """All tensors without text, some rows at a time."""
-        self.progress.stage("rounding", len(self.checkpoint.tensors))
-        for name, info in self.checkpoint.tensors.items():
-            if not self.wants(name):
+    def round_alone(self, spread: Spread) -> None:
+        """All tensors without text, pieces of them spread over whoever takes them."""
+        tensors = self.checkpoint.tensors
+        self.progress.stage("rounding", len(tensors))
+        pieces = {
+            name: pieces_of(self.checkpoint, name, self.types[name])
+            for name in tensors
+            if self.wants(name) and not self._is_finished(name)
+        }
+        rounded = spread(round_piece, [*chain.from_iterable(pieces.values())])
+        for name in tensors:
+            if name in pieces:
+                self._write_pieces(name, islice(rounded, len(pieces[name])))
+            elif not self.wants(name):
                 self.keep(name)
-                self.progress.step(name)
-            elif self._is_finished(name):
-                self.progress.step(name)
-            else:
-                self._round_rows(name, info.shape)
+            self.progress.step(name)
 
     def _is_finished(self, name: str) -> bool:
         return name in self.writing.finished and name in self.journal.rows
 
-    def _round_rows(self, name: str, shape: tuple[int, ...]) -> None:
+    def _write_pieces(self, name: str, pieces: Iterator[RoundedPiece]) -> None:
         begun = time.monotonic()
-        kind, inputs, rows = self.types[name], shape[-1], prod(shape[:-1])
-        data = np.empty((rows, row_bytes(kind, inputs)), np.uint8)
-        step = max(_PIECE // inputs, 1)
-        error = power = 0.0
-        for at in range(0, rows, step):
-            weight = self.checkpoint.read_rows(name, at, min(at + step, rows))
-            data[at : at + step] = self._quantize(name, weight, None)
-            lost, whole = relative_error(weight, decode(kind, data[at : at + step]), None)
-            error, power = error + lost, power + whole
+        kind, error, power = self.types[name], 0.0, 0.0
+
+        def blocks() -> Iterator[NDArray[np.uint8]]:
+            nonlocal error, power
+            for piece in pieces:
+                error, power = error + piece.error, power + piece.power
+                yield piece.data
+
+        self.writing.add(name, kind, blocks())
+        # A tensor that is written and has no row yet is rounded again, to the same bytes.
         bits, seconds = FORMATS[kind].bits_per_weight, round(time.monotonic() - begun, 3)
-        ratio = error / power if power else 0.0
-        self.journal.add(Row(name, kind, bits, rows * inputs, ratio, False, seconds))
-        self.writing.add(name, kind, data)
-        self.progress.step(f"{name} {kind}")
+        weights, ratio = self.checkpoint.tensors[name].weights, error / power if power else 0.0
+        self.journal.add(Row(name, kind, bits, weights, ratio, False, seconds))
 
     def _quantize(self, name: str, weight: Floats, moments: Moments | None) -> NDArray[np.uint8]:
         """Bytes of a matrix, its rows making up for each other where gradients are known."""

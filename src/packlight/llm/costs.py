@@ -30,7 +30,12 @@ class FormatTable:
 
 
 def _round_to_gguf(kind: str, weight: Floats, moments: Floats | None, damping: float) -> Floats:
-    return decode(kind, quantize_with_info(kind, weight, moments, damping=damping, sweeps=0).data)
+    # Without moments tensors are spread over threads already.
+    threads = {"threads": 1} if moments is None else {}
+    return decode(
+        kind,
+        quantize_with_info(kind, weight, moments, damping=damping, sweeps=0, **threads).data,
+    )
 
 
 GGUF = FormatTable(fits, row_bytes, _round_to_gguf)

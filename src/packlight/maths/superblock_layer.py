@@ -9,6 +9,7 @@ their inputs; each gets its scales and codes for the targets that make up for th
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from packlight.maths.factor import factor_moments
 from packlight.maths.grids import Array
 from packlight.maths.layer import check_moments, row_slices
 from packlight.maths.superblock_descent import sweep_blocks
-from packlight.maths.superblock_moves import Columns, empty_columns
+from packlight.maths.superblock_moves import Columns, empty_columns, side_by_side
 from packlight.maths.superblock_rounding import round_super_block
 from packlight.maths.superblock_search import GREATEST, codes_of_levels
 from packlight.maths.superblocks import SuperBlockGrid, SuperBlocks
@@ -75,54 +76,50 @@ def solve_super_blocks(
     check_moments(second_moments, inputs)
     h, exponent = _moderate(xp, second_moments)
     backwards = xp.arange(inputs - 1, -1, -1, device=device(weight))
-    parts = [_Part(xp, weight[some, :], grid) for some in row_slices(outputs, OUTPUTS)]
-    used, dead = 0.0, 0
-    for start in range(starts):
-        wanted = damping * 3.0**start
-        factor = factor_moments(h, backwards, damping=wanted, dtype=xp.float32)
-        if not start:
-            used, dead = factor.damping, sum(factor.dead)
-        with ThreadPoolExecutor(threads) as pool:
-            for _ in pool.map(lambda part, u=factor.upper: part.solve(u, h, sweeps), parts):
-                pass
+    factors = [
+        factor_moments(h, backwards, damping=damping * 3.0**start, dtype=xp.float32)
+        for start in range(starts)
+    ]
+    uppers = [factor.upper for factor in factors]
+    parts = row_slices(outputs, max(OUTPUTS // starts, 1))
+    with ThreadPoolExecutor(threads) as pool:
+        solved = [
+            *pool.map(lambda some: _solve(xp, weight[some, :], h, uppers, grid, sweeps), parts)
+        ]
     info = SuperBlockInfo(
-        math.ldexp(math.fsum(part.error for part in parts), exponent),
-        math.ldexp(math.fsum(part.reference for part in parts), exponent),
-        used,
-        dead,
-        max(part.sweeps for part in parts),
+        math.ldexp(math.fsum(part.error for part in solved), exponent),
+        math.ldexp(math.fsum(part.reference for part in solved), exponent),
+        factors[0].damping,
+        sum(factors[0].dead),
+        max(part.sweeps for part in solved),
     )
-    return _join(xp, [_blocks_of(xp, part.columns, grid) for part in parts]), info
+    return _join(xp, [_blocks_of(xp, part.columns, grid) for part in solved]), info
 
 
+@dataclass(frozen=True)
 class _Part:
-    """Some outputs of a layer, and the best super-blocks found for them so far."""
+    """Super-blocks of some outputs of a layer; figures as in `SuperBlockInfo`."""
 
-    def __init__(self, xp: Any, weight: Array, grid: SuperBlockGrid) -> None:
-        self.xp, self.weight, self.grid = xp, weight, grid
-        self.columns: Columns = Columns(None, None, None)
-        self.errors: Array | None = None
-        self.reference, self.sweeps = 0.0, 0
+    columns: Columns
+    error: float
+    reference: float
+    sweeps: int
 
-    @property
-    def error(self) -> float:
-        return float(self.xp.sum(self.errors))
 
-    def solve(self, upper: Array, h: Array, sweeps: int) -> None:
-        """Start once more, from compensation with this factor."""
-        xp = self.xp
-        w = xp.asarray(xp.astype(self.weight, xp.float32).T, copy=True)
-        w = w.clip(-GREATEST, GREATEST)
-        columns = _compensate(xp, w, upper, self.grid)
-        errors, done = sweep_blocks(w, h, columns, self.grid, sweeps=sweeps)
-        self.sweeps = max(self.sweeps, done)
-        if self.errors is None:
-            self.columns, self.errors = columns, errors
-            self.reference = float(xp.sum(xp.astype(xp.matmul(h, w) * w, xp.float64)))
-            return
-        better = errors < self.errors
-        self.columns.take_better(columns, better)
-        self.errors = xp.where(better, errors, self.errors)
+def _solve(
+    xp: Any, weight: Array, h: Array, uppers: Sequence[Array], grid: SuperBlockGrid, sweeps: int
+) -> _Part:
+    """Some outputs, from each factor once, all descending together."""
+    w = xp.asarray(xp.astype(weight, xp.float32).T, copy=True)
+    w = w.clip(-GREATEST, GREATEST)
+    columns = side_by_side([_compensate(xp, w, upper, grid) for upper in uppers])
+    starts = len(uppers)
+    errors, done = sweep_blocks(xp.tile(w, (1, starts)), h, columns, grid, sweeps=sweeps)
+    errors = xp.reshape(errors, (starts, -1))
+    if starts > 1:
+        columns = columns.best_of(starts, xp.argmin(errors, axis=0))
+    reference = float(xp.sum(xp.astype(xp.matmul(h, w) * w, xp.float64)))
+    return _Part(columns, float(xp.sum(xp.min(errors, axis=0))), reference, done)
 
 
 def _moderate(xp: Any, second_moments: Array) -> tuple[Array, int]:

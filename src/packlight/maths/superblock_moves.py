@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from array_api_compat import array_namespace
@@ -51,12 +52,16 @@ class Columns:
             if grid.sub_blocks == 1:
                 self.offset[block, :] = scales.offset
 
-    def take_better(self, other: Columns, better: Array) -> None:
-        """Take over the outputs of another state that are better. better: [n] booleans."""
-        xp = array_namespace(better)
-        for own, new in zip(vars(self).values(), vars(other).values(), strict=True):
-            if own is not None:
-                own[...] = xp.where(better, new, own)
+    def best_of(self, starts: int, best: Array) -> Columns:
+        """Of states side by side, the one with the number best[k] for each output k."""
+
+        def pick(values: Array | None) -> Array | None:
+            if values is None:
+                return None
+            xp = array_namespace(values)
+            return pick_rows(xp.reshape(values, (values.shape[0], starts, -1)), best)
+
+        return Columns(*(pick(values) for values in vars(self).values()))
 
 
 @dataclass(frozen=True)
@@ -108,54 +113,43 @@ def try_scales(now: Scales, grid: SuperBlockGrid, spread: Sequence[float]) -> Sc
     or the highest stays where it is as the step changes; and the whole grid moves a part of a step.
     """
     xp = array_namespace(now.scale)
-    top = float(grid.levels[-1])
-    subs, scales, offsets, sub_offsets = [], [], [], []
+    table = xp.asarray(_list_tries(grid, tuple(spread)), dtype=now.scale.dtype)
+    factor, anchor, move = (table[:, place, None] for place in range(3))
+    every = xp.zeros_like(factor)
+    sub, scale = now.sub_scale + every, now.scale + every
+    if grid.scale_limits[0] == grid.scale_limits[1]:
+        scale = to_half(scale * factor)
+    else:
+        away = xp.where(factor > 1, every + 1, every - 1)
+        least = sub + xp.where(sub < 0, -away, away)
+        other = xp.round(sub * factor)
+        other = xp.where(other == sub, least, other)
+        other = other.clip(float(grid.scale_limits[0]), float(grid.scale_limits[1]))
+        sub = xp.where(factor == 1, sub, other)
+    if now.offset is None or now.sub_offset is None:
+        return Scales(sub, scale)
+    shift = (scale * sub - now.step) * anchor * float(grid.levels[-1]) + move * now.step
+    if grid.scale_limits[0] == grid.scale_limits[1]:
+        return Scales(sub, scale, now.sub_offset + every, to_half(now.offset + shift))
+    usable = now.offset != 0
+    wanted = xp.round(shift / xp.where(usable, now.offset, xp.ones_like(now.offset)))
+    wanted = xp.where((wanted == 0) & (move != 0), xp.sign(move), wanted)
+    limits = grid.offset_limits or (0, 0)
+    whole = (now.sub_offset + wanted).clip(float(limits[0]), float(limits[1]))
+    return Scales(sub, scale, xp.where(usable, whole, now.sub_offset), now.offset + every)
 
-    def add(factor: float, anchor: float, move: float) -> None:
-        sub, scale = now.sub_scale, now.scale
-        if grid.scale_limits[0] == grid.scale_limits[1]:
-            scale = to_half(scale * factor)
-        elif factor != 1.0:
-            sign = xp.where(sub < 0, -xp.ones_like(sub), xp.ones_like(sub))
-            least = sub + sign * (1.0 if factor > 1 else -1.0)
-            other = xp.round(sub * factor)
-            same = other == sub
-            sub = xp.where(same, least, other)
-            sub = sub.clip(float(grid.scale_limits[0]), float(grid.scale_limits[1]))
-        subs.append(sub)
-        scales.append(scale)
-        if now.offset is None or now.sub_offset is None:
-            return
-        step = scale * sub
-        shift = (step - now.step) * anchor * top + move * now.step
-        if grid.scale_limits[0] == grid.scale_limits[1]:
-            offsets.append(to_half(now.offset + shift))
-            sub_offsets.append(now.sub_offset)
-            return
-        usable = now.offset != 0
-        wanted = shift / xp.where(usable, now.offset, xp.ones_like(now.offset))
-        wanted = xp.round(wanted)
-        if move:
-            away = xp.ones_like(wanted) * (1.0 if move > 0 else -1.0)
-            wanted = xp.where(wanted == 0, away, wanted)
-        limits = grid.offset_limits or (0, 0)
-        whole = (now.sub_offset + wanted).clip(float(limits[0]), float(limits[1]))
-        offsets.append(now.offset)
-        sub_offsets.append(xp.where(usable, whole, now.sub_offset))
 
-    add(1.0, 0.0, 0.0)
-    for share in spread:
-        for anchor in (0.0, 0.5, 1.0) if now.offset is not None else (0.0,):
-            add(1 + share, anchor, 0.0)
-    if now.offset is not None:
-        for move in MOVES:
-            add(1.0, 0.0, move)
-    elif grid.scale_limits[0] < 0 or grid.scale_limits == (1, 1):
-        add(-1.0, 0.0, 0.0)
-    stacked = [xp.stack(subs), xp.stack(scales)]
-    if now.offset is not None:
-        stacked += [xp.stack(sub_offsets), xp.stack(offsets)]
-    return Scales(*stacked)
+@cache
+def _list_tries(grid: SuperBlockGrid, spread: tuple[float, ...]) -> list[tuple[float, ...]]:
+    """Of each try: what the step is multiplied by, which level's value stays, how far all moves."""
+    tries = [(1.0, 0.0, 0.0)]
+    if grid.offset_limits is None:
+        tries += [(1 + share, 0.0, 0.0) for share in spread]
+        if grid.scale_limits[0] < 0 or grid.scale_limits == (1, 1):
+            tries.append((-1.0, 0.0, 0.0))
+        return tries
+    tries += [(1 + share, anchor, 0.0) for share in spread for anchor in (0.0, 0.5, 1.0)]
+    return tries + [(1.0, 0.0, move) for move in MOVES]
 
 
 def choose(tried: Scales, best: Array) -> Scales:
@@ -171,3 +165,12 @@ def pick_rows(values: Array, best: Array) -> Array:
     place = best * count + xp.arange(count, dtype=best.dtype)
     flat = xp.reshape(values, (*lead, tries * count))
     return xp.take(flat, place, axis=len(lead))
+
+
+def side_by_side(states: Sequence[Columns]) -> Columns:
+    """Several states of the same inputs as one of all their outputs."""
+    if len(states) == 1:
+        return states[0]
+    xp = array_namespace(states[0].levels)
+    parts: Any = zip(*(vars(state).values() for state in states), strict=True)
+    return Columns(*(None if some[0] is None else xp.concat(some, axis=1) for some in parts))

@@ -143,9 +143,9 @@ def nearest_levels(target: Array, step: Array, shift: Array | None, grid: SuperB
 
 def round_to_levels(ratio: Array, grid: SuperBlockGrid) -> Array:
     """Give the nearest level of each number; may work in place."""
+    if grid.even:  # methods that NumPy and PyTorch share: this is called for every single input
+        return ratio.round().clip(float(grid.levels[0]), float(grid.levels[-1]))
     xp = array_namespace(ratio)
-    if grid.even:
-        return xp.round(ratio).clip(float(grid.levels[0]), float(grid.levels[-1]))
     low, high = grid.levels[0], grid.levels[-1]
     table = xp.asarray(_half_steps(grid.levels), dtype=xp.float32, device=device(ratio))
     place = xp.floor(ratio.clip(float(low), float(high)) * 2) - 2 * low

@@ -12,6 +12,7 @@ The older formats are the case of one sub-block whose whole numbers are 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from array_api_compat import array_namespace, device
 
@@ -40,7 +41,7 @@ class SuperBlockGrid:
         """Inputs of a super-block."""
         return self.sub_size * self.sub_blocks
 
-    @property
+    @cached_property
     def even(self) -> bool:
         """Whether the levels are neighbouring whole numbers."""
         return self.levels[-1] - self.levels[0] == len(self.levels) - 1

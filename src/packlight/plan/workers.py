@@ -27,6 +27,9 @@ Result = TypeVar("Result")
 _ANSWER_SECONDS = 5.0
 """A cluster that has not taken up the connection by then does not answer."""
 
+_WAVE = 8
+"""Tasks of a worker that are given out together where results are taken in turn."""
+
 _RAY_SETTINGS = {
     # No reports to its maker, and a cluster of our own is on the loopback interface alone.
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -83,6 +86,17 @@ def run_tasks(
                 progress.step()
                 _raise_first(found)
     return [found[index][1] for index in range(len(tasks))]
+
+
+def run_in_turn(
+    function: Callable[[Task], Result], tasks: Sequence[Task], *, workers: int | str
+) -> Iterator[Result]:
+    """As `run_tasks`, one result after the other; only a few tasks' results are held at a time."""
+    with contextlib.ExitStack() as stack:
+        count = stack.enter_context(connect_ray(workers)) if isinstance(workers, str) else workers
+        wave = _WAVE * count
+        for start in range(0, len(tasks), wave):
+            yield from run_tasks(function, tasks[start : start + wave], workers=workers)
 
 
 def parse_workers(text: str) -> int | str:

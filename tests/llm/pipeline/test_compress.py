@@ -117,8 +117,23 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> Callable[[], None
             raise KilledError
         return real(*args, **named)
 
+    # Without text a tensor's pieces are rounded elsewhere, some ahead, and taken in turn.
+    pieces, taken = GgufRun._write_pieces, [0]
+
+    def dying_too(*args: Any) -> None:
+        taken[0] += 1
+        if taken[0] > steps:
+            raise KilledError
+        pieces(*args)
+
     monkeypatch.setattr(GgufRun, "_quantize", dying)
-    return lambda: monkeypatch.setattr(GgufRun, "_quantize", real)
+    monkeypatch.setattr(GgufRun, "_write_pieces", dying_too)
+
+    def alive() -> None:
+        monkeypatch.setattr(GgufRun, "_quantize", real)
+        monkeypatch.setattr(GgufRun, "_write_pieces", pieces)
+
+    return alive
 
 
 @pytest.mark.parametrize("steps", [0, 1, 4, 9, 14])

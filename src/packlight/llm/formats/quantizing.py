@@ -6,6 +6,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,8 +103,13 @@ def quantize_with_info(
         found = search_super_blocks(weight[some], second_moments, grid)
         data[some] = encode(name, found)
 
+    starts_of_rows = range(0, outputs, rows)
+    if threads == 1:
+        for start in starts_of_rows:
+            work(start)
+        return Quantized(data)
     with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(work, range(0, outputs, rows)):
+        for _ in pool.map(work, starts_of_rows):
             pass
     return Quantized(data)
 
@@ -112,12 +119,21 @@ def _one_blas_thread() -> AbstractContextManager[object]:
 
     A tensor took 96 s with two of them on a busy machine, and 17 s with one.
     """
-    try:
-        from threadpoolctl import threadpool_limits
-    except ImportError:
+    libraries = _libraries()
+    if libraries is None:
         return nullcontext()
-    found: AbstractContextManager[object] = threadpool_limits(1, user_api="blas")
+    found: AbstractContextManager[object] = libraries.limit(limits=1, user_api="blas")
     return found
+
+
+@cache
+def _libraries() -> Any:
+    """What sets the threads of libraries, looked for once: it is asked for at every few rows."""
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ImportError:
+        return None
+    return ThreadpoolController()
 
 
 def _check_finite(weight: NDArray[np.float32]) -> None:

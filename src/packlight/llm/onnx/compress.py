@@ -17,6 +17,7 @@ from packlight.llm.blocks_wiring import read_wiring
 from packlight.llm.calibrate_outputs import SlopeStore
 from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.compress import Compressed, Weighing, compression_key, settle_types
+from packlight.llm.compress_alone import Spread, spread_over_threads
 from packlight.llm.compress_forecast import rounded_names
 from packlight.llm.costs import Choose
 from packlight.llm.journal import Journal
@@ -51,11 +52,13 @@ def compress_decoder(
     budget: str = "",
     settings: Settings | None = None,
     accuracy_level: int = 4,
+    spread: Spread = spread_over_threads,
+    slopes: SlopeStore | None = None,
     progress: Progress = SILENT,
 ) -> Compressed:
     """Write a checkpoint as an ONNX graph at `path`, with its weights and its tokenizer beside it.
 
-    types, windows, candidates, budget, settings: as of `packlight.llm.compress.
+    types, windows, candidates, budget, settings, spread, slopes: as of `packlight.llm.compress.
     compress_checkpoint`; types are those of `packlight.llm.onnx.formats`. accuracy_level: of
     `build_decoder`. A run with the same arguments that was killed is gone on with.
     Raises UnusableModel, UnusableOutput, MissingExtra (PyTorch, for windows), WrongUsage.
@@ -74,9 +77,9 @@ def compress_decoder(
     data = path.with_name(path.name + DATA)
     with Writing(data, decoder_shapes(checkpoint), key) as writing:
         journal = Journal(path.with_name(f".{path.name}.rows"), key)
-        slopes = SlopeStore(path.parent, f".{path.name}.slopes-")
+        own = slopes or SlopeStore(path.parent, f".{path.name}.slopes-")
         weighing = Weighing(
-            checkpoint, candidates, windows, settings, path.parent, progress, slopes, ONNX
+            checkpoint, candidates, windows, settings, path.parent, progress, own, spread, ONNX
         )
         chosen = settle_types(
             weighing, types, journal, lambda: other_bytes(checkpoint), writing.is_complete
@@ -84,7 +87,7 @@ def compress_decoder(
         chosen = _fit(checkpoint, chosen)
         if journal.types is None:
             journal.add_types(chosen)
-        run = OnnxRun(checkpoint, chosen, writing, journal, settings, progress, slopes)
+        run = OnnxRun(checkpoint, chosen, writing, journal, settings, progress, own)
         if windows is None:
             run.round_alone()
         else:
@@ -103,7 +106,8 @@ def compress_decoder(
             _write(path.with_name(name), content)
         _write(path, graph.SerializeToString())
         journal.remove()
-        slopes.clear()
+        if slopes is None:
+            own.clear()
     rows = journal.rows
     notes = checkpoint.notes
     if context_of(checkpoint) < checkpoint.config.context:
