@@ -29,6 +29,9 @@ FACTORS = {4: np.geomspace(1.0, 0.35, 24), 8: np.geomspace(1.0, 0.5, 12)}
 _PHASES = np.geomspace(2.1, 0.5, 28)
 """Above 1 the highest levels idle, which small groups of floats often gain by."""
 
+ROUNDS = {4: 4, 8: 1}
+"""Of fitting scales to codes, by bits: with 8 there is little left to gain."""
+
 _SEARCHED = 1 << 16
 """Weights whose scales are searched at a time: what goes over them again stays in the cache."""
 
@@ -70,6 +73,7 @@ def solve_codes(
         codes, scale, _ = round_and_refit(
             weight, moments, scale, np.zeros(1), scheme.grid,
             damping=damping, order="descending", group_size=group, store=store,
+            rounds=ROUNDS[scheme.bits],
         )  # fmt: skip
     return Coded(codes, np.asarray(scale, np.float32), global_scale)
 
