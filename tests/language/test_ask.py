@@ -51,13 +51,26 @@ def test_one_budget_is_read(options: dict[str, Any], field: str, value: float) -
         ({"bits": "nan"}, "such as 4.5"),
         ({"max_drop": "0"}, "allow more than 0"),
         ({"target": "olama"}, "yet: choose one of llama.cpp, ollama"),
-        ({"target": "vllm"}, "choose one of llama.cpp, ollama"),
+        (
+            {"target": "vllm", "bits": 4},
+            "--bits cannot be used with --target vllm.*w4a16, ",
+        ),
+        ({"target": "vllm", "max_size": "2GB"}, "--max-size cannot be used with --target vllm"),
+        ({"target": "vllm", "pins": {"a": "Q4_K"}}, "--pin cannot be used with --target vllm"),
+        ({"target": "vllm", "scheme": "w4a6"}, "did you mean 'w4a16'"),
+        ({"scheme": "w4a16"}, "--scheme w4a16 is for --target vllm; for llama.cpp say"),
         ({"pins": {"token_embd.weight": "Q4K"}}, "did you mean.*Q4_K"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_sentence(options: dict[str, Any], words: str) -> None:
     with pytest.raises(WrongUsage, match=words):
         ask(**options)
+
+
+def test_a_scheme_says_it_all_for_vllm() -> None:
+    found = ask(target="vllm")
+    assert (found.scheme, found.by_default, found.bits) == ("w4a16", True, None)
+    assert ask(target="vllm", scheme="FP8").scheme == "fp8"
 
 
 def test_folders_and_gguf_files_are_language_models(tmp_path: Path) -> None:
@@ -80,9 +93,18 @@ def test_a_recipe_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert "--data TEXT" in path.read_text()
 
 
+def test_a_recipe_of_a_scheme_is_read_as_it_was_written(tmp_path: Path) -> None:
+    recipe = LanguageRecipe("vllm", {}, False, 3, "w4a16")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(write_language_recipe(recipe))
+    assert read_language_recipe(path) == recipe
+    assert "types" not in recipe.content and path.read_text().startswith("# The scheme of all")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("kind: language-model\nscheme: w4a15", "did you mean.*w4a16"),
         ("layers: {a: int8}", "kind: language-model"),
         ("kind: language-model\ntypes: {a: Q4K}", "did you mean.*Q4_K"),
         ("kind: language-model\ntypes: {a: [1]}", "'a' has the type"),

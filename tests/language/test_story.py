@@ -19,6 +19,8 @@ from packlight.language.forecast import LanguageForecast
 from packlight.language.result import LanguageResult
 from packlight.llm import compress_gguf
 from packlight.llm.checkpoint import open_checkpoint
+from packlight.llm.schemes import folder as vllm_folder
+from packlight.runtime.transformers import has_transformers
 
 SHAPE = {
     "hidden_size": 256,
@@ -205,3 +207,49 @@ def test_agreement_is_asked_for_and_measured(small: Path, text: Path) -> None:
     assert tight.size_bytes.compressed > loose.size_bytes.compressed
     assert loose.divergence is not None and loose.divergence.top_agreement > 0.7
     assert [trial.chosen for trial in loose.trials].count(True) == 1
+
+
+# Folders for vLLM --------------------------------------------------------------------------------
+
+
+def test_a_folder_for_vllm_is_made_again_from_its_recipe(small: Path, tmp_path: Path) -> None:
+    found = compress(small, target="vllm", scheme="w8a8")
+    assert found.evidence.scheme == "w8a8" and found.verdict == "best-effort"
+    folder = found.save(tmp_path / "out")
+    assert {file.name for file in folder.iterdir()} >= {
+        *("config.json", "model.safetensors", "tokenizer.json", "recipe.yaml", "report.html"),
+    }
+    again = compress(small, recipe=folder / "recipe.yaml")
+    name = "model.safetensors"
+    assert (again.model / name).read_bytes() == (folder / name).read_bytes()
+    assert "vllm serve" in (folder / "report.html").read_text()
+    with pytest.raises(UnusableModel, match="quantized already"):
+        compress(folder, target="vllm")
+
+
+def test_the_default_scheme_and_its_size_are_forecast(small: Path) -> None:
+    found = packlight.compress(small, target="vllm", dry_run=True)
+    assert isinstance(found, LanguageForecast)
+    assert any("w4a16" in line for line in found.lines)
+    made = compress(small, target="vllm").evidence
+    assert made.size_bytes.compressed == found.size_bytes
+    assert "no scheme was named: w4a16" in " ".join(made.notes)
+
+
+def test_a_gguf_file_cannot_become_a_folder(small: Path, tmp_path: Path) -> None:
+    source = compress(small, bits=8.5).save(tmp_path / "first") / "model.gguf"
+    with pytest.raises(WrongUsage, match=r"GGUF file, which lacks the config\.json"):
+        compress(source, target="vllm")
+
+
+@pytest.mark.skipif(not has_transformers(), reason="packlight[vllm] is not installed here")
+def test_a_folder_is_proven_in_transformers(
+    small: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_folder, "PARTS", 2)
+    found = compress(small, target="vllm", scheme="w8a16", data=text).evidence
+    assert found.verdict == "met" and found.divergence is not None
+    assert 0 < found.divergence.mean_kl < 0.1
+    assert found.speed is None and found.peak_memory_bytes is None
+    assert any("speed and memory were not measured" in note for note in found.notes)
+    assert found.environment["runtime"].startswith("transformers")

@@ -45,7 +45,8 @@ def print_result(result: Result | LanguageResult, folder: Path) -> None:
     console = _console()
     console.print(result)
     console.print()
-    lines = [("Model", str(folder / result.model.name)), ("Report", str(folder / "report.html"))]
+    model = folder if result.model.is_dir() else folder / result.model.name
+    lines = [("Model", str(model)), ("Report", str(folder / "report.html"))]
     packed = getattr(result.evidence, "packed_bytes", None)
     if packed is not None and result.verdict != "not-worth-it":
         lines.append(("To download", f"packlight pack {shlex.quote(str(folder))}"))

@@ -71,6 +71,7 @@ def _load(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Hea
             use_safetensors=True,
             local_files_only=True,
         ).eval()
+        _decompress(torch, model)
     words = int(model.config.get_text_config().vocab_size)
     if words < 1:
         raise RuntimeError("The folder has no vocabulary.")
@@ -160,6 +161,16 @@ REQUESTS: dict[str, Callable[[dict[int, Any], Header, Arrays], tuple[Header, Arr
     "generate": _generate,
     "time_text": _time,
 }
+
+
+def _decompress(torch: Any, model: Any) -> None:
+    """Decompress the weights now rather than with the first tokens, all to the same 32 bits."""
+    if getattr(model, "ct_decompress_hook", None) is None:
+        return
+    model.hf_quantizer.compressor.decompress_model(model)
+    for parameter in model.parameters():  # 4-bit floats come as 16 bits
+        if parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
 
 
 def _ends(model: Any) -> frozenset[int]:

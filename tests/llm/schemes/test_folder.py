@@ -104,10 +104,11 @@ def test_transformers_finds_the_weights_that_were_written(
     assert made.size_bytes == sum(one.stat().st_size for one in out.glob("*.safetensors"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+        kind = torch.bfloat16 if scheme == "nvfp4" else torch.float32
+        loaded = AutoModelForCausalLM.from_pretrained(out, dtype=kind).eval()
         with torch.no_grad():
             loaded(torch.arange(4, 20)[None])
-    weights = {name: one.detach().numpy() for name, one in loaded.state_dict().items()}
+    weights = {name: one.detach().float().numpy() for name, one in loaded.state_dict().items()}
     ours = dense(out, model, scheme)
     for name, one in ours.items():
         if "nvfp4" in scheme:  # compressed-tensors decompresses it to bfloat16

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from packlight.errors import UnusableModel
 from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.checkpoint.folder import has_file, resolve_within
 from packlight.llm.checkpoint.strict_json import read_json
@@ -108,11 +110,9 @@ def _modules(checkpoint: Checkpoint, name: str) -> list[str]:
     ]
 
 
-def _read(path: Any) -> bytes:
+def _read(path: Path) -> bytes:
     with path.open("rb") as file:
-        content: bytes = file.read(MOST_BYTES + 1)
+        content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
-        from packlight.errors import UnusableModel
-
         raise UnusableModel(f"{path} is larger than {MOST_BYTES} bytes: download the model again.")
     return content

@@ -48,6 +48,7 @@ class Coded:
 
 def to_half(values: Floats, kind: str) -> Bytes:
     """Floats [rows, n] as the bytes of F16 or BF16, [rows, 2 n]."""
+    values = np.ascontiguousarray(values)
     return encode_f16(values) if kind == "F16" else encode_bf16(values)
 
 
@@ -151,7 +152,8 @@ def pack_integers(codes: NDArray[Any], bits: int) -> NDArray[np.int32]:
     filled[:, :count] = codes.astype(np.int64) + (1 << (bits - 1))
     shifts = np.arange(each, dtype=np.uint32) * np.uint32(bits)
     words = np.bitwise_or.reduce(filled.reshape(rows, -1, each) << shifts, axis=2)
-    return words.astype("<u4").view("<i4")
+    signed: NDArray[np.int32] = words.astype("<u4").view("<i4")
+    return signed
 
 
 def unpack_integers(words: NDArray[np.int32], bits: int, count: int) -> NDArray[np.int8]:
@@ -159,7 +161,8 @@ def unpack_integers(words: NDArray[np.int32], bits: int, count: int) -> NDArray[
     shifts = np.arange(32 // bits, dtype=np.uint32) * np.uint32(bits)
     wide = words.view("<u4")[:, :, None] >> shifts & np.uint32((1 << bits) - 1)
     codes = wide.reshape(len(words), -1)[:, :count].astype(np.int16) - (1 << (bits - 1))
-    return codes.astype(np.int8)
+    narrow: NDArray[np.int8] = codes.astype(np.int8)
+    return narrow
 
 
 def encode_e4m3(values: Floats) -> Bytes:

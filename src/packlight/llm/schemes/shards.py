@@ -174,8 +174,8 @@ class FolderWriting:
             for file, content in files.items():
                 (self.partial / file).write_bytes(content)
             self._journal.remove()
-            for file in self.partial.iterdir():
-                with file.open("rb") as opened:
+            for place in self.partial.iterdir():
+                with place.open("rb") as opened:
                     os.fsync(opened.fileno())
             sync_folder(self.partial)
             self.partial.rename(self.path)

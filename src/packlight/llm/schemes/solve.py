@@ -8,9 +8,6 @@ code on the scale of least squared error.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,6 +25,9 @@ FACTORS = {4: np.geomspace(1.0, 0.35, 24), 8: np.geomspace(1.0, 0.5, 12)}
 """Of the scale that reaches every weight, by bits."""
 _PHASES = np.geomspace(2.1, 0.5, 28)
 """Above 1 the highest levels idle, which small groups of floats often gain by."""
+
+ROUNDS = {4: 4, 8: 1}
+"""Of fitting scales to codes, by bits: with 8 there is little left to gain."""
 
 _SEARCHED = 1 << 16
 """Weights whose scales are searched at a time: what goes over them again stays in the cache."""
@@ -63,13 +63,15 @@ def solve_codes(
         raise ValueError(f"rows of {inputs} do not divide into groups of {scheme.groups}")
     store = _storage(scheme, half, global_scale)
     importance = np.ones(inputs) if moments is None else np.diagonal(moments).astype(np.float64)
-    scale = _search_scales(weight, importance, scheme, group, store)
+    factors = _PHASES if scheme.groups == (16,) else FACTORS[scheme.bits]
+    scale = _search_scales(weight, importance, scheme.grid, group, store, factors)
     if moments is None:
         codes = round_to_nearest(weight, scale, 0.0, scheme.grid, group_size=group)
     else:
         codes, scale, _ = round_and_refit(
             weight, moments, scale, np.zeros(1), scheme.grid,
             damping=damping, order="descending", group_size=group, store=store,
+            rounds=ROUNDS[scheme.bits],
         )  # fmt: skip
     return Coded(codes, np.asarray(scale, np.float32), global_scale)
 
@@ -126,21 +128,25 @@ def _least_half(half: str) -> np.float32:
 
 
 def _search_scales(
-    weight: Floats, importance: NDArray[np.float64], scheme: Scheme, group: int, store: Store
+    weight: Floats,
+    importance: NDArray[np.float64],
+    grid: Grid,
+    group: int,
+    store: Store,
+    factors: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Scales [out, groups], some rows at a time."""
-    grid: Grid = scheme.grid  # type: ignore[assignment]
     outputs, inputs = weight.shape
     found = np.empty((outputs, inputs // group))
     step = max(1, _SEARCHED // inputs)
-    factors = _PHASES if scheme.groups == (16,) else FACTORS[scheme.bits]
-    search: Callable[..., Any] = scale_by_search
     for start in range(0, outputs, step):
         part = weight[start : start + step].astype(np.float64)
         rows = split_blocks(part, (1, group))
         shares = split_blocks(np.broadcast_to(importance, part.shape), (1, group))
         # Where nothing ever arrives all weights count alike.
         shares = np.where(shares.sum(axis=1, keepdims=True) > 0, shares, 1.0)
-        scale = search(rows, shares, grid, store, factors=tuple(map(float, factors)), refinements=1)
+        scale = scale_by_search(
+            rows, shares, grid, store, factors=[float(one) for one in factors], refinements=1
+        )
         found[start : start + step] = scale.reshape(len(part), -1)
     return found
