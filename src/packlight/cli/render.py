@@ -117,8 +117,10 @@ def print_choices(choices: Sequence[ChoiceLine]) -> None:
 
 def print_anatomy(anatomy: Anatomy | LanguageAnatomy) -> None:
     """Where the bytes and the milliseconds are, and what was found."""
+    from packlight.graph.anatomy import Anatomy
+
     console = _console()
-    if hasattr(anatomy, "vocabulary"):
+    if not isinstance(anatomy, Anatomy):
         console.print(show_language_anatomy(anatomy))
     else:
         console.print(show_anatomy(anatomy))

@@ -68,9 +68,11 @@ class _Run:
 
     def begin(self, stack: ExitStack, streams: int) -> States:
         """The windows as they enter the first block; `streams`: that share the memory."""
+        windows, length = self.tokens.shape
         states = stack.enter_context(
             States(
-                *self.tokens.shape,
+                windows,
+                length,
                 self.wiring.width,
                 scratch=self._scratch,
                 limit_bytes=self._settings.states_bytes // streams,
