@@ -39,9 +39,7 @@ class Shape:
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor by its name."""
         inner, outer = self.width, self.feed_forward
-        shapes: dict[str, tuple[int, ...]] = {
-            "model.embed_tokens.weight": (self.vocabulary, inner)
-        }
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocabulary, inner)}
         for number in range(self.layers):
             block = f"model.layers.{number}."
             shapes |= {
@@ -153,9 +151,7 @@ def _write_tokenizer(folder: Path) -> None:
         },
     }
     _write_json(folder / "tokenizer.json", tokenizer)
-    _write_json(
-        folder / "tokenizer_config.json", {"bos_token": words[0], "eos_token": words[1]}
-    )
+    _write_json(folder / "tokenizer_config.json", {"bos_token": words[0], "eos_token": words[1]})
 
 
 def _write_json(path: Path, content: Any) -> None:

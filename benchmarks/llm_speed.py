@@ -1,4 +1,4 @@
-"""Time and memory of making GGUF files: without text beside llama.cpp, with text beside the forecast.
+"""Time and memory of making GGUF files, beside llama.cpp and beside what the forecast said.
 
     pip install -e .[llamacpp,llm] -r benchmarks/requirements.txt
     python benchmarks/llm_speed.py --parameters 1e9 --work /somewhere/with/10/GB
@@ -67,13 +67,13 @@ def measured(work: Callable[[], Any]) -> dict[str, Any]:
 
 
 def compress_alone(folder: Path, out: Path) -> None:
-    """packlight without text: one type for all tensors."""
+    """Packlight without text: one type for all tensors."""
     checkpoint = open_checkpoint(folder)
     compress_checkpoint(checkpoint, out, uniform_types(checkpoint, KIND))
 
 
 def compress_with_text(model: Path) -> dict[str, Any]:
-    """packlight with text; the seconds until the file is finished and proven from then on."""
+    """Packlight with text; the seconds until the file is finished and proven from then on."""
     began = time.perf_counter()
     proving: list[float] = []
 

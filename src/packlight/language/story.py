@@ -18,8 +18,8 @@ from packlight.language.forecast import LanguageForecast, forecast_language
 from packlight.language.proof import agreement_lost, prove
 from packlight.language.recipe import LanguageRecipe, write_language_recipe
 from packlight.language.result import MODEL, LanguageResult
-from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.calibrate_outputs import SlopeStore
+from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.compress import Compressed, compress_checkpoint
 from packlight.llm.compress_alone import Spread, spread_over_threads
 from packlight.llm.compress_forecast import rounded_names
@@ -82,7 +82,8 @@ def compress_language_model(
 
     windows: of the user's text; None: each tensor is rounded on its own, and nothing is proven.
     scratch: where files are made; a killed run with the same scratch goes on. inputs: what the
-    output must not replace. workers: processes or a Ray cluster for what needs no text. Raises PacklightError with a sentence for the user.
+    output must not replace. workers: processes or a Ray cluster for what needs no text.
+    Raises PacklightError with a sentence for the user.
     """
     begun = time.monotonic()
     _check_pins(checkpoint, ask.pins)

@@ -107,9 +107,8 @@ def compress_checkpoint(
             else:
                 costs = _weigh(checkpoint, candidates, windows, settings, path, progress, own)
             chosen = dict(types(costs, other_bytes(checkpoint)))
-        elif windows is not None and settings.rows_make_up and not own.complete:
-            if not _is_done(checkpoint, writing):
-                _weigh(checkpoint, (), windows, settings, path, progress, own)
+        elif windows is not None and _lacks_slopes(checkpoint, writing, settings, own):
+            _weigh(checkpoint, (), windows, settings, path, progress, own)
         chosen = _fit(checkpoint, chosen if chosen is not None else asked)
         if journal.types is None:
             journal.add_types(chosen)
@@ -145,8 +144,11 @@ def _weigh(
     return found
 
 
-def _is_done(checkpoint: Checkpoint, writing: Writing) -> bool:
-    return len(writing.finished) == len(checkpoint.tensors)
+def _lacks_slopes(
+    checkpoint: Checkpoint, writing: Writing, settings: Settings, slopes: SlopeStore
+) -> bool:
+    done = len(writing.finished) == len(checkpoint.tensors)
+    return settings.rows_make_up and not slopes.complete and not done
 
 
 def _costs_alone(

@@ -83,7 +83,9 @@ def solve_super_blocks(
     uppers = [factor.upper for factor in factors]
     parts = row_slices(outputs, max(OUTPUTS // starts, 1))
     with ThreadPoolExecutor(threads) as pool:
-        solved = [*pool.map(lambda some: _solve(xp, weight[some, :], h, uppers, grid, sweeps), parts)]
+        solved = [
+            *pool.map(lambda some: _solve(xp, weight[some, :], h, uppers, grid, sweeps), parts)
+        ]
     info = SuperBlockInfo(
         math.ldexp(math.fsum(part.error for part in solved), exponent),
         math.ldexp(math.fsum(part.reference for part in solved), exponent),
