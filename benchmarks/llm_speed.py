@@ -1,4 +1,4 @@
-"""Time and memory of making GGUF files: without text beside llama.cpp, with text beside the forecast.
+"""Time and memory of making GGUF files, beside llama.cpp and beside what the forecast said.
 
     pip install -e .[llamacpp,llm] -r benchmarks/requirements.txt
     python benchmarks/llm_speed.py --parameters 1e9 --work /somewhere/with/10/GB

@@ -45,7 +45,8 @@ class Spread(Protocol):
 
     def __call__(
         self, function: Callable[[Task], Result], tasks: Sequence[Task], /
-    ) -> Iterator[Result]: ...
+    ) -> Iterator[Result]:
+        """See the class."""
 
 
 def spread_over_threads(

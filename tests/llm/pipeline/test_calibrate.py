@@ -251,3 +251,23 @@ def test_batches_change_nothing_that_matters():
             found.append(states.read(slice(0, WINDOWS)))
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
     assert run_block(block, WIRING, 0, found[0]).shape == found[0].shape
+
+
+@pytest.mark.parametrize("room", [1 << 15, 1 << 30])
+def test_windows_that_wait_give_the_same(room: int) -> None:
+    found = []
+    for waiting in (0, room):
+        with random_states() as states:
+            current = calibrate_block(
+                random_block(),
+                WIRING,
+                0,
+                states,
+                None,
+                coarse,
+                wanted=LINEAR,
+                batch_tokens=16,
+                waiting_bytes=waiting,
+            )
+            found.append([*current.values(), states.read(slice(0, WINDOWS))])
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
