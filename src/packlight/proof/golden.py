@@ -135,7 +135,7 @@ def write_golden(golden: Golden, folder: Path) -> Path:
     path = folder / GOLDEN
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for number, sample in enumerate(golden.samples):
-            for name, array in _members(number, sample):
+            for name, array in _members(number, sample, golden.promises):
                 member = zipfile.ZipInfo(f"{name}.npy", _FIRST_DAY)
                 with archive.open(member, "w") as file:
                     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
@@ -143,11 +143,15 @@ def write_golden(golden: Golden, folder: Path) -> Path:
     return path
 
 
-def _members(number: int, sample: GoldenSample) -> Iterator[tuple[str, NDArray[Any]]]:
-    parts = {"input": sample.feeds, "original": sample.original, "compressed": sample.compressed}
-    for part, arrays in parts.items():
-        for place, array in enumerate(arrays.values()):
-            yield f"s{number}_{part}{place}", array
+def _members(
+    number: int, sample: GoldenSample, promises: Sequence[OutputPromise]
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    for place, array in enumerate(sample.feeds.values()):
+        yield f"s{number}_input{place}", array
+    # Both models' outputs in one order, which need not be that of either.
+    for part, outputs in (("original", sample.original), ("compressed", sample.compressed)):
+        for place, promise in enumerate(promises):
+            yield f"s{number}_{part}{place}", outputs[promise.name]
 
 
 def read_golden(path: Path, entry: GoldenEntry) -> tuple[GoldenSample, ...]:
