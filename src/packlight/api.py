@@ -175,8 +175,8 @@ def compress(
     model: a path to an .onnx or .pt2 file, or a PyTorch module, whose example_inputs are a tensor
         or a tuple of them; or a language model, a Hugging Face folder or a .gguf file: its data
         is a text, its budget bits (a weight), max_size or max_drop (of the agreement on the most
-        probable token), its target "llama.cpp", "ollama", "onnxruntime", or "vllm", for which a scheme
-        ("w4a16", "fp8", ..) says it all.
+        probable token), its target "llama.cpp", "ollama", "onnxruntime", or "vllm", for which a
+        scheme ("w4a16", "fp8", ..) says it all.
     data: samples, as `packlight.samples.open_samples` takes them; None: made up, so that
         accuracy cannot be judged. max_drop: "1%" or 0.01, absolute, of the metric (the default
         where no budget is named). max_size: "5MB" or "25%". max_latency: "10ms" or "40%".
