@@ -156,7 +156,8 @@ def quantize(
 
     second_moments: E[x x^T] [in, in] of what reaches the layer: tr((W - V) H (W - V)^T) is
     minimised by compensation, descent and refitted scales; quick: by compensation alone. Or its
-    diagonal [in]: each input's squared error has that weight. None: all count alike.
+    diagonal [in]: each input's squared error has that weight. None: all count alike, and unless
+    quick more is tried for each block.
     Raises UnusableModel for a weight that is not finite.
     """
     chosen = format_of(name)
@@ -171,6 +172,8 @@ def quantize(
     grid, block = block_grid(chosen.bits), chosen.block
     whole = second_moments is not None and second_moments.ndim == 2
     importance = np.diag(second_moments) if whole else second_moments
+    if quick and importance is None:  # the same errors, without what is tried for each block
+        importance = np.ones(weight.shape[1])
     scale, zero = fit_blocks(weight, chosen.bits, block, importance)
     scale = _stored(scale)
     if whole and quick:
