@@ -29,12 +29,11 @@ from packlight.llm.blocks import (
     run_block,
     walk_block,
 )
-from packlight.llm.blocks_states import States
-from packlight.llm.blocks_wiring import Wiring
-from packlight.llm.calibrate import pass_states
+from packlight.llm.blocks_states import States, pass_states
+from packlight.llm.blocks_wiring import Wiring, read_wiring
 from packlight.llm.calibrate_curvature import choose_windows
 from packlight.llm.checkpoint import Checkpoint
-from packlight.llm.compress_blocks import load_weights, read_wiring
+from packlight.llm.compress_blocks import load_weights
 from packlight.llm.depth import DepthForecast
 from packlight.llm.depth_plan import RemovedBlock
 from packlight.llm.rounding import Floats, Settings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,6 +13,8 @@ import numpy as np
 import torch
 
 from packlight.errors import UnusableOutput
+from packlight.llm.blocks import Tensor, run_block
+from packlight.llm.blocks_wiring import Wiring
 
 
 class States:
@@ -88,3 +90,16 @@ class States:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def pass_states(
+    weights: Mapping[str, Tensor],
+    wiring: Wiring,
+    layer: int,
+    states: States,
+    batch_tokens: int = 4096,
+) -> None:
+    """Replace states by what a block makes of them."""
+    with torch.no_grad():
+        for rows in states.batches(batch_tokens):
+            states.write(rows, run_block(weights, wiring, layer, states.read(rows)))

@@ -115,7 +115,7 @@ def calibrate_block(
                 if name in done:
                     current[name] = torch.from_numpy(done[name])
         for number, rows in enumerate(batches):
-            walk, beside = waiting.pop(number, None) or begin(rows)
+            walk, beside = waiting.pop(number) if number in waiting else begin(rows)
             states.write(rows, finish_walk(walk))
             if followed is not None and beside is not None:
                 followed.write(rows, finish_walk(beside))

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from packlight.llm.blocks import Tensor, embed_tokens, head_inputs, run_block
-from packlight.llm.blocks_states import States
+from packlight.llm.blocks import Tensor, embed_tokens, head_inputs
+from packlight.llm.blocks_states import States, pass_states
 from packlight.llm.blocks_wiring import Wiring, read_wiring
 from packlight.llm.calibrate import calibrate_block
 from packlight.llm.calibrate_curvature import choose_windows, estimate_losses
@@ -225,6 +225,5 @@ def _original_head_moments(
     with torch.no_grad():
         for layer in range(wiring.layers):
             weights = load_weights(checkpoint, layer)
-            for rows in states.batches():
-                states.write(rows, run_block(weights, wiring, layer, states.read(rows)))
+            pass_states(weights, wiring, layer, states)
     return _head_moments(outer, wiring, states)

@@ -142,7 +142,7 @@ def try_scales(now: Scales, grid: SuperBlockGrid, spread: Sequence[float]) -> Sc
 @cache
 def _list_tries(grid: SuperBlockGrid, spread: tuple[float, ...]) -> list[tuple[float, ...]]:
     """Of each try: what the step is multiplied by, which level's value stays, how far all moves."""
-    tries = [(1.0, 0.0, 0.0)]
+    tries: list[tuple[float, ...]] = [(1.0, 0.0, 0.0)]
     if grid.offset_limits is None:
         tries += [(1 + share, 0.0, 0.0) for share in spread]
         if grid.scale_limits[0] < 0 or grid.scale_limits == (1, 1):
