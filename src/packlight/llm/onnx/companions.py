@@ -11,9 +11,9 @@ from typing import Any
 from packlight.errors import WrongUsage
 from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.checkpoint.folder import has_file, resolve_within
-from packlight.llm.checkpoint.strict_json import read_json
 from packlight.llm.onnx.support import context_of
 from packlight.llm.text import MOST_TOKENIZER_BYTES
+from packlight.strict_json import read_json
 
 CARRIED = (
     "added_tokens.json",

@@ -171,7 +171,9 @@ def quantize(
         return np.ascontiguousarray(weight, np.float32).view(np.uint8)
     grid, block = block_grid(chosen.bits), chosen.block
     whole = second_moments is not None and second_moments.ndim == 2
-    importance = np.diag(second_moments) if whole else second_moments
+    importance: NDArray[Any] | None = second_moments
+    if second_moments is not None and whole:
+        importance = np.diag(second_moments)
     if quick and importance is None:  # the same errors, without what is tried for each block
         importance = np.ones(weight.shape[1])
     scale, zero = fit_blocks(weight, chosen.bits, block, importance)

@@ -10,10 +10,10 @@ from typing import Any
 from packlight.errors import UnusableModel
 from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.checkpoint.folder import has_file, resolve_within
-from packlight.llm.checkpoint.strict_json import read_json
 from packlight.llm.schemes.folder import FolderPlan
 from packlight.llm.schemes.sources import outputs_of
 from packlight.llm.schemes.table import Scheme
+from packlight.strict_json import read_json
 
 COMPANIONS = (
     "generation_config.json",
