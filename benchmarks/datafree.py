@@ -31,7 +31,7 @@ from packlight.graph.rewrite.simplify import simplify
 from packlight.graph.thin import gone_of, rows_left
 from packlight.graph.walk import constant_of
 from packlight.maths.folding import cluster_channels, fold_columns, fold_rows
-from packlight.plan.channels import Ground, prepare_ground
+from packlight.plan.ground import Ground, prepare_ground
 from packlight.progress import SILENT
 from packlight.runtime import Process
 from packlight.samples import Split

@@ -34,7 +34,7 @@ from packlight.maths.importance import (
     score_rows,
 )
 from packlight.maths.readers import ChannelReader
-from packlight.plan.channels import Ground, prepare_ground
+from packlight.plan.ground import Ground, prepare_ground
 from packlight.progress import SILENT
 from packlight.runtime import Process
 from packlight.samples import Samples, Split

@@ -85,7 +85,7 @@ def test_folders_and_gguf_files_are_language_models(tmp_path: Path) -> None:
 
 def test_a_recipe_is_read_as_it_was_written(tmp_path: Path) -> None:
     recipe = LanguageRecipe(
-        "ollama", {"token_embd.weight": "Q6_K", "odd: name": "F16"}, True, 7, (3, 1)
+        "ollama", {"token_embd.weight": "Q6_K", "odd: name": "F16"}, True, 7, removed=(3, 1)
     )
     path = tmp_path / "recipe.yaml"
     path.write_text(write_language_recipe(recipe))

@@ -14,7 +14,7 @@ from language_zoo import TEXT, make_model
 
 import packlight
 from packlight.errors import WrongUsage
-from packlight.language import story
+from packlight.language import gguf
 from packlight.language.forecast import LanguageForecast
 from packlight.language.result import LanguageResult
 from packlight.llm import compress_gguf
@@ -71,7 +71,7 @@ def test_blocks_go_and_the_recipe_does_it_again(
 
     kept = tmp_path / "kept"
     with monkeypatch.context() as patched:
-        patched.setattr(story, "compress_checkpoint", killed)
+        patched.setattr(gguf, "compress_checkpoint", killed)
         with pytest.raises(KeyboardInterrupt):
             compress(model, data=text, bits=4.5, prune="33%", checkpoints=kept)
     assert (kept / "blocks" / "depth.json").is_file()

@@ -21,8 +21,9 @@ from packlight.measure.latency import RankedLatency
 from packlight.plan import proposals
 from packlight.plan import ranks as planner
 from packlight.plan.allocation import Option, Part
-from packlight.plan.channels import Ground, measure_parts, prepare_ground
+from packlight.plan.channels import measure_parts
 from packlight.plan.cuts import Cuts
+from packlight.plan.ground import Ground, prepare_ground
 from packlight.plan.thinning import Thinned, thin
 from packlight.progress import SILENT
 from packlight.ranks import Rank

@@ -11,13 +11,24 @@ from typing import Annotated, Any
 
 import typer
 
-from packlight.cli.options import OUTPUT, AnyModel, Data, Debug, Golden, Json, Preprocess
+from packlight.cli.options import (
+    MORE,
+    OUTPUT,
+    AnyModel,
+    Data,
+    Debug,
+    DryRun,
+    Force,
+    Seed,
+    Golden,
+    Json,
+    Preprocess,
+)
 from packlight.cli.outcomes import one_sentence
 from packlight.errors import WrongUsage
 from packlight.version import __version__
 
 _BUDGET = "What you allow and ask for"
-_MORE = "For those who know what they want"
 
 app = typer.Typer(
     name="packlight",
@@ -197,7 +208,7 @@ def compress(
             "something goes only where fewer bits do not reach the budget, or with --preset "
             "fastest; 0%: nothing goes. Of a language model (with --data) this share of its "
             "blocks goes, and nothing unasked.",
-            rich_help_panel=_MORE,
+            rich_help_panel=MORE,
             show_default=False,
         ),
     ] = None,
@@ -210,7 +221,7 @@ def compress(
             "in the loop; after --prune two thirds of the time go to what is left before anything "
             "is rounded. An interrupted run goes on when the same command is given again. Needs "
             'no labels, but PyTorch (pip install "packlight\\[heal]").',
-            rich_help_panel=_MORE,
+            rich_help_panel=MORE,
         ),
     ] = 0.0,
     metric: Annotated[
@@ -219,7 +230,7 @@ def compress(
             "--metric",
             metavar="NAME|file.py:function",
             help="How quality is measured: a name, or your own Python function.",
-            rich_help_panel=_MORE,
+            rich_help_panel=MORE,
             show_default=False,
         ),
     ] = None,
@@ -230,7 +241,7 @@ def compress(
             metavar="FILE",
             help="Do what this recipe.yaml says, instead of searching. With `pins:` or `forbid:` "
             "in it: search, and keep to them.",
-            rich_help_panel=_MORE,
+            rich_help_panel=MORE,
             show_default=False,
         ),
     ] = None,
@@ -241,7 +252,7 @@ def compress(
             metavar="LAYER=CHOICE",
             help="This layer gets this choice (see [bold]packlight choices[/bold]), whatever the "
             "search finds; may be given again.",
-            rich_help_panel=_MORE,
+            rich_help_panel=MORE,
             show_default=False,
         ),
     ] = None,
@@ -251,7 +262,7 @@ def compress(
             "--forbid",
             metavar="CHOICE",
             help="No layer gets this choice; may be given again.",
-            rich_help_panel=_MORE,
+            rich_help_panel=MORE,
             show_default=False,
         ),
     ] = None,
@@ -261,18 +272,10 @@ def compress(
             "--workers",
             metavar="N|auto|ray://HOST:PORT",
             help="Processes that try candidates at the same time, or a Ray cluster.",
-            rich_help_panel=_MORE,
+            rich_help_panel=MORE,
         ),
     ] = "1",
-    seed: Annotated[
-        int,
-        typer.Option(
-            "--seed",
-            metavar="N",
-            help="Same seed, inputs and versions: same bytes.",
-            rich_help_panel=_MORE,
-        ),
-    ] = 0,
+    seed: Seed = 0,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -280,27 +283,14 @@ def compress(
             metavar="DIR",
             help="The folder for the result; without it MODEL.packed in the current directory "
             "(net.onnx goes to net.packed).",
-            rich_help_panel=OUTPUT,
+            rich_help_panel=MORE,
+    OUTPUT,
             show_default=False,
         ),
     ] = None,
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force",
-            help="Replace the output folder, should it exist, once the new one is whole.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = False,
+    force: Force = False,
     golden: Golden = True,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Say what would be done and what to expect; write nothing.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 OUTPUT = "Output"
+MORE = "For those who know what they want"
 
 AnyModel = Annotated[
     Path,
@@ -59,5 +60,33 @@ Debug = Annotated[
     bool,
     typer.Option(
         "--debug", help="Show where in the code an error came from.", rich_help_panel=OUTPUT
+    ),
+]
+
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Replace the output folder, should it exist, once the new one is whole.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Say what would be done and what to expect; write nothing.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+
+Seed = Annotated[
+    int,
+    typer.Option(
+        "--seed",
+        metavar="N",
+        help="Same seed, inputs and versions: same bytes.",
+        rich_help_panel=MORE,
     ),
 ]

@@ -18,8 +18,8 @@ from packlight.measure.evidence import Budget, Tuning
 from packlight.measure.latency import rank_latencies
 from packlight.measure.quality import Metric
 from packlight.plan.budget import limits_of, parse_latency
-from packlight.plan.channels import OF_WORDS, Of
 from packlight.plan.goal import Goal
+from packlight.plan.ground import OF_WORDS, Of
 from packlight.plan.prepare import Prepared
 from packlight.plan.rules import read_rules
 from packlight.plan.search import Found, option_of, search

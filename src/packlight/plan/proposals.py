@@ -18,8 +18,9 @@ import numpy as np
 
 from packlight.errors import WrongUsage
 from packlight.plan.allocation import Allocation, Part, allocate, learn_losses, spread_evenly
-from packlight.plan.channels import OF_WORDS, Ground, measure_times, noise_of, reasons_pinned
+from packlight.plan.channels import measure_times, noise_of, reasons_pinned
 from packlight.plan.cuts import Cuts
+from packlight.plan.ground import OF_WORDS, Ground
 from packlight.progress import Progress
 
 FACTORS = (1.1, 1.0)

@@ -29,8 +29,9 @@ from packlight.graph.rewrite.factorize import (
 )
 from packlight.measure.latency import rank_latencies
 from packlight.plan.allocation import Option, Part
-from packlight.plan.channels import REACH, UNASKED, Ground, noise_of
+from packlight.plan.channels import REACH, UNASKED, noise_of
 from packlight.plan.cuts import Cuts
+from packlight.plan.ground import Ground
 from packlight.progress import Progress
 from packlight.ranks import FactorKind, Rank
 from packlight.samples import batches_of

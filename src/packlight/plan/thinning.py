@@ -17,8 +17,9 @@ from packlight.graph.rewrite.branches import with_stand_ins
 from packlight.measure.evidence import ChannelEvidence, RankEvidence, Thinning
 from packlight.nearest import did_you_mean
 from packlight.plan.allocation import Part
-from packlight.plan.channels import Ground, Of, measure_parts, prepare_ground
+from packlight.plan.channels import measure_parts
 from packlight.plan.cuts import Cuts, groups_inside
+from packlight.plan.ground import Ground, Of, prepare_ground
 from packlight.plan.proposals import choose_cuts, know_time
 from packlight.plan.ranks import measure_ranks
 from packlight.plan.training import NO_TRAINING, Training

@@ -89,7 +89,8 @@ class _Decoder:
         self.forget()
         for begin in range(0, len(tokens), _BATCH):
             rows = self.read(tokens[begin : begin + _BATCH])
-        return rows[-1]
+        last: NDArray[np.float32] = rows[-1]
+        return last
 
 
 def _load(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
@@ -103,8 +104,8 @@ def _load(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Hea
     session = onnxruntime.InferenceSession(
         str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
     )
-    caches = {
-        one.name: (1, int(one.shape[1]), 0, int(one.shape[3]))
+    caches: dict[str, tuple[int, ...]] = {
+        str(one.name): (1, int(one.shape[1]), 0, int(one.shape[3]))
         for one in session.get_inputs()
         if _PAST.fullmatch(one.name)
     }

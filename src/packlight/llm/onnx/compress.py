@@ -156,7 +156,7 @@ def other_bytes(checkpoint: Checkpoint) -> int:
         for name, shape in shapes.items()
     }
     graph = build_decoder(read_wiring(checkpoint), context_of(checkpoint), likely, "model" + DATA)
-    return kept + graph.ByteSize() + 8 * len(shapes)
+    return int(kept + graph.ByteSize() + 8 * len(shapes))
 
 
 def _fit(checkpoint: Checkpoint, types: Mapping[str, str]) -> dict[str, str]:

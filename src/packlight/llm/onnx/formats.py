@@ -176,20 +176,20 @@ def quantize(
         importance = np.diag(second_moments)
     if quick and importance is None:  # the same errors, without what is tried for each block
         importance = np.ones(weight.shape[1])
-    scale, zero = fit_blocks(weight, chosen.bits, block, importance)
-    scale = _stored(scale)
+    fitted, zero = fit_blocks(weight, chosen.bits, block, importance)
+    scale = _stored(fitted)
     if whole and quick:
         codes, _ = round_with_compensation(
             weight, second_moments, scale, zero, grid,
             damping=damping, order="descending", group_size=block,
         )  # fmt: skip
     elif whole:
-        codes, scale, _ = round_and_refit(
+        codes, fitted, _ = round_and_refit(
             weight, second_moments, scale, zero, grid,
             damping=damping, order="descending", group_size=block,
         )  # fmt: skip
         # Scales come back in float32; the file has them in half precision.
-        scale = _stored(scale)
+        scale = _stored(fitted)
         codes = coordinate_descent(
             weight, codes, second_moments, scale, zero, grid, group_size=block
         )
@@ -231,4 +231,5 @@ def _inputs_of(chosen: OnnxFormat, width: int) -> int:
 def _stored(scale: NDArray[Any]) -> Floats:
     """The scales that half precision holds, above 0."""
     half = np.clip(np.asarray(scale), _LEAST_SCALE, _LARGEST_SCALE).astype(np.float16)
-    return half.astype(np.float32)
+    stored: Floats = half.astype(np.float32)
+    return stored

@@ -97,7 +97,7 @@ class _Decoder:
         vocabulary = self.stored["token_embd.weight"].shape[0]
 
         def cache(word: str, length: str) -> list[onnx.ValueInfoProto]:
-            shape = ["batch", wiring.key_heads, length, wiring.head_size]
+            shape: list[str | int | None] = ["batch", wiring.key_heads, length, wiring.head_size]
             return [
                 helper.make_tensor_value_info(f"{word}.{i}.{part}", TensorProto.FLOAT, shape)
                 for i in range(wiring.layers)
