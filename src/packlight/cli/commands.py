@@ -19,10 +19,10 @@ from packlight.cli.options import (
     Debug,
     DryRun,
     Force,
-    Seed,
     Golden,
     Json,
     Preprocess,
+    Seed,
 )
 from packlight.cli.outcomes import one_sentence
 from packlight.errors import WrongUsage
@@ -283,8 +283,7 @@ def compress(
             metavar="DIR",
             help="The folder for the result; without it MODEL.packed in the current directory "
             "(net.onnx goes to net.packed).",
-            rich_help_panel=MORE,
-    OUTPUT,
+            rich_help_panel=OUTPUT,
             show_default=False,
         ),
     ] = None,
