@@ -11,12 +11,22 @@ from typing import Annotated, Any
 
 import typer
 
-from packlight.cli.options import OUTPUT, AnyModel, Data, Debug, Json, ModelFile, Preprocess
+from packlight.cli.options import (
+    BUDGET,
+    OUTPUT,
+    AnyModel,
+    Bits,
+    Data,
+    Debug,
+    Json,
+    ModelFile,
+    Preprocess,
+    Scheme,
+)
 from packlight.cli.outcomes import one_sentence
 from packlight.errors import WrongUsage
 from packlight.version import __version__
 
-_BUDGET = "What you allow and ask for"
 _MORE = "For those who know what they want"
 
 app = typer.Typer(
@@ -120,7 +130,7 @@ def compress(
             metavar="1%",
             help="Largest loss of quality: of right answers where samples have labels, else of "
             "sameness with the original.",
-            rich_help_panel=_BUDGET,
+            rich_help_panel=BUDGET,
             show_default=False,
         ),
     ] = None,
@@ -130,7 +140,7 @@ def compress(
             "--max-size",
             metavar="5MB|25%",
             help="Largest size, in bytes or as a share of the original.",
-            rich_help_panel=_BUDGET,
+            rich_help_panel=BUDGET,
             show_default=False,
         ),
     ] = None,
@@ -140,7 +150,7 @@ def compress(
             "--max-latency",
             metavar="10ms|40%",
             help="Longest time of one run, or as a share of the original's.",
-            rich_help_panel=_BUDGET,
+            rich_help_panel=BUDGET,
             show_default=False,
         ),
     ] = None,
@@ -150,31 +160,12 @@ def compress(
             "--max-download",
             metavar="1MB|5%",
             help="Largest size of the packed file (see [bold]packlight pack[/bold]).",
-            rich_help_panel=_BUDGET,
+            rich_help_panel=BUDGET,
             show_default=False,
         ),
     ] = None,
-    bits: Annotated[
-        str | None,
-        typer.Option(
-            "--bits",
-            metavar="4.5",
-            help="Bits a weight of a language model, over the whole of it.",
-            rich_help_panel=_BUDGET,
-            show_default=False,
-        ),
-    ] = None,
-    scheme: Annotated[
-        str | None,
-        typer.Option(
-            "--scheme",
-            metavar="NAME",
-            help="How a language model is stored for vLLM: w4a16 (without it), w8a16, w8a8, fp8, "
-            "nvfp4, 2:4 or 50%.",
-            rich_help_panel=_BUDGET,
-            show_default=False,
-        ),
-    ] = None,
+    bits: Bits = None,
+    scheme: Scheme = None,
     preset: Annotated[
         str,
         typer.Option(
@@ -182,7 +173,7 @@ def compress(
             metavar="NAME",
             help="What you want most, the budget kept: balanced (fast, then small), fastest, "
             "smallest (the download), lossless (nothing is rounded).",
-            rich_help_panel=_BUDGET,
+            rich_help_panel=BUDGET,
         ),
     ] = "balanced",
     prune: Annotated[

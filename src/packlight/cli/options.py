@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 OUTPUT = "Output"
+BUDGET = "What you allow and ask for"
 
 ModelFile = Annotated[
     Path,
@@ -41,6 +42,27 @@ Preprocess = Annotated[
         help="How pictures become numbers: imagenet, 0..1, -1..1, 0..255, or "
         "mean=a,b,c,std=d,e,f. Without it the best is found from labels, or one is assumed and "
         "reported.",
+        show_default=False,
+    ),
+]
+Bits = Annotated[
+    str | None,
+    typer.Option(
+        "--bits",
+        metavar="4.5",
+        help="Bits a weight of a language model, over the whole of it.",
+        rich_help_panel=BUDGET,
+        show_default=False,
+    ),
+]
+Scheme = Annotated[
+    str | None,
+    typer.Option(
+        "--scheme",
+        metavar="NAME",
+        help="How a language model is stored for vLLM: w4a16 (without it), w8a16, w8a8, fp8, "
+        "nvfp4, 2:4 or 50%.",
+        rich_help_panel=BUDGET,
         show_default=False,
     ),
 ]
