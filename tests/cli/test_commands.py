@@ -73,6 +73,7 @@ def test_every_option_reaches_the_api_unchanged(api: Any) -> None:
         "max_download": "5%",
         "bits": "4.5",
         "preset": "smallest",
+        "scheme": None,
         "pin": {"a=b": "int8"},
         "forbid": ("float16",),
         "prune": "30%",

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from packlight.errors import UnusableRecipe, WrongUsage
 from packlight.graph.layers import find_layers
 from packlight.graph.model import Model
-from packlight.plan import channels, thinning
+from packlight.plan import ground, thinning
 from packlight.plan.thinning import Thinned, parse_share, thin
 from packlight.plan.training import Training
 from packlight.recipe import Recipe
@@ -192,13 +192,13 @@ def test_what_healing_is_judged_by_took_no_part_in_fitting(
 ) -> None:
     pytest.importorskip("torch")
     fitted: set[int] = set()
-    fit = channels.repair
+    fit = ground.repair
 
     def noted(original: Any, thinned: Any, samples: Any, indices: Any, *rest: Any, **how: Any):
         fitted.update(indices)
         return fit(original, thinned, samples, indices, *rest, **how)
 
-    monkeypatch.setattr(channels, "repair", noted)
+    monkeypatch.setattr(ground, "repair", noted)
     run(net, share=0.35, training=Training(heal_steps=2))
     apart, rest = hold_out(range(300))
     assert sorted(fitted) == sorted(rest) and len(apart) == 30

@@ -43,6 +43,7 @@ def test_workers_are_refused_with_a_text(tmp_path: Path) -> None:
             max_size=None,
             max_drop=None,
             recipe=None,
+            scheme=None,
             pins={},
             scratch=tmp_path / "scratch",
             seed=0,

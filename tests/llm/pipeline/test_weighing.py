@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("torch")
 
 from packlight.llm.compress_blocks import _round_cheaply
+from packlight.llm.costs import GGUF
 from packlight.llm.formats import decode, quantize
 from packlight.llm.rounding import relative_error
 
@@ -22,7 +23,7 @@ def test_what_is_weighed_is_about_as_far_off_as_what_is_rounded() -> None:
     moments = (inputs.T @ inputs / 2000).astype(np.float32)
     plain = {kind: decode(kind, quantize(kind, weight)) for kind in KINDS}
     ratios = []
-    for kind, near in _round_cheaply(KINDS, weight, moments, 0.01):
+    for kind, near in _round_cheaply(KINDS, weight, moments, 0.01, GGUF):
         weighed = relative_error(weight, near, moments)[0]
         rounded = decode(kind, quantize(kind, weight, moments))
         ratios.append(weighed / relative_error(weight, rounded, moments)[0])
@@ -33,5 +34,5 @@ def test_what_is_weighed_is_about_as_far_off_as_what_is_rounded() -> None:
 
 def test_without_moments_it_is_the_rounding_itself() -> None:
     weight = np.random.default_rng(1).standard_normal((4, 256)).astype(np.float32)
-    for kind, near in _round_cheaply(KINDS, weight, None, 0.01):
+    for kind, near in _round_cheaply(KINDS, weight, None, 0.01, GGUF):
         np.testing.assert_allclose(near, decode(kind, quantize(kind, weight)), atol=1e-6)
