@@ -15,9 +15,8 @@ import importlib.util
 import os
 import re
 import sys
-import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,15 +24,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packlight.runtime import refusal
+from packlight.runtime.text_engine import (
+    BATCH,
+    Header,
+    Tokens,
+    check_room,
+    count_positions,
+    requests_of,
+)
 
-Header = dict[str, Any]
-Arrays = dict[str, NDArray[Any]]
-Tokens = NDArray[np.int32]
-
-_SESSION = 0  # a worker holds one language model
-_BATCH = 512
-_LOGITS_BYTES = 64 << 20
-"""At most so much of logits leaves the worker at once."""
 _ERROR = 4  # in ggml's numbers of how bad a message is
 # "llama_model_load: error loading model: " is for llama.cpp's makers.
 _PLACE = re.compile(r"^(?:\w+: |error loading model: )+")
@@ -96,9 +95,86 @@ class _Model:
     length: int
     used: int = 0
 
+    def tokenize(self, text: bytes) -> Sequence[int]:
+        """Tokens of a text, without special ones."""
+        room = len(text) + 8
+        for _ in range(2):
+            tokens = (self.interface.llama_token * room)()
+            count = self.interface.llama_tokenize(
+                self.vocabulary, text, len(text), tokens, room, False, False
+            )
+            if count >= 0:
+                found: list[int] = tokens[:count]
+                return found
+            room = -count
+        raise RuntimeError(_reason("llama.cpp could not tokenize the text", self.said))
 
-def _load(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
-    """Open a file; answers with what is known of it.
+    def detokenize(self, tokens: Tokens) -> bytes:
+        """The text of tokens."""
+        room = 16 * len(tokens) + 64
+        for _ in range(2):
+            text = ctypes.create_string_buffer(room)
+            pointer = tokens.ctypes.data_as(self.interface.llama_token_p)
+            count = self.interface.llama_detokenize(
+                self.vocabulary, pointer, len(tokens), text, room, False, False
+            )
+            if count >= 0:
+                return text.raw[:count]
+            room = -count
+        raise RuntimeError(_reason("llama.cpp could not turn the tokens into text", self.said))
+
+    def forget(self) -> None:
+        """Begin a window."""
+        self.interface.llama_memory_clear(self.interface.llama_get_memory(self.context), True)
+        self.used = 0
+
+    def read(self, tokens: Tokens) -> NDArray[np.float32]:
+        """Logits [n, vocabulary] after each of the next n tokens."""
+        self._decode(tokens, every=True)
+        pointer = self.interface.llama_get_logits(self.context)
+        return self._array(pointer, (len(tokens), self.words)).copy()
+
+    def read_last(self, tokens: Tokens) -> NDArray[np.float32]:
+        """Logits [vocabulary] after the last of the next tokens, until more are read."""
+        self._decode(tokens, every=False)
+        return self._array(self.interface.llama_get_logits_ith(self.context, -1), (self.words,))
+
+    def ends(self, token: int) -> bool:
+        """Whether a text ends with a token."""
+        return bool(self.interface.llama_vocab_is_eog(self.vocabulary, token))
+
+    def _decode(self, tokens: Tokens, *, every: bool) -> None:
+        """Read tokens after those already read; logits of every one, or of the last one only."""
+        check_room(tokens, self.used, self.length)
+        batch = self.interface.llama_batch_init(BATCH, 0, 1)
+        try:
+            for begin in range(0, len(tokens), BATCH):
+                part = tokens[begin : begin + BATCH]
+                batch.n_tokens = len(part)
+                ctypes.memmove(batch.token, part.ctypes.data, part.nbytes)
+                for place in range(len(part)):
+                    batch.pos[place] = self.used + place
+                    batch.n_seq_id[place] = 1
+                    batch.seq_id[place][0] = 0
+                    batch.logits[place] = every or begin + place == len(tokens) - 1
+                self.said.clear()
+                status = self.interface.llama_decode(self.context, batch)
+                if status != 0:
+                    raise RuntimeError(_reason(f"llama.cpp ended with status {status}", self.said))
+                self.used += len(part)
+            self.interface.llama_synchronize(self.context)
+        finally:
+            self.interface.llama_batch_free(batch)
+
+    @staticmethod
+    def _array(pointer: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        if not pointer:
+            raise RuntimeError("llama.cpp gave no logits for this file.")
+        return np.ctypeslib.as_array(pointer, shape)
+
+
+def _load(header: Header) -> tuple[_Model, Header]:
+    """Open a file; gives what is known of it, too.
 
     spinning: threads wait busily for each other, as is llama.cpp's default and speed needs;
     False leaves the cores to others, and is many times faster where they are busy.
@@ -117,8 +193,8 @@ def _load(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Hea
     if words < 1:
         raise RuntimeError("The file has no vocabulary.")
     length = int(header["context"])
-    batch = min(_BATCH, length)
-    positions = max(1, min(batch, _LOGITS_BYTES // (4 * words))) if header["positions"] else 1
+    batch = min(BATCH, length)
+    positions = count_positions(header, words, length)
     wanted = C.llama_context_default_params()
     wanted.n_ctx, wanted.n_batch, wanted.n_ubatch = length, batch, batch
     wanted.n_outputs_max = positions
@@ -127,8 +203,8 @@ def _load(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Hea
     context = C.llama_init_from_model(model, wanted)
     if not context:
         raise RuntimeError(_reason("llama.cpp could not make a context for the file", said))
-    sessions[_SESSION] = _Model(C, callback, said, model, context, vocabulary, words, length)
-    return {
+    loaded = _Model(C, callback, said, model, context, vocabulary, words, length)
+    return loaded, {
         "vocabulary": words,
         "positions": positions,
         "trained_context": int(C.llama_model_n_ctx_train(model)),
@@ -136,145 +212,10 @@ def _load(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Hea
         "adds_start": bool(C.llama_vocab_get_add_bos(vocabulary)),
         "start": int(C.llama_vocab_bos(vocabulary)),
         "texts": {name: _metadata(C, model, name) for name in _NAMES},
-    }, {}
+    }
 
 
-def _tokenize(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
-    """Tokens [n] of text [bytes], without special ones."""
-    loaded: _Model = sessions[_SESSION]
-    text = arrays["text"].tobytes()
-    room = len(text) + 8
-    for _ in range(2):
-        tokens = (loaded.interface.llama_token * room)()
-        count = loaded.interface.llama_tokenize(
-            loaded.vocabulary, text, len(text), tokens, room, False, False
-        )
-        if count >= 0:
-            return {}, {"tokens": np.array(tokens[:count], np.int32)}
-        room = -count
-    raise RuntimeError(_reason("llama.cpp could not tokenize the text", loaded.said))
-
-
-def _detokenize(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
-    """Text [bytes] of tokens [n]."""
-    loaded: _Model = sessions[_SESSION]
-    tokens = _checked(arrays["tokens"], loaded)
-    room = 16 * len(tokens) + 64
-    for _ in range(2):
-        text = ctypes.create_string_buffer(room)
-        pointer = tokens.ctypes.data_as(loaded.interface.llama_token_p)
-        count = loaded.interface.llama_detokenize(
-            loaded.vocabulary, pointer, len(tokens), text, room, False, False
-        )
-        if count >= 0:
-            return {}, {"text": np.frombuffer(text.raw[:count], np.uint8)}
-        room = -count
-    raise RuntimeError(_reason("llama.cpp could not turn the tokens into text", loaded.said))
-
-
-def _logits(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
-    """Logits [n, vocabulary] after each of the next n tokens; `start` begins a window."""
-    loaded: _Model = sessions[_SESSION]
-    tokens = _checked(arrays["tokens"], loaded)
-    if header["start"]:
-        _forget(loaded)
-    _decode(loaded, tokens, every=True)
-    pointer = loaded.interface.llama_get_logits(loaded.context)
-    if not pointer:
-        raise RuntimeError("llama.cpp gave no logits for this file.")
-    return {}, {"logits": np.ctypeslib.as_array(pointer, (len(tokens), loaded.words)).copy()}
-
-
-def _generate(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
-    """The most probable continuation, up to `count` tokens or an end of text."""
-    loaded: _Model = sessions[_SESSION]
-    _forget(loaded)
-    _decode(loaded, _checked(arrays["tokens"], loaded), every=False)
-    found: list[int] = []
-    for _ in range(int(header["count"])):
-        token = int(np.argmax(_last_logits(loaded)))
-        if loaded.interface.llama_vocab_is_eog(loaded.vocabulary, token):
-            break
-        found.append(token)
-        if len(found) < header["count"]:
-            _decode(loaded, np.array([token], np.int32), every=False)
-    return {}, {"tokens": np.array(found, np.int32)}
-
-
-def _time(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
-    """Seconds to read the tokens at once, and then to read `count` more one by one.
-
-    Which tokens come next does not matter for the time: the prompt's own are taken, so that
-    every file does the same.
-    """
-    loaded: _Model = sessions[_SESSION]
-    tokens = _checked(arrays["tokens"], loaded)
-    _forget(loaded)
-    start = time.perf_counter()
-    _decode(loaded, tokens, every=False)
-    between = time.perf_counter()
-    for place in range(int(header["count"])):
-        at = place % len(tokens)
-        _decode(loaded, tokens[at : at + 1], every=False)
-    end = time.perf_counter()
-    return {"prompt_seconds": between - start, "generation_seconds": end - between}, {}
-
-
-REQUESTS: dict[str, Callable[[dict[int, Any], Header, Arrays], tuple[Header, Arrays]]] = {
-    "load_text_model": _load,
-    "tokenize": _tokenize,
-    "detokenize": _detokenize,
-    "logits": _logits,
-    "generate": _generate,
-    "time_text": _time,
-}
-
-
-def _checked(tokens: NDArray[Any], loaded: _Model) -> Tokens:
-    if tokens.dtype != np.int32 or tokens.ndim != 1:
-        raise ValueError("Tokens are a list of 32-bit integers.")
-    if len(tokens) and not (tokens.min() >= 0 and tokens.max() < loaded.words):
-        raise ValueError(f"Tokens lie below the vocabulary's {loaded.words} entries.")
-    return np.ascontiguousarray(tokens)
-
-
-def _forget(loaded: _Model) -> None:
-    loaded.interface.llama_memory_clear(loaded.interface.llama_get_memory(loaded.context), True)
-    loaded.used = 0
-
-
-def _decode(loaded: _Model, tokens: Tokens, *, every: bool) -> None:
-    """Read tokens after those already read; logits of every one, or of the last one only."""
-    if not len(tokens):
-        raise ValueError("There are no tokens to read.")
-    if loaded.used + len(tokens) > loaded.length:
-        raise ValueError(f"More tokens than the context of {loaded.length} holds.")
-    batch = loaded.interface.llama_batch_init(_BATCH, 0, 1)
-    try:
-        for begin in range(0, len(tokens), _BATCH):
-            part = tokens[begin : begin + _BATCH]
-            batch.n_tokens = len(part)
-            ctypes.memmove(batch.token, part.ctypes.data, part.nbytes)
-            for place in range(len(part)):
-                batch.pos[place] = loaded.used + place
-                batch.n_seq_id[place] = 1
-                batch.seq_id[place][0] = 0
-                batch.logits[place] = every or begin + place == len(tokens) - 1
-            loaded.said.clear()
-            status = loaded.interface.llama_decode(loaded.context, batch)
-            if status != 0:
-                raise RuntimeError(_reason(f"llama.cpp ended with status {status}", loaded.said))
-            loaded.used += len(part)
-        loaded.interface.llama_synchronize(loaded.context)
-    finally:
-        loaded.interface.llama_batch_free(batch)
-
-
-def _last_logits(loaded: _Model) -> NDArray[np.float32]:
-    pointer = loaded.interface.llama_get_logits_ith(loaded.context, -1)
-    if not pointer:
-        raise RuntimeError("llama.cpp gave no logits for this file.")
-    return np.ctypeslib.as_array(pointer, (loaded.words,))
+REQUESTS = requests_of(_load)
 
 
 def _metadata(C: Any, model: Any, name: str) -> str:

@@ -10,8 +10,7 @@ import importlib
 import json
 import os
 import re
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,17 +20,17 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from packlight.runtime.ort import version
+from packlight.runtime.text_engine import (
+    BATCH,
+    Header,
+    Tokens,
+    check_room,
+    count_positions,
+    requests_of,
+)
 
 __all__ = ["REQUESTS", "version"]
 
-Header = dict[str, Any]
-Arrays = dict[str, NDArray[Any]]
-Tokens = NDArray[np.int64]
-
-_SESSION = 0  # a worker holds one language model
-_BATCH = 512
-_LOGITS_BYTES = 64 << 20
-"""At most so much of logits leaves the worker at once."""
 _MOST_SETTINGS_BYTES = 1 << 20
 _PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 
@@ -40,7 +39,7 @@ _PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 class _Decoder:
     """A loaded decoder. words: of its vocabulary. length: tokens of its context.
 
-    tokenizer: None where there is none. ends: tokens that end a text. caches: name and shape of
+    tokenizer: None where there is none. end_tokens: that end a text. caches: name and shape of
     each input of the past, without tokens. past: what they are now, after `used` tokens.
     """
 
@@ -48,7 +47,7 @@ class _Decoder:
     tokenizer: Any
     words: int
     length: int
-    ends: frozenset[int]
+    end_tokens: frozenset[int]
     caches: dict[str, tuple[int, ...]]
     past: dict[str, Any] = field(default_factory=dict)
     used: int = 0
@@ -61,16 +60,24 @@ class _Decoder:
         }
         self.used = 0
 
+    def tokenize(self, text: bytes) -> Sequence[int]:
+        """Tokens of a text, without special ones."""
+        said = text.decode("utf-8", "replace")
+        ids: list[int] = self._needed_tokenizer().encode(said, add_special_tokens=False).ids
+        return ids
+
+    def detokenize(self, tokens: Tokens) -> bytes:
+        """The text of tokens."""
+        found: str = self._needed_tokenizer().decode(tokens.tolist(), skip_special_tokens=False)
+        return found.encode("utf-8", "replace")
+
     def read(self, tokens: Tokens) -> NDArray[np.float32]:
         """Logits [n, vocabulary] after each of the next n tokens."""
-        if not len(tokens):
-            raise ValueError("There are no tokens to read.")
+        check_room(tokens, self.used, self.length)
         total = self.used + len(tokens)
-        if total > self.length:
-            raise ValueError(f"More tokens than the context of {self.length} holds.")
         value = onnxruntime.OrtValue.ortvalue_from_numpy
         feeds = {
-            "input_ids": value(np.ascontiguousarray(tokens[None])),
+            "input_ids": value(np.ascontiguousarray(tokens[None], np.int64)),
             "attention_mask": value(np.ones((1, total), np.int64)),
             **self.past,
         }
@@ -84,17 +91,28 @@ class _Decoder:
         rows: NDArray[np.float32] = found[0]
         return rows
 
-    def read_prompt(self, tokens: Tokens) -> NDArray[np.float32]:
-        """Logits [vocabulary] after the last of some tokens, from an empty cache."""
-        self.forget()
-        for begin in range(0, len(tokens), _BATCH):
-            rows = self.read(tokens[begin : begin + _BATCH])
+    def read_last(self, tokens: Tokens) -> NDArray[np.float32]:
+        """Logits [vocabulary] after the last of the next tokens, some of which are read at once."""
+        check_room(tokens, self.used, self.length)
+        for begin in range(0, len(tokens), BATCH):
+            rows = self.read(tokens[begin : begin + BATCH])
         last: NDArray[np.float32] = rows[-1]
         return last
 
+    def ends(self, token: int) -> bool:
+        """Whether a text ends with a token."""
+        return token in self.end_tokens
 
-def _load(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
-    """Open a decoder; answers with what is known of it."""
+    def _needed_tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise RuntimeError(
+                "There is no tokenizer.json, or tokenizers is not installed (packlight[llm])."
+            )
+        return self.tokenizer
+
+
+def _load(header: Header) -> tuple[_Decoder, Header]:
+    """Open a decoder; gives what is known of it, too."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = int(header["threads"]), 1
     options.log_severity_level = 4
@@ -115,12 +133,10 @@ def _load(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Hea
     words, length = int(shapes["logits"][-1]), int(header["context"])
     tokenizer = _tokenizer(folder)
     begun = tokenizer.encode("").ids if tokenizer is not None else []
-    sessions[_SESSION] = _Decoder(session, tokenizer, words, length, _ends(folder), caches)
-    batch = min(_BATCH, length)
-    positions = max(1, min(batch, _LOGITS_BYTES // (4 * words))) if header["positions"] else 1
-    return {
+    loaded = _Decoder(session, tokenizer, words, length, _ends(folder), caches)
+    return loaded, {
         "vocabulary": words,
-        "positions": positions,
+        "positions": count_positions(header, words, length),
         "trained_context": 0,
         "parameters": 0,
         "adds_start": bool(begun),
@@ -131,7 +147,7 @@ def _load(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Hea
             "tokenizer.ggml.model": type(tokenizer.model).__name__ if tokenizer else "",
             "tokenizer.ggml.pre": "",
         },
-    }, {}
+    }
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -154,82 +170,4 @@ def _ends(folder: Path) -> frozenset[int]:
     return frozenset(int(one) for one in (found if isinstance(found, list) else [found]))
 
 
-def _tokenize(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
-    """Tokens [n] of text [bytes], without special ones."""
-    text = arrays["text"].tobytes().decode("utf-8", "replace")
-    ids = _words(sessions).encode(text, add_special_tokens=False).ids
-    return {}, {"tokens": np.array(ids, np.int32)}
-
-
-def _detokenize(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
-    """Text [bytes] of tokens [n]."""
-    text = _words(sessions).decode(arrays["tokens"].tolist(), skip_special_tokens=False)
-    return {}, {"text": np.frombuffer(text.encode("utf-8", "replace"), np.uint8)}
-
-
-def _words(sessions: dict[int, Any]) -> Any:
-    decoder: _Decoder = sessions[_SESSION]
-    if decoder.tokenizer is None:
-        raise RuntimeError(
-            "There is no tokenizer.json, or tokenizers is not installed (packlight[llm])."
-        )
-    return decoder.tokenizer
-
-
-def _logits(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
-    """Logits [n, vocabulary] after each of the next n tokens; `start` begins a window."""
-    decoder: _Decoder = sessions[_SESSION]
-    if header["start"]:
-        decoder.forget()
-    return {}, {"logits": decoder.read(_checked(arrays["tokens"], decoder))}
-
-
-def _generate(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
-    """The most probable continuation, up to `count` tokens or an end of text."""
-    decoder: _Decoder = sessions[_SESSION]
-    last = decoder.read_prompt(_checked(arrays["tokens"], decoder))
-    found: list[int] = []
-    for _ in range(int(header["count"])):
-        token = int(np.argmax(last))
-        if token in decoder.ends:
-            break
-        found.append(token)
-        if len(found) < header["count"]:
-            last = decoder.read(np.array([token], np.int64))[-1]
-    return {}, {"tokens": np.array(found, np.int32)}
-
-
-def _time(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
-    """Seconds to read the tokens at once, and then to read `count` more one by one.
-
-    Which tokens come next does not matter for the time: the prompt's own are taken, so that
-    every file does the same.
-    """
-    decoder: _Decoder = sessions[_SESSION]
-    tokens = _checked(arrays["tokens"], decoder)
-    start = time.perf_counter()
-    decoder.read_prompt(tokens)
-    between = time.perf_counter()
-    for place in range(int(header["count"])):
-        at = place % len(tokens)
-        decoder.read(tokens[at : at + 1])
-    end = time.perf_counter()
-    return {"prompt_seconds": between - start, "generation_seconds": end - between}, {}
-
-
-REQUESTS: dict[str, Callable[[dict[int, Any], Header, Arrays], tuple[Header, Arrays]]] = {
-    "load_text_model": _load,
-    "tokenize": _tokenize,
-    "detokenize": _detokenize,
-    "logits": _logits,
-    "generate": _generate,
-    "time_text": _time,
-}
-
-
-def _checked(tokens: NDArray[Any], decoder: _Decoder) -> Tokens:
-    if tokens.dtype != np.int32 or tokens.ndim != 1 or not len(tokens):
-        raise ValueError("Tokens are a list of 32-bit integers.")
-    if not (tokens.min() >= 0 and tokens.max() < decoder.words):
-        raise ValueError(f"Tokens lie below the vocabulary's {decoder.words} entries.")
-    return tokens.astype(np.int64)
+REQUESTS = requests_of(_load)

@@ -10,9 +10,8 @@ import contextlib
 import importlib
 import importlib.metadata
 import os
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Header = dict[str, Any]
-Arrays = dict[str, NDArray[Any]]
-Tokens = NDArray[np.int32]
-
-_SESSION = 0  # a worker holds one language model
-_BATCH = 512
-_LOGITS_BYTES = 64 << 20
-"""At most so much of logits leaves the worker at once."""
+from packlight.runtime.text_engine import (
+    Header,
+    Tokens,
+    check_room,
+    count_positions,
+    requests_of,
+)
 
 for _name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
     os.environ[_name] = "1"
@@ -42,7 +40,7 @@ def version() -> str:
 
 @dataclass
 class _Model:
-    """A loaded folder. ends: tokens that end a text. cache: of the current window, None at its
+    """A loaded folder. end_tokens: that end a text. cache: of the current window, None at its
     beginning; used: how many tokens it holds.
     """
 
@@ -51,13 +49,55 @@ class _Model:
     tokenizer: Any
     words: int
     length: int
-    ends: frozenset[int]
+    end_tokens: frozenset[int]
     cache: Any = None
     used: int = 0
 
+    def tokenize(self, text: bytes) -> Sequence[int]:
+        """Tokens of a text, without special ones."""
+        said = text.decode("utf-8", "replace")
+        ids: list[int] = self.tokenizer.encode(said, add_special_tokens=False).ids
+        return ids
 
-def _load(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
-    """Open a folder; answers with what is known of it."""
+    def detokenize(self, tokens: Tokens) -> bytes:
+        """The text of tokens."""
+        text: str = self.tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
+        return text.encode("utf-8", "replace")
+
+    def forget(self) -> None:
+        """Begin a window."""
+        self.cache, self.used = None, 0
+
+    def read(self, tokens: Tokens) -> NDArray[np.float32]:
+        """Logits [n, vocabulary] after each of the next n tokens."""
+        return self._read(tokens, every=True)
+
+    def read_last(self, tokens: Tokens) -> NDArray[np.float32]:
+        """Logits [vocabulary] after the last of the next tokens."""
+        last: NDArray[np.float32] = self._read(tokens, every=False)[-1]
+        return last
+
+    def ends(self, token: int) -> bool:
+        """Whether a text ends with a token."""
+        return token in self.end_tokens
+
+    def _read(self, tokens: Tokens, *, every: bool) -> NDArray[np.float32]:
+        check_room(tokens, self.used, self.length)
+        with self.torch.inference_mode(), _quiet():
+            found = self.model(
+                input_ids=self.torch.from_numpy(tokens.astype(np.int64))[None],
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=0 if every else 1,
+            )
+        self.cache = found.past_key_values
+        self.used += len(tokens)
+        logits: NDArray[np.float32] = found.logits[0].float().numpy()
+        return np.ascontiguousarray(logits[:, : self.words])
+
+
+def _load(header: Header) -> tuple[_Model, Header]:
+    """Open a folder; gives what is known of it, too."""
     torch = importlib.import_module("torch")
     torch.set_num_threads(int(header["threads"]))
     transformers = importlib.import_module("transformers")
@@ -79,11 +119,10 @@ def _load(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Hea
     tokenizer = tokenizers.Tokenizer.from_file(str(Path(path) / "tokenizer.json"))
     begun = tokenizer.encode("").ids
     length = int(header["context"])
-    positions = max(1, min(_BATCH, length, _LOGITS_BYTES // (4 * words)))
-    sessions[_SESSION] = _Model(torch, model, tokenizer, words, length, _ends(model))
-    return {
+    loaded = _Model(torch, model, tokenizer, words, length, _ends(model))
+    return loaded, {
         "vocabulary": words,
-        "positions": positions if header["positions"] else 1,
+        "positions": count_positions(header, words, length),
         "trained_context": int(getattr(model.config, "max_position_embeddings", 0) or 0),
         "parameters": int(model.num_parameters()),
         "adds_start": bool(begun),
@@ -94,73 +133,10 @@ def _load(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Hea
             "tokenizer.ggml.model": type(tokenizer.model).__name__,
             "tokenizer.ggml.pre": str(tokenizer.get_vocab_size()),
         },
-    }, {}
+    }
 
 
-def _tokenize(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
-    """Tokens [n] of text [bytes], without special ones."""
-    loaded: _Model = sessions[_SESSION]
-    text = arrays["text"].tobytes().decode("utf-8", "replace")
-    ids = loaded.tokenizer.encode(text, add_special_tokens=False).ids
-    return {}, {"tokens": np.array(ids, np.int32)}
-
-
-def _detokenize(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
-    """Text [bytes] of tokens [n]."""
-    loaded: _Model = sessions[_SESSION]
-    tokens = _checked(arrays["tokens"], loaded)
-    text = loaded.tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
-    return {}, {"text": np.frombuffer(text.encode("utf-8", "replace"), np.uint8)}
-
-
-def _logits(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
-    """Logits [n, vocabulary] after each of the next n tokens; `start` begins a window."""
-    loaded: _Model = sessions[_SESSION]
-    tokens = _checked(arrays["tokens"], loaded)
-    if header["start"]:
-        _forget(loaded)
-    return {}, {"logits": _read(loaded, tokens, every=True)}
-
-
-def _generate(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
-    """The most probable continuation, up to `count` tokens or an end of text."""
-    loaded: _Model = sessions[_SESSION]
-    _forget(loaded)
-    last = _read(loaded, _checked(arrays["tokens"], loaded), every=False)
-    found: list[int] = []
-    for _ in range(int(header["count"])):
-        token = int(np.argmax(last[-1]))
-        if token in loaded.ends:
-            break
-        found.append(token)
-        if len(found) < header["count"]:
-            last = _read(loaded, np.array([token], np.int32), every=False)
-    return {}, {"tokens": np.array(found, np.int32)}
-
-
-def _time(sessions: dict[int, Any], header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
-    """Seconds to read the tokens at once, and then to read `count` more one by one."""
-    loaded: _Model = sessions[_SESSION]
-    tokens = _checked(arrays["tokens"], loaded)
-    _forget(loaded)
-    start = time.perf_counter()
-    _read(loaded, tokens, every=False)
-    between = time.perf_counter()
-    for place in range(int(header["count"])):
-        at = place % len(tokens)
-        _read(loaded, tokens[at : at + 1], every=False)
-    end = time.perf_counter()
-    return {"prompt_seconds": between - start, "generation_seconds": end - between}, {}
-
-
-REQUESTS: dict[str, Callable[[dict[int, Any], Header, Arrays], tuple[Header, Arrays]]] = {
-    "load_text_model": _load,
-    "tokenize": _tokenize,
-    "detokenize": _detokenize,
-    "logits": _logits,
-    "generate": _generate,
-    "time_text": _time,
-}
+REQUESTS = requests_of(_load)
 
 
 def _decompress(torch: Any, model: Any) -> None:
@@ -176,36 +152,6 @@ def _decompress(torch: Any, model: Any) -> None:
 def _ends(model: Any) -> frozenset[int]:
     ends = getattr(model.generation_config, "eos_token_id", None)
     return frozenset([ends] if isinstance(ends, int) else ends or ())
-
-
-def _checked(tokens: NDArray[Any], loaded: _Model) -> Tokens:
-    if tokens.dtype != np.int32 or tokens.ndim != 1 or not len(tokens):
-        raise ValueError("Tokens are a list of at least one 32-bit integer.")
-    if not (tokens.min() >= 0 and tokens.max() < loaded.words):
-        raise ValueError(f"Tokens lie below the vocabulary's {loaded.words} entries.")
-    return np.ascontiguousarray(tokens)
-
-
-def _forget(loaded: _Model) -> None:
-    loaded.cache, loaded.used = None, 0
-
-
-def _read(loaded: _Model, tokens: Tokens, *, every: bool) -> NDArray[np.float32]:
-    """Read tokens after those already read; logits of every one, or of the last one only."""
-    if loaded.used + len(tokens) > loaded.length:
-        raise ValueError(f"More tokens than the context of {loaded.length} holds.")
-    torch = loaded.torch
-    with torch.inference_mode(), _quiet():
-        found = loaded.model(
-            input_ids=torch.from_numpy(tokens.astype(np.int64))[None],
-            past_key_values=loaded.cache,
-            use_cache=True,
-            logits_to_keep=0 if every else 1,
-        )
-    loaded.cache = found.past_key_values
-    loaded.used += len(tokens)
-    logits: NDArray[np.float32] = found.logits[0].float().numpy()
-    return np.ascontiguousarray(logits[:, : loaded.words])
 
 
 @contextlib.contextmanager
