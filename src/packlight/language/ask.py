@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from packlight.errors import WrongUsage
-from packlight.llm.formats import FORMATS
-from packlight.llm.onnx import formats as onnx
+from packlight.llm.costs import GGUF
+from packlight.llm.onnx.formats import ONNX
 from packlight.llm.schemes.table import DEFAULT, SCHEMES, find_scheme
 from packlight.nearest import did_you_mean
 from packlight.plan.budget import parse_drop, parse_size
@@ -17,6 +17,7 @@ TARGETS = ("llama.cpp", "ollama", "onnxruntime", "vllm")
 
 BY_SCHEME = ("vllm",)
 """Those for which a scheme sets the bits."""
+
 
 DEFAULT_BITS = 4.5
 """Bits a weight where no budget is named: what most people load into llama.cpp."""
@@ -43,6 +44,11 @@ class Ask:
     removed: tuple[int, ...] | None = None
     by_default: bool = False
     scheme: str = ""
+
+
+def types_of(target: str) -> tuple[str, ...]:
+    """The types that tensors may have in a target's files."""
+    return tuple((ONNX if target == "onnxruntime" else GGUF).blocks)
 
 
 def read_ask(
@@ -86,7 +92,7 @@ def read_ask(
         raise WrongUsage(
             f"{' and '.join(given)} cannot both say how small a language model becomes: give one."
         )
-    known = [*(onnx.FORMATS if target == "onnxruntime" else FORMATS)]
+    known = types_of(target)
     for name, kind in (pins or {}).items():
         if kind not in known:
             raise WrongUsage(

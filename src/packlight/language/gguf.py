@@ -20,8 +20,8 @@ from packlight.llm.compress_forecast import (
     forecast_compression,
     rounded_names,
 )
-from packlight.llm.costs import Choose, TensorCosts
-from packlight.llm.formats import FORMATS, fallback
+from packlight.llm.costs import GGUF, Choose, TensorCosts
+from packlight.llm.formats import FORMATS
 from packlight.llm.gguf import plain_contents, write_gguf
 from packlight.llm.rounding import Settings
 from packlight.llm.text import Windows
@@ -53,6 +53,7 @@ class GgufTarget:
 
     runtime = LLAMACPP
     model = MODEL
+    formats = GGUF
     untimed = ""
     default_note = f"no budget was named: {DEFAULT_BITS} bits a weight were asked for"
 
@@ -66,10 +67,11 @@ class GgufTarget:
                     f"given to{did_you_mean(name, names)}."
                 )
             width = checkpoint.tensors[name].shape[-1]
-            if fallback(kind, width) != kind:
+            fits = self.formats.fallback(kind, width)
+            if fits != kind:
                 raise WrongUsage(
                     f"--pin {name}={kind}: its rows of {width} weights do not divide by "
-                    f"{FORMATS[kind].block}; use {fallback(kind, width)}."
+                    f"{self.formats.blocks[kind]}; use {fits}."
                 )
 
     def forecast(

@@ -6,21 +6,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from packlight.errors import WrongUsage
 from packlight.language.ask import DEFAULT_BITS, Ask
 from packlight.language.gguf import GgufTarget
 from packlight.llm.calibrate_outputs import SlopeStore
 from packlight.llm.checkpoint import Checkpoint
-from packlight.llm.compress import Compressed
+from packlight.llm.compress import Compressed, uniform_types
 from packlight.llm.compress_alone import Spread
 from packlight.llm.compress_forecast import CompressionForecast, forecast_work, rounded_names
 from packlight.llm.costs import Choose
-from packlight.llm.onnx.compress import compress_decoder, uniform_formats
-from packlight.llm.onnx.formats import CANDIDATES, FLOAT, FORMATS, fallback
+from packlight.llm.onnx.compress import compress_decoder
+from packlight.llm.onnx.formats import CANDIDATES, FLOAT, ONNX
 from packlight.llm.onnx.support import check_decoder
 from packlight.llm.rounding import Settings
 from packlight.llm.text import Windows
-from packlight.nearest import did_you_mean
 from packlight.progress import SILENT, Progress
 from packlight.runtime.onnx_text import MODEL, ONNX_TEXT
 from packlight.scratch import Scratch
@@ -31,23 +29,12 @@ class OnnxTarget(GgufTarget):
 
     runtime = ONNX_TEXT
     model = MODEL
+    formats = ONNX
 
     def check(self, checkpoint: Checkpoint, ask: Ask) -> None:
         """Raise WrongUsage or UnusableModel for what cannot be a decoder, or pins of no use."""
         check_decoder(checkpoint)
-        names = rounded_names(checkpoint)
-        for name, kind in ask.pins.items():
-            if name not in names:
-                raise WrongUsage(
-                    f"--pin {name}={kind}: the model has no tensor {name!r} that a type can be "
-                    f"given to{did_you_mean(name, names)}."
-                )
-            width = checkpoint.tensors[name].shape[-1]
-            if fallback(kind, width) != kind:
-                raise WrongUsage(
-                    f"--pin {name}={kind}: its rows of {width} weights do not divide by "
-                    f"{FORMATS[kind].block}; use {fallback(kind, width)}."
-                )
+        super().check(checkpoint, ask)
 
     def forecast(
         self, checkpoint: Checkpoint, ask: Ask, windows: Windows | None
@@ -69,7 +56,7 @@ class OnnxTarget(GgufTarget):
         path = scratch.file("original", MODEL)
         if not path.is_file():
             progress.stage("writing the original for onnxruntime")
-            compress_decoder(checkpoint, path, uniform_formats(checkpoint, FLOAT))
+            compress_decoder(checkpoint, path, uniform_types(checkpoint, FLOAT, ONNX))
         return path.parent
 
     def compress(

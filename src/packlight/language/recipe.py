@@ -10,8 +10,7 @@ from typing import Any
 import yaml
 
 from packlight.errors import UnusableRecipe
-from packlight.llm.formats import FORMATS
-from packlight.llm.onnx import formats as onnx
+from packlight.language.ask import types_of
 from packlight.llm.schemes.table import SCHEMES
 from packlight.nearest import did_you_mean
 from packlight.recipe import load_plain, read_recipe_text
@@ -83,7 +82,7 @@ def read_language_recipe(path: Path) -> LanguageRecipe:
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise UnusableRecipe(f"{path}: {key!r} is {str(value)[:60]!r}, not a {kind.__name__}.")
     types = content.get("types", {})
-    known = [*(onnx.FORMATS if content.get("target") == "onnxruntime" else FORMATS)]
+    known = types_of(content.get("target", ""))
     for name, word in types.items():
         if not isinstance(name, str) or not isinstance(word, str) or word not in known:
             raise UnusableRecipe(

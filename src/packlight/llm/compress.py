@@ -24,7 +24,6 @@ from packlight.llm.compress_alone import Spread, Trial, spread_over_threads, wei
 from packlight.llm.compress_forecast import other_bytes, rounded_names
 from packlight.llm.compress_gguf import GgufRun
 from packlight.llm.costs import GGUF, Choose, FormatTable, TensorCosts
-from packlight.llm.formats import FORMATS, fallback, fits
 from packlight.llm.gguf import GgufFile, begin_gguf
 from packlight.llm.journal import Journal, Row
 from packlight.llm.rounding import Settings, check_torch
@@ -55,12 +54,12 @@ class Compressed:
         return sum(row.bits * row.weights for row in self.rows) / max(weights, 1)
 
 
-def uniform_types(checkpoint: Checkpoint, kind: str) -> dict[str, str]:
+def uniform_types(checkpoint: Checkpoint, kind: str, formats: FormatTable = GGUF) -> dict[str, str]:
     """Give every tensor that is rounded the same type, or the next that fits its width."""
-    if kind not in FORMATS:
-        raise WrongUsage(f"there is no type {kind!r}: use one of {', '.join(FORMATS)}")
-    tensors = checkpoint.tensors
-    return {name: fallback(kind, tensors[name].shape[-1]) for name in rounded_names(checkpoint)}
+    if kind not in formats.blocks:
+        raise WrongUsage(f"there is no type {kind!r}: use one of {', '.join(formats.blocks)}")
+    tensors, names = checkpoint.tensors, rounded_names(checkpoint)
+    return {name: formats.fallback(kind, tensors[name].shape[-1]) for name in names}
 
 
 def compress_checkpoint(
@@ -91,11 +90,7 @@ def compress_checkpoint(
     settings = settings or Settings()
     if windows is not None:
         check_torch()
-    asked: dict[str, Any] = (
-        dict(types)
-        if isinstance(types, Mapping)
-        else {"candidates": [*candidates], "budget": budget}
-    )
+    asked = what_is_asked(types, candidates, budget)
     key = compression_key(checkpoint, asked, windows, settings)
     with begin_gguf(path, checkpoint, metadata=metadata, settings=key) as writing:
         journal = Journal(path.with_name(f".{path.name}.rows"), key)
@@ -105,7 +100,7 @@ def compress_checkpoint(
         )
         done = len(writing.finished) == len(checkpoint.tensors)
         chosen = settle_types(weighing, types, journal, lambda: other_bytes(checkpoint), done)
-        chosen = _fit(checkpoint, chosen)
+        chosen = fit_types(checkpoint, chosen)
         if journal.types is None:
             journal.add_types(chosen)
         run = GgufRun(checkpoint, chosen, writing, journal, settings, progress, own)
@@ -189,17 +184,29 @@ def settle_types(
     return types
 
 
-def _fit(checkpoint: Checkpoint, types: Mapping[str, str]) -> dict[str, str]:
+def what_is_asked(
+    types: Mapping[str, str] | Choose, candidates: Sequence[str], budget: str
+) -> dict[str, Any]:
+    """Which types, or among which they are chosen: what an unfinished file is known by."""
+    if isinstance(types, Mapping):
+        return dict(types)
+    return {"candidates": [*candidates], "budget": budget}
+
+
+def fit_types(
+    checkpoint: Checkpoint, types: Mapping[str, str], formats: FormatTable = GGUF
+) -> dict[str, str]:
     """Types of tensors that are rounded, each held to the width of its rows."""
     names = rounded_names(checkpoint)
     for name, kind in types.items():
         if name not in names:
             raise WrongUsage(f"{name} is no tensor of this model that a type can be given to")
         width = checkpoint.tensors[name].shape[-1]
-        if kind not in FORMATS or not fits(kind, width):
+        known = kind in formats.blocks
+        if not known or not formats.fits(kind, width):
             raise WrongUsage(
                 f"{name} has rows of {width} weights, which {kind} does not hold: use "
-                f"{fallback(kind, width) if kind in FORMATS else ', '.join(FORMATS)}"
+                f"{formats.fallback(kind, width) if known else ', '.join(formats.blocks)}"
             )
     return {name: types[name] for name in names if name in types}
 

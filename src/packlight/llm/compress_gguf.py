@@ -17,7 +17,7 @@ from packlight.llm.compress_alone import RoundedPiece, Spread, pieces_of, round_
 from packlight.llm.formats import FORMATS, decode, quantize_with_info
 from packlight.llm.gguf import Writing
 from packlight.llm.journal import Journal, Row
-from packlight.llm.rounding import Floats, Moments, Settings, relative_error
+from packlight.llm.rounding import Floats, Moments, Settings, round_experts
 from packlight.progress import Progress
 
 _EXACT = ("F32", "F16", "BF16")
@@ -65,42 +65,25 @@ class GgufRun:
         """
         begun = time.monotonic()
         kind = self.types[name]
-        original = weight if weight.ndim == 3 else weight[None]
-        seen = [None] * len(original) if moments is None else moments.reshape(len(original), -1)
-        pieces, near = [], np.empty_like(original)
-        error = power = 0.0
-        unseen = 0
-        for e, (one, flat) in enumerate(zip(original, seen, strict=True)):
-            h = None if flat is None else flat.reshape(one.shape[1], -1)
-            if h is not None and not h.any():
-                h, unseen = None, unseen + 1
+        pieces: list[NDArray[np.uint8]] = []
+
+        def encode(_: int, one: Floats, h: Floats | None) -> Floats:
             try:
-                data = self._quantize(name, one, h)
+                pieces.append(self._quantize(name, one, h))
             except ValueError as broken:
                 raise UnusableModel(f"{name} cannot be rounded to {kind}: {broken}") from broken
-            near[e] = decode(kind, data)
-            pieces.append(data)
-            lost, whole = relative_error(one, near[e], h)
-            error, power = error + lost, power + whole
-        note = f"{unseen} experts saw no token of the text" if unseen else ""
+            return decode(kind, pieces[-1])
+
+        near, error, note = round_experts(weight, moments, encode)
         if note:
             self.notes.append(f"{name}: {note} and were rounded without")
-        weights = int(weight.size)
-        row = Row(
-            name,
-            kind,
-            FORMATS[kind].bits_per_weight,
-            weights,
-            error / power if power else 0.0,
-            moments is not None,
-            round(time.monotonic() - begun, 3),
-            note,
-        )
+        bits, seconds = FORMATS[kind].bits_per_weight, round(time.monotonic() - begun, 3)
         # Before the tensor itself: a tensor without its row would stay without.
+        row = Row(name, kind, bits, weight.size, error, moments is not None, seconds, note)
         self.journal.add(row)
         self.writing.add(name, kind, np.concatenate(pieces))
         self.progress.step(f"{name} {kind}")
-        return near.reshape(weight.shape)
+        return near
 
     def round_alone(self, spread: Spread) -> None:
         """All tensors without text, pieces of them spread over whoever takes them."""
@@ -138,21 +121,19 @@ class GgufRun:
         weights, ratio = self.checkpoint.tensors[name].weights, error / power if power else 0.0
         self.journal.add(Row(name, kind, bits, weights, ratio, False, seconds))
 
-    def _quantize(self, name: str, weight: Floats, moments: Moments | None) -> NDArray[np.uint8]:
+    def _quantize(self, name: str, weight: Floats, moments: Floats | None) -> NDArray[np.uint8]:
         """Bytes of a matrix, its rows making up for each other where gradients are known."""
         kind, damping = self.types[name], self.settings.damping
         make_up = self.settings.rows_make_up and moments is not None
         slopes = self.slopes.read(name) if make_up else None
-        # Symmetric and in float32, the solver uses it as it is.
-        h = None if moments is None else moments.astype(np.float32)
         small = sum(info.weights for info in self.checkpoint.tensors.values()) <= SMALL
         if slopes is None or kind in _EXACT:
             starts = 3 if small else 1
-            return quantize_with_info(kind, weight, h, damping=damping, starts=starts).data
+            return quantize_with_info(kind, weight, moments, damping=damping, starts=starts).data
         return round_in_parts(
             weight,
             slopes,
-            lambda rows: quantize_with_info(kind, rows, h, damping=damping, threads=1).data,
+            lambda rows: quantize_with_info(kind, rows, moments, damping=damping, threads=1).data,
             lambda data: decode(kind, data),
             parts=2 * PARTS if small else PARTS,
         )

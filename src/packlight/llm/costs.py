@@ -10,35 +10,39 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from packlight.llm.formats import decode, fits, quantize_with_info, row_bytes
+from packlight.llm.formats import FORMATS, decode, fallback, fits, quantize_with_info, row_bytes
 
 Floats: TypeAlias = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class FormatTable:
-    """The formats of a kind of file, as far as they are weighed.
+    """The formats of a kind of file, as far as they are chosen among.
 
-    fits: whether rows of so many inputs are whole blocks. row_bytes: of such rows. round_quickly:
-    the values of a weight [out, in] in a format, under second moments [in, in], their diagonal
-    [in], or None, and a damping.
+    blocks: by name, the weights that are stored together. fits: whether rows of so many inputs are
+    whole blocks. fallback: the format, or the next that fits such rows. row_bytes: of such rows.
+    round_quickly: the values of a weight [out, in] in a format, under second moments [in, in],
+    their diagonal [in], or None, and a damping.
     """
 
+    blocks: Mapping[str, int]
     fits: Callable[[str, int], bool]
+    fallback: Callable[[str, int], str]
     row_bytes: Callable[[str, int], int]
     round_quickly: Callable[[str, Floats, Floats | None, float], Floats]
 
 
 def _round_to_gguf(kind: str, weight: Floats, moments: Floats | None, damping: float) -> Floats:
-    # Without moments tensors are spread over threads already.
-    threads = {"threads": 1} if moments is None else {}
+    threads = 1 if moments is None else None  # tensors are spread over threads already
     return decode(
         kind,
-        quantize_with_info(kind, weight, moments, damping=damping, sweeps=0, **threads).data,
+        quantize_with_info(kind, weight, moments, damping=damping, sweeps=0, threads=threads).data,
     )
 
 
-GGUF = FormatTable(fits, row_bytes, _round_to_gguf)
+GGUF = FormatTable(
+    {name: one.block for name, one in FORMATS.items()}, fits, fallback, row_bytes, _round_to_gguf
+)
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,8 @@ class Question:
     """What the user asks, read and checked.
 
     budget: without its latency, which may be a share of the original's: `max_latency` says it.
-    share: of the multiply-accumulates that are to go;
-    0 for none, None for what the budget needs. given: the user's recipe.
+    share: of the multiply-accumulates that are to go; 0 for none, None for what the budget needs.
+    given: the user's recipe.
     """
 
     source: Model

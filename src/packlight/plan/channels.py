@@ -26,10 +26,7 @@ from packlight.graph.model import Graph, save_model
 from packlight.maths.channels import ChannelOrder
 from packlight.maths.variation import variations_of
 from packlight.plan.allocation import Option, Part, combine
-from packlight.plan.cuts import (
-    Cuts,
-    groups_inside,
-)
+from packlight.plan.cuts import Cuts, groups_inside
 from packlight.plan.ground import PROBED, Ground
 from packlight.progress import SILENT, Progress
 from packlight.runtime import Process, Session, cpu_features

@@ -19,11 +19,11 @@ from packlight.errors import UnusableModel, WrongUsage  # noqa: E402
 from packlight.llm.blocks import embed_tokens, head_inputs, head_logits, run_block  # noqa: E402
 from packlight.llm.blocks_wiring import read_wiring  # noqa: E402
 from packlight.llm.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
-from packlight.llm.compress import Compressed  # noqa: E402
+from packlight.llm.compress import Compressed, uniform_types  # noqa: E402
 from packlight.llm.compress_blocks import load_weights  # noqa: E402
 from packlight.llm.onnx.companions import companion_files, end_tokens  # noqa: E402
-from packlight.llm.onnx.compress import compress_decoder, uniform_formats  # noqa: E402
-from packlight.llm.onnx.formats import decode  # noqa: E402
+from packlight.llm.onnx.compress import compress_decoder  # noqa: E402
+from packlight.llm.onnx.formats import ONNX, decode  # noqa: E402
 from packlight.llm.onnx.support import context_of  # noqa: E402
 
 # Windows that are shorter than the text, and heads whose size is not the width over their number.
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def write(folder: Path, family: str, kind: str, **changes: Any) -> tuple[Checkpoint, Compressed]:
     make_model(folder, family, **{**CHANGES.get(family, {}), **changes})
     checkpoint = open_checkpoint(folder)
-    types = uniform_formats(checkpoint, kind)
+    types = uniform_types(checkpoint, kind, ONNX)
     return checkpoint, compress_decoder(checkpoint, folder / "model.onnx", types, accuracy_level=1)
 
 

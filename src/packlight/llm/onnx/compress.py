@@ -8,23 +8,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
 
 from packlight.durable import write_whole
-from packlight.errors import UnusableOutput, WrongUsage
+from packlight.errors import UnusableOutput
 from packlight.llm.architectures import ROPE
 from packlight.llm.blocks_wiring import read_wiring
 from packlight.llm.calibrate_outputs import SlopeStore
 from packlight.llm.checkpoint import Checkpoint
-from packlight.llm.compress import Compressed, Weighing, compression_key, settle_types
+from packlight.llm.compress import (
+    Compressed,
+    Weighing,
+    compression_key,
+    fit_types,
+    settle_types,
+    what_is_asked,
+)
 from packlight.llm.compress_alone import Spread, spread_over_threads
 from packlight.llm.compress_forecast import rounded_names
 from packlight.llm.costs import Choose
 from packlight.llm.journal import Journal
 from packlight.llm.onnx.companions import companion_files
-from packlight.llm.onnx.formats import FLOAT, fallback, fits, format_of
+from packlight.llm.onnx.formats import FLOAT, ONNX, fallback
 from packlight.llm.onnx.graph import build_decoder
-from packlight.llm.onnx.run import ONNX, OnnxRun
+from packlight.llm.onnx.run import OnnxRun
 from packlight.llm.onnx.support import check_decoder, context_of
 from packlight.llm.onnx.writing import ALIGNMENT, Stored, Writing
 from packlight.llm.rounding import Settings, check_torch
@@ -33,13 +39,6 @@ from packlight.progress import SILENT, Progress
 
 DATA = ".data"
 """What the name of the file of weights ends with, after the graph's."""
-
-
-def uniform_formats(checkpoint: Checkpoint, kind: str) -> dict[str, str]:
-    """Give every tensor that is rounded the same format, or the next that fits its width."""
-    format_of(kind)
-    tensors = checkpoint.tensors
-    return {name: fallback(kind, tensors[name].shape[-1]) for name in rounded_names(checkpoint)}
 
 
 def compress_decoder(
@@ -68,12 +67,8 @@ def compress_decoder(
     settings = settings or Settings()
     if windows is not None:
         check_torch()
-    asked: dict[str, Any] = (
-        dict(types)
-        if isinstance(types, Mapping)
-        else {"candidates": [*candidates], "budget": budget}
-    )
-    key = compression_key(checkpoint, {"onnx": asked}, windows, settings)
+    asked = {"onnx": what_is_asked(types, candidates, budget)}
+    key = compression_key(checkpoint, asked, windows, settings)
     data = path.with_name(path.name + DATA)
     with Writing(data, decoder_shapes(checkpoint), key) as writing:
         journal = Journal(path.with_name(f".{path.name}.rows"), key)
@@ -84,7 +79,7 @@ def compress_decoder(
         chosen = settle_types(
             weighing, types, journal, lambda: other_bytes(checkpoint), writing.is_complete
         )
-        chosen = _fit(checkpoint, chosen)
+        chosen = fit_types(checkpoint, chosen, ONNX)
         if journal.types is None:
             journal.add_types(chosen)
         run = OnnxRun(checkpoint, chosen, writing, journal, settings, progress, own)
@@ -157,18 +152,3 @@ def other_bytes(checkpoint: Checkpoint) -> int:
     }
     graph = build_decoder(read_wiring(checkpoint), context_of(checkpoint), likely, "model" + DATA)
     return int(kept + graph.ByteSize() + 8 * len(shapes))
-
-
-def _fit(checkpoint: Checkpoint, types: Mapping[str, str]) -> dict[str, str]:
-    """Types of tensors that are rounded, each held to the width of its rows."""
-    names = rounded_names(checkpoint)
-    for name, kind in types.items():
-        if name not in names:
-            raise WrongUsage(f"{name} is no tensor of this model that a type can be given to")
-        width = checkpoint.tensors[name].shape[-1]
-        if not fits(kind, width):
-            raise WrongUsage(
-                f"{name} has rows of {width} weights, which {kind} does not hold: use "
-                f"{fallback(kind, width)}"
-            )
-    return {name: types[name] for name in names if name in types}

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packlight.errors import UnusableModel, WrongUsage
+from packlight.llm.costs import FormatTable
 from packlight.maths.blocks import block_grid, fit_blocks, pack_bits, unpack_bits
 from packlight.maths.grids import dequantize
 from packlight.maths.layer import row_slices
@@ -233,3 +234,12 @@ def _stored(scale: NDArray[Any]) -> Floats:
     half = np.clip(np.asarray(scale), _LEAST_SCALE, _LARGEST_SCALE).astype(np.float16)
     stored: Floats = half.astype(np.float32)
     return stored
+
+
+def _round_quickly(kind: str, weight: Floats, moments: Floats | None, damping: float) -> Floats:
+    return decode(kind, quantize(kind, weight, moments, damping=damping, quick=True))
+
+
+ONNX = FormatTable(
+    {name: one.block for name, one in FORMATS.items()}, fits, fallback, row_bytes, _round_quickly
+)

@@ -13,14 +13,12 @@ from packlight.errors import UnusableModel
 from packlight.llm.architectures import ROPE
 from packlight.llm.calibrate_outputs import PARTS, SlopeStore, round_in_parts
 from packlight.llm.checkpoint import Checkpoint
-from packlight.llm.costs import FormatTable
 from packlight.llm.journal import Journal, Row
 from packlight.llm.onnx.formats import (
     FLOAT,
     FORMATS,
     Bytes,
     decode,
-    fits,
     quantize,
     row_bytes,
 )
@@ -30,13 +28,6 @@ from packlight.progress import Progress
 
 _PIECE = 1 << 21
 """Weights that are rounded at a time without text."""
-
-
-def _round_quickly(kind: str, weight: Floats, moments: Floats | None, damping: float) -> Floats:
-    return decode(kind, quantize(kind, weight, moments, damping=damping, quick=True))
-
-
-ONNX = FormatTable(fits, row_bytes, _round_quickly)
 
 
 @dataclass

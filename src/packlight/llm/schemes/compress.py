@@ -5,13 +5,12 @@ checkpoint (+ text) -> scheme -> block by block: observe, round, replace -> fold
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from packlight.llm.calibrate_outputs import SlopeStore
 from packlight.llm.checkpoint import Checkpoint
+from packlight.llm.compress import compression_key
 from packlight.llm.journal import Journal, Row
 from packlight.llm.rounding import Settings, check_torch
 from packlight.llm.schemes.config import small_files
@@ -21,7 +20,6 @@ from packlight.llm.schemes.sources import check_folder
 from packlight.llm.schemes.table import Scheme
 from packlight.llm.text import Windows
 from packlight.progress import SILENT, Progress
-from packlight.version import __version__
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def compress_folder(
         check_torch()
     plan = plan_folder(checkpoint, scheme)
     texts = small_files(checkpoint, plan)
-    key = _key(checkpoint, scheme, windows, settings)
+    key = compression_key(checkpoint, {"scheme": scheme.name}, windows, settings)
     with begin_folder(path, plan.shards, key) as writing:
         journal = Journal(path.with_name(f".{path.name}.rows"), key)
         slopes = SlopeStore(path.parent, f".{path.name}.slopes-")
@@ -81,17 +79,3 @@ def compress_folder(
     rows = tuple(journal.rows[name] for name in plan.rounded)
     notes = (*checkpoint.notes, *run.notes)
     return FolderCompressed(path, plan.shards.size_bytes, rows, dict(plan.kept), notes)
-
-
-def _key(
-    checkpoint: Checkpoint, scheme: Scheme, windows: Windows | None, settings: Settings
-) -> str:
-    """What the bytes depend on."""
-    said = {
-        "packlight": __version__,
-        "checkpoint": checkpoint.fingerprint,
-        "scheme": scheme.name,
-        "text": None if windows is None else windows.fingerprint,
-        "settings": {k: v for k, v in asdict(settings).items() if k != "states_bytes"},
-    }
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

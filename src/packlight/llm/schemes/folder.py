@@ -14,7 +14,7 @@ from packlight.llm.calibrate_outputs import PARTS, SlopeStore, round_in_parts
 from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.checkpoint.stored import read_rows
 from packlight.llm.journal import Journal, Row
-from packlight.llm.rounding import Floats, Moments, Settings, relative_error
+from packlight.llm.rounding import Floats, Moments, Settings, relative_error, round_experts
 from packlight.llm.schemes.layouts import (
     Bytes,
     decode_parts,
@@ -155,26 +155,18 @@ class FolderRun:
         weight: [out, in], or [experts, out, in] with moments [experts, in, in] or None.
         """
         begun = time.monotonic()
-        part, rows = self.checkpoint.parts[name], self._rows(name)
-        experts = weight if weight.ndim == 3 else weight[None]
-        seen = [None] * len(experts) if moments is None else moments.reshape(len(experts), -1)
-        near = np.empty_like(experts)
-        error = power = 0.0
-        unseen = 0
-        for e, (base, one, flat) in enumerate(zip(self._bases(name), experts, seen, strict=True)):
-            h = None if flat is None else flat.reshape(one.shape[1], -1).astype(np.float32)
-            if h is not None and not h.any():
-                h, unseen = None, unseen + 1
+        part, rows, bases = self.checkpoint.parts[name], self._rows(name), self._bases(name)
+
+        def encode(e: int, one: Floats, h: Floats | None) -> Floats:
             data = self._encode(name, rows, one, h)
-            near[e] = rows.decode(data)
-            self._write(base, rows.parts(to_folder_rows(part, data)))
-            lost, size = relative_error(one, near[e], h)
-            error, power = error + lost, power + size
-        note = f"{unseen} experts saw no token of the text" if unseen else ""
+            self._write(bases[e], rows.parts(to_folder_rows(part, data)))
+            return rows.decode(data)
+
+        near, error, note = round_experts(weight, moments, encode)
         if note:
             self.notes.append(f"{name}: {note} and were rounded without")
-        self._tell(name, error / power if power else 0.0, begun, moments is not None, note)
-        return near.reshape(weight.shape)
+        self._tell(name, error, begun, moments is not None, note)
+        return near
 
     def round_alone(self) -> None:
         """All tensors without text."""
