@@ -4,57 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from language_zoo import TEXT, make_model
 
 import packlight
 from packlight.errors import WrongUsage
 from packlight.language import gguf
 from packlight.language.forecast import LanguageForecast
 from packlight.language.result import LanguageResult
-from packlight.llm import compress_gguf
 from packlight.llm.checkpoint import open_checkpoint
 
-SHAPE = {
-    "hidden_size": 256,
-    "intermediate_size": 256,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "head_dim": 64,
-    "num_hidden_layers": 3,
-}
-
-
-@pytest.fixture(autouse=True)
-def little_effort(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compress_gguf, "SMALL", 0)
-    monkeypatch.setattr(compress_gguf, "PARTS", 2)
-
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("torch")
-    pytest.importorskip("transformers")
-    folder = tmp_path_factory.mktemp("models") / "three"
-    folder.mkdir()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        make_model(folder, "llama", **SHAPE)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    random = np.random.default_rng(0)
-    words = TEXT.split()
-    path = tmp_path_factory.mktemp("texts") / "notes.txt"
-    path.write_text("\n".join(" ".join(random.permutation(words)) for _ in range(60)))
-    return path
+def model(make_llama: Callable[..., Path]) -> Path:
+    return make_llama("three", num_hidden_layers=3)
 
 
 def compress(model: Path, **options: Any) -> LanguageResult:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from language_zoo import TEXT, make_model
 
 import packlight
 from packlight.errors import UnusableModel, UnusableSamples, WrongUsage
@@ -22,13 +21,6 @@ from packlight.llm.checkpoint import open_checkpoint
 from packlight.llm.schemes import folder as vllm_folder
 from packlight.runtime.transformers import has_transformers
 
-SHAPE = {
-    "hidden_size": 256,
-    "intermediate_size": 256,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "head_dim": 64,
-}
 EMBEDDING = "token_embd.weight"
 needs_llama_cpp = pytest.mark.skipif(
     importlib.util.find_spec("llama_cpp") is None,
@@ -36,32 +28,9 @@ needs_llama_cpp = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(autouse=True)
-def little_effort(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compress_gguf, "SMALL", 0)
-    monkeypatch.setattr(compress_gguf, "PARTS", 2)
-
-
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("torch")
-    pytest.importorskip("transformers")
-    folder = tmp_path_factory.mktemp("models") / "small"
-    folder.mkdir()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        make_model(folder, "llama", **SHAPE)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Lines in another order each time, so that no window is another one."""
-    random = np.random.default_rng(0)
-    words = TEXT.split()
-    path = tmp_path_factory.mktemp("texts") / "notes.txt"
-    path.write_text("\n".join(" ".join(random.permutation(words)) for _ in range(60)))
-    return path
+def small(make_llama: Callable[..., Path]) -> Path:
+    return make_llama("small")
 
 
 def compress(model: Path, **options: Any) -> LanguageResult:
