@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 
 from packlight.errors import MissingExtra, RuntimeRefused
-from packlight.runtime.limits import Limits
 from packlight.runtime.text import TextModel, TextRunner, TextRuntime, TextSeconds
 
 __all__ = [
@@ -20,8 +20,6 @@ __all__ = [
     "llamacpp_name",
 ]
 
-_DEFAULT = Limits()
-
 
 class LlamaCpp(TextRunner):
     """llama.cpp with one .gguf file loaded; see `TextRunner`.
@@ -32,26 +30,13 @@ class LlamaCpp(TextRunner):
 
     engine = "llama.cpp"
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        threads: int = 1,
-        context: int = 512,
-        every_position: bool = True,
-        limits: Limits = _DEFAULT,
-    ) -> None:
+    @classmethod
+    def find_weights(cls, path: Path) -> Iterable[Path]:
+        """The file."""
         check_llamacpp()
         if not path.is_file():
             raise RuntimeRefused(f"There is no file {path} to load.")
-        super().__init__(
-            path,
-            threads=threads,
-            context=context,
-            every_position=every_position,
-            limits=limits,
-            mapped_bytes=path.stat().st_size,
-        )
+        return (path,)
 
 
 def has_llamacpp() -> bool:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Iterable
 from pathlib import Path
 
 from packlight.errors import RuntimeRefused
-from packlight.runtime.limits import Limits
 from packlight.runtime.text import TextRunner, TextRuntime
 
-_DEFAULT = Limits()
 MODEL = "model.onnx"
 
 
@@ -22,25 +21,12 @@ class OnnxText(TextRunner):
 
     engine = "onnxruntime decoder"
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        threads: int = 1,
-        context: int = 512,
-        every_position: bool = True,
-        limits: Limits = _DEFAULT,
-    ) -> None:
+    @classmethod
+    def find_weights(cls, path: Path) -> Iterable[Path]:
+        """The graph of a folder, and its weights."""
         if not (path / MODEL).is_file():
             raise RuntimeRefused(f"There is no folder {path} with a {MODEL} to load.")
-        super().__init__(
-            path,
-            threads=threads,
-            context=context,
-            every_position=every_position,
-            limits=limits,
-            mapped_bytes=sum(one.stat().st_size for one in path.glob(f"{MODEL}*")),
-        )
+        return path.glob(f"{MODEL}*")
 
 
 def onnx_text_name() -> str:

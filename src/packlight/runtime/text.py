@@ -8,7 +8,7 @@ that were asked for; the same file, tokens, threads and build give the same numb
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -20,6 +20,7 @@ from packlight.errors import RuntimeCrashed, RuntimeRefused, WrongUsage
 from packlight.runtime.channel import Channel, Owner
 from packlight.runtime.limits import Limits
 
+_DEFAULT = Limits()
 _CONTEXT_LIMIT = 1 << 20
 _VOCABULARY_LIMIT = 1 << 24
 
@@ -57,8 +58,8 @@ class TextRunner(Owner):
     engine: its name. threads: of both prompt and generation. context: tokens that a window, or a
     prompt with its continuation, may have. every_position: False where logits of whole windows
     are not wanted but time and memory are: those are then what a person who chats would see.
-    mapped_bytes: of files that the engine maps. Raises RuntimeRefused where the engine refuses the
-    model, and the other RuntimeFailures.
+    Raises RuntimeRefused where there is no model or the engine refuses it, MissingExtra where the
+    engine is not installed, and the other RuntimeFailures.
     """
 
     engine: ClassVar[str]
@@ -67,12 +68,12 @@ class TextRunner(Owner):
         self,
         path: Path,
         *,
-        threads: int,
-        context: int,
-        every_position: bool,
-        limits: Limits,
-        mapped_bytes: int,
+        threads: int = 1,
+        context: int = 512,
+        every_position: bool = True,
+        limits: Limits = _DEFAULT,
     ) -> None:
+        mapped_bytes = sum(one.stat().st_size for one in self.find_weights(path))
         if threads < 1 or not 2 <= context <= _CONTEXT_LIMIT:
             raise WrongUsage(
                 f"{self.engine} needs at least one thread and a context of 2 to {_CONTEXT_LIMIT} "
@@ -102,6 +103,11 @@ class TextRunner(Owner):
         except BaseException:
             self._channel.close()
             raise
+
+    @classmethod
+    def find_weights(cls, path: Path) -> Iterable[Path]:
+        """The files of a model that the engine maps. Raises as the class does."""
+        raise NotImplementedError
 
     def tokenize(self, text: str) -> NDArray[np.int32]:
         """Tokens [n] of a text, without a start token; special tokens in it are plain text."""

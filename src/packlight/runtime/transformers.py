@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 
 from packlight.errors import MissingExtra, RuntimeRefused
-from packlight.runtime.limits import Limits
 from packlight.runtime.text import TextRunner, TextRuntime
 
-_DEFAULT = Limits()
 _NEEDED = ("torch", "transformers", "compressed_tensors")
 
 
@@ -27,26 +26,13 @@ class Transformers(TextRunner):
 
     engine = "transformers"
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        threads: int = 1,
-        context: int = 512,
-        every_position: bool = True,
-        limits: Limits = _DEFAULT,
-    ) -> None:
+    @classmethod
+    def find_weights(cls, path: Path) -> Iterable[Path]:
+        """The shards of a folder."""
         check_transformers()
         if not (path / "config.json").is_file():
             raise RuntimeRefused(f"There is no folder {path} with a config.json to load.")
-        super().__init__(
-            path,
-            threads=threads,
-            context=context,
-            every_position=every_position,
-            limits=limits,
-            mapped_bytes=sum(one.stat().st_size for one in path.glob("*.safetensors")),
-        )
+        return path.glob("*.safetensors")
 
 
 def has_transformers() -> bool:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from packlight.durable import sync_folder
 from packlight.errors import UnusableModel, UnusableOutput
 from packlight.llm.gguf.encode import encode_blocks
-from packlight.llm.gguf.journal import Entry, Journal
+from packlight.llm.gguf.journal import Entry, Journal, hash_entry
 from packlight.llm.gguf.reader import DEFAULT_ALIGNMENT, MAGIC, GgufFile, read_gguf
 from packlight.llm.gguf.values import LENGTH, Value, value_of
 from packlight.llm.storage import PLAIN, TYPES
@@ -27,8 +27,6 @@ from packlight.llm.storage import PLAIN, TYPES
 VERSION = 3
 QUANTIZATION_VERSION = 2
 """llama.cpp's number for the present layout of its blocks."""
-
-_CHUNK = 1 << 22
 
 
 @contextlib.contextmanager
@@ -140,7 +138,7 @@ class Writing:
         found = {name: one.shape for name, one in written.tensors.items()}
         if found != dict(self._shapes) or written.size_bytes != self._end:
             raise UnusableOutput(f"{self._path} reads back differently: check the disk.")
-        if any(self._hash(entry) != entry.sha256 for entry in entries):
+        if any(hash_entry(self._file, entry) != entry.sha256 for entry in entries):
             raise UnusableOutput(f"{self._path} reads back differently: check the disk.")
         self._partial.replace(self._path)
         sync_folder(self._path.parent)
@@ -154,7 +152,7 @@ class Writing:
                 break
             if entry.type not in TYPES or entry.offset != self._end:
                 break
-            if entry.size != self._size_of(entry) or self._hash(entry) != entry.sha256:
+            if entry.size != self._size_of(entry) or hash_entry(self._file, entry) != entry.sha256:
                 break
             self._take(entry)
         self._journal.begin(list(self._entries.values()))
@@ -163,15 +161,6 @@ class Writing:
     def _size_of(self, entry: Entry) -> int:
         shape = self._shapes[entry.name]
         return prod(shape[:-1]) * TYPES[entry.type].row_bytes(shape[-1])
-
-    def _hash(self, entry: Entry) -> str:
-        """The hash of a tensor as it lies in the file; empty when the file ends before it."""
-        digest, left = hashlib.sha256(), entry.size
-        self._file.seek(entry.offset)
-        while left and (piece := self._file.read(min(_CHUNK, left))):
-            digest.update(piece)
-            left -= len(piece)
-        return "" if left else digest.hexdigest()
 
     def _take(self, entry: Entry) -> None:
         self._entries[entry.name] = entry

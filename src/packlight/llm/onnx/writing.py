@@ -6,7 +6,6 @@ protobuf's 2 GiB. A killed run goes on: tensors that are whole are taken over.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,13 +20,12 @@ from numpy.typing import NDArray
 
 from packlight.durable import sync_folder
 from packlight.errors import UnusableModel, UnusableOutput
-from packlight.llm.gguf.journal import Entry, Journal
+from packlight.llm.gguf.journal import Entry, Journal, hash_entry
+from packlight.llm.gguf.writing import told_apart
 from packlight.llm.onnx.formats import FORMATS, Bytes, pieces_of, row_bytes
 
 ALIGNMENT = 64
 """Bytes of which tensors begin at a multiple."""
-
-_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Writing:
         self._journal = Journal(path.with_name(f".{path.name}.journal"), key)
         self._entries: dict[str, Entry] = {}
         self._end = 0
-        with self._told_apart():
+        with told_apart(self.path):
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             self._file = os.fdopen(os.open(self._partial, flags, 0o666), "r+b")
             self._go_on()
@@ -105,18 +103,18 @@ class Writing:
         time. Raises UnusableOutput where the disk is full.
         """
         digest, size, shape = hashlib.sha256(), 0, self._shapes[name]
-        with self._told_apart():
+        with told_apart(self.path):
             self._file.seek(self._end)
         for part in _in_pieces(kind, content, shape):
             data = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
             digest.update(data)
             size += len(data)
-            with self._told_apart():
+            with told_apart(self.path):
                 self._file.write(data)
         if size != _size_of(kind, shape):
             raise UnusableModel(f"{name} has {size} bytes in {kind}, not {_size_of(kind, shape)}.")
         entry = Entry(name, kind, self._end, size, digest.hexdigest())
-        with self._told_apart():
+        with told_apart(self.path):
             self._file.write(b"\0" * (-size % ALIGNMENT))
             self._file.flush()
             self._journal.add(entry)
@@ -130,26 +128,17 @@ class Writing:
                 f"{self.path} would lack {len(missing)} of {len(self._shapes)} tensors, "
                 f"{missing[0]} first: every tensor of the checkpoint must be written."
             )
-        with self._told_apart():
+        with told_apart(self.path):
             self._file.truncate(self._end)
             self._file.flush()
             os.fsync(self._file.fileno())
-            if any(self._hash(entry) != entry.sha256 for entry in self._entries.values()):
+            if any(
+                hash_entry(self._file, entry) != entry.sha256 for entry in self._entries.values()
+            ):
                 raise UnusableOutput(f"{self.path} reads back differently: check the disk.")
             self._partial.replace(self.path)
             sync_folder(self.path.parent)
             self._journal.remove()
-
-    @contextlib.contextmanager
-    def _told_apart(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UnusableOutput(
-                f"{self.path} cannot be written ({error.strerror or error}): check that the folder "
-                "exists, may be written to and has space left, and start again; what is finished "
-                "is kept."
-            ) from error
 
     def _go_on(self) -> None:
         """Take over what an earlier run finished, as far as it still is what it was."""
@@ -159,20 +148,11 @@ class Writing:
                 break
             if entry.offset != self._end or entry.size != _size_of(entry.type, shape):
                 break
-            if self._hash(entry) != entry.sha256:
+            if hash_entry(self._file, entry) != entry.sha256:
                 break
             self._take(entry)
         self._journal.begin(list(self._entries.values()))
         self._file.truncate(self._end)
-
-    def _hash(self, entry: Entry) -> str:
-        """The hash of a tensor as it lies in the file."""
-        digest, left = hashlib.sha256(), entry.size
-        self._file.seek(entry.offset)
-        while left and (piece := self._file.read(min(_CHUNK, left))):
-            digest.update(piece)
-            left -= len(piece)
-        return "" if left else digest.hexdigest()
 
     def _take(self, entry: Entry) -> None:
         self._entries[entry.name] = entry
