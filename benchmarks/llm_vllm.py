@@ -1,7 +1,7 @@
 """Compares folders for vLLM of one language model: same text, same runtime, peers in the same run.
 
     pip install -e .[vllm] -r benchmarks/requirements.txt
-    python benchmarks/llm_vllm.py --real ../shared/real
+    python benchmarks/llm_vllm.py --real ../shared/real --llmcompressor .llmc/bin/python
 
 prints one Markdown table and what it says of packlight's claims. The model is a Llama of 5.8
 million weights. All folders are in the compressed-tensors format and are run by transformers, with
@@ -15,7 +15,10 @@ Rows:
 - GPTQ: the published loop (Frantar et al. 2022, algorithm 1; our own few lines of it), scales of
   a group found as the loop arrives there, damping 0.01; "in order of activation": the inputs of
   largest second moment first, with the groups' scales found beforehand;
-- SparseGPT and Wanda: as published, by packlight's schemes of that name.
+- SparseGPT and Wanda: as published, by packlight's schemes of that name;
+- llmcompressor: itself, in the environment of the Python that --llmcompressor names
+  (peers/llmcompressor_peer.py says how to make one), with its own settings for the scheme. It
+  keeps the embeddings in 32 bits, in which the model was given.
 
 Columns: bytes of the weights; bits of a weight over all tensors; perplexity, with its ratio to the
 original's; mean KL divergence of the next token's probabilities, original || folder, in nats, with
@@ -28,6 +31,7 @@ from __future__ import annotations
 import argparse
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -38,6 +42,7 @@ from pathlib import Path
 import numpy as np
 from int8 import describe_processor
 from numpy.typing import NDArray
+from peers import llmcompressor_peer
 
 from packlight.llm.checkpoint import open_checkpoint
 from packlight.llm.rounding import Settings
@@ -150,11 +155,29 @@ def make(
     out = work / f"{method}-{scheme}".replace(" ", "-").replace(":", "").replace("%", "")
     shutil.rmtree(out, ignore_errors=True)
     compressing.FolderRun = Peer if method in PEERS else FolderRun
-    settings = Settings(rows_make_up=method == "packlight")
+    settings = Settings(rows_make_up=method not in PEERS)
     found = compress_folder(
         open_checkpoint(folder), out, find_scheme(scheme), windows=windows, settings=settings
     )
     return out, found.size_bytes, time.perf_counter() - begun
+
+
+def make_theirs(
+    python: Path, scheme: str, folder: Path, windows: Windows, work: Path
+) -> tuple[Path, int, float]:
+    """Has llmcompressor write one folder, in an environment of its own."""
+    out, tokens = work / f"llmcompressor-{scheme}", work / "calibration.npy"
+    shutil.rmtree(out, ignore_errors=True)
+    np.save(tokens, windows.calibration.astype(np.int64))
+    begun = time.perf_counter()
+    command = [python, llmcompressor_peer.__file__, folder, tokens, scheme, out]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"llmcompressor failed: {done.stderr[-2000:]}")
+    seconds = time.perf_counter() - begun
+    for path in folder.glob("tokenizer*"):
+        shutil.copyfile(path, out / path.name)
+    return out, (out / "model.safetensors").stat().st_size, seconds
 
 
 def make_all(options: argparse.Namespace, work: Path) -> Iterator[Row]:
@@ -175,17 +198,29 @@ def make_all(options: argparse.Namespace, work: Path) -> Iterator[Row]:
     for pattern in SPARSE:
         wanted += [("packlight", pattern)]
         wanted += [("", f"{pattern}-{solver}") for solver in ("sparsegpt", "wanda")]
+    if options.llmcompressor is not None:
+        wanted += [("llmcompressor", scheme) for scheme in llmcompressor_peer.SCHEMES]
     for method, scheme in wanted:
+        if scheme.split("-sp")[0].split("-wa")[0] not in options.schemes:
+            continue
         print(f"  {method} {scheme} ...", file=sys.stderr, flush=True)
-        path, size, seconds = make(method, scheme, folder, windows, work)
+        if method == "llmcompressor":
+            found = make_theirs(options.llmcompressor, scheme, folder, windows, work)
+        else:
+            found = make(method, scheme, folder, windows, work)
+        path, size, seconds = found
         yield Row(method, scheme, path, size, seconds)
+
+
+def windows_of(options: argparse.Namespace, folder: Path) -> NDArray[np.integer]:
+    """The test text, cut."""
+    text = (options.real / "novels-llama" / "text" / "test.txt").read_text(encoding="utf-8")
+    return cut_windows(open_tokenizer(folder)(text), options.window, most=options.tokens)
 
 
 def measure(rows: list[Row], options: argparse.Namespace) -> list[Row]:
     """Runs all folders on the test text."""
-    text = (options.real / "novels-llama" / "text" / "test.txt").read_text(encoding="utf-8")
-    tokens = open_tokenizer(rows[0].path)(text)
-    windows = cut_windows(tokens, options.window, most=options.tokens)
+    windows = windows_of(options, rows[0].path)
     print("  running ...", file=sys.stderr, flush=True)
     found = []
     for row in rows:  # two at a time are in memory
@@ -208,20 +243,32 @@ def show_row(row: Row, weights: int) -> str:
     return f"| {row.name} | " + " | ".join(cells) + " |"
 
 
-def list_claims(rows: list[Row]) -> Iterator[str]:
-    """Yields what the table says of each claim, good or bad."""
-    for scheme in ROUNDED:
-        ours = next(row for row in rows if (row.method, row.scheme) == ("packlight", scheme))
-        peers = [row for row in rows if row.scheme == scheme and row.method.startswith("GPTQ")]
-        best = min(peers, key=lambda row: row.divergence.perplexity_compressed)
-        mine, theirs = (row.divergence.perplexity_compressed for row in (ours, best))
-        said = "reached" if mine <= theirs else "NOT reached"
-        yield f"{scheme}: perplexity {mine:.3f}, {best.name} {theirs:.3f}: {said}"
-    for row in rows:
-        if row.method == "packlight" and row.scheme in W8:
-            off = row.divergence.perplexity_ratio - 1
-            said = "reached" if off <= W8_SLACK else "NOT reached"
-            yield f"{row.scheme}: perplexity {off:+.3%} of the original's, at most +0.1 %: {said}"
+def list_claims(rows: list[Row], windows: NDArray[np.integer], threads: int) -> Iterator[str]:
+    """Yields what the table says of each claim, good or bad.
+
+    Perplexities of two folders are compared window by window: their ratio and its interval.
+    """
+    for ours in (row for row in rows if row.method == "packlight"):
+        peers = [
+            row
+            for row in rows
+            if row.scheme == ours.scheme and row.method.startswith(("GPTQ", "llmcompressor"))
+        ]
+        for peer in peers:
+            (far,) = measure_divergences(
+                peer.path, [ours.path], windows, threads=threads, runtime=TRANSFORMERS
+            )
+            low, high = far.perplexity_ratio_interval_95
+            said = "lower" if high < 1 else "HIGHER" if low > 1 else "no difference shown"
+            yield (
+                f"{ours.scheme}: perplexity {far.perplexity_ratio - 1:+.3%} "
+                f"({low - 1:+.3%} to {high - 1:+.3%}) of {peer.name}'s: {said}; mean KL "
+                f"{ours.divergence.mean_kl / peer.divergence.mean_kl - 1:+.1%}"
+            )
+        if ours.scheme in W8:
+            off = ours.divergence.perplexity_ratio - 1
+            said = "reached" if abs(off) <= W8_SLACK else "NOT reached"
+            yield f"{ours.scheme}: perplexity {off:+.3%} of the original's, within 0.1 %: {said}"
 
 
 def main() -> None:
@@ -232,6 +279,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=40_960, help="of the test text")
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--schemes", nargs="+", default=[*SCHEMES, *SPARSE], help="those alone")
+    parser.add_argument("--llmcompressor", type=Path, help="a Python that has it")
     parser.add_argument("--work", type=Path, help="keep the folders here")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -248,7 +297,7 @@ def main() -> None:
     for row in rows:
         print(show_row(row, weights))
     print()
-    for claim in list_claims(rows):
+    for claim in list_claims(rows[1:], windows_of(options, rows[0].path), options.threads):
         print(f"- {claim}")
 
 

@@ -116,6 +116,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--prune", nargs="*", type=float, default=(0.5,), help="shares")
     parser.add_argument("--of", choices=["macs", "weights"], default="macs", help="of --prune")
     parser.add_argument("--heal-minutes", type=float, default=20.0, help="0: nothing is healed")
+    parser.add_argument("--heal-steps", type=int, default=0, help="instead: so many steps")
     parser.add_argument("--choices", nargs="*", default=("int8", "int4", "weights-coded2.5"))
     parser.add_argument("--tune-minutes", type=float, default=0.0, help="of training in those")
     parser.add_argument("--no-peers", dest="peers", action="store_false")
@@ -239,11 +240,17 @@ def _planned(case: Case, share: float, options: argparse.Namespace) -> list[Row]
     if not options.heal_minutes:
         return rows
     ranks = "" if options.ranks else "-no-ranks"
-    stem = f"healed-{options.of}-{share:g}{ranks}-{options.heal_minutes:g}-{options.seed}"
+    long = (
+        f"{options.heal_steps} steps" if options.heal_steps else f"{options.heal_minutes:g} minutes"
+    )
+    stem = f"healed-{options.of}-{share:g}{ranks}-{long.replace(' ', '-')}-{options.seed}"
+    training = Training(heal_minutes=options.heal_minutes)
+    if options.heal_steps:
+        training = Training(heal_steps=options.heal_steps)
     healed = case.work / f"{stem}.onnx"
     seconds = 0.0
     if not healed.exists():
-        label = f"{name}, healed {options.heal_minutes:g} minutes"
+        label = f"{name}, healed {long}"
         row, found = _thin(
             case,
             label,
@@ -251,7 +258,7 @@ def _planned(case: Case, share: float, options: argparse.Namespace) -> list[Row]
             channels=chosen.channels,
             removed=chosen.removed,
             ranks=chosen.ranks,
-            training=Training(heal_minutes=options.heal_minutes),
+            training=training,
         )
         seconds = row.seconds
         save_model(found.graph, healed)
