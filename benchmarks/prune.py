@@ -12,10 +12,12 @@ torch-pruning does beside it: its MagnitudePruner (L2 norms) on the same weights
 and without biases corrected to the original's mean outputs (what re-estimating batch
 normalization does once it is folded). "every layer" rows take the share out of all layers, those
 that the residual stream runs through too. "--prune" rows let packlight share the removal out
-itself, among channels, residual branches and layers of low rank (--no-ranks: without those).
-"healed" ones are trained towards the original for so many minutes; the compressed rows are
+itself, among channels, residual branches and layers of low rank (--no-ranks: without those);
+--of time takes the share out of the time that the model takes in 8 bits, by the clock. "healed"
+ones are trained towards the original for so many minutes, or steps; the compressed rows are
 packlight's answers for the healed file with its default preset, with the smallest, and with each of
---choices in all layers (trained so for --tune-minutes), packed.
+--choices in all layers (trained so for --tune-minutes), packed. --latency asks one command for a
+share of the original's time, and leaves everything to it (at most 10 % other answers).
 Healed files are kept in --work, and used again. With --scores the "inner" rows alone are made, once
 for each way of picking the channels (scores.py), all repaired alike.
 """
@@ -46,6 +48,7 @@ from scores import thin_by_scores
 
 import packlight
 from packlight.graph.anatomy import count_macs
+from packlight.graph.apply import why_not
 from packlight.graph.coupling.groups import find_groups
 from packlight.graph.layers import find_layers
 from packlight.graph.model import Graph, Model, load_model, save_model
@@ -114,7 +117,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=NETWORKS, default=NETWORKS[:1])
     parser.add_argument("--shares", nargs="*", type=float, default=SHARES)
     parser.add_argument("--prune", nargs="*", type=float, default=(0.5,), help="shares")
-    parser.add_argument("--of", choices=["macs", "weights"], default="macs", help="of --prune")
+    parser.add_argument(
+        "--of", choices=["macs", "weights", "time"], default="macs", help="of --prune"
+    )
+    parser.add_argument("--latency", nargs="*", default=(), help="budgets of one command")
     parser.add_argument("--heal-minutes", type=float, default=20.0, help="0: nothing is healed")
     parser.add_argument("--heal-steps", type=int, default=0, help="instead: so many steps")
     parser.add_argument("--choices", nargs="*", default=("int8", "int4", "weights-coded2.5"))
@@ -175,6 +181,7 @@ def _makers(case: Case, options: argparse.Namespace) -> list[Callable[[], list[R
     every = options.shares[:2]
     makers += [lambda share=share: _every_layer(case, share, options.seed) for share in every]
     makers += [lambda share=share: _planned(case, share, options) for share in options.prune]
+    makers += [lambda most=most: _one_command(case, most, options) for most in options.latency]
     return makers
 
 
@@ -228,12 +235,20 @@ def _thin(case: Case, label: str, seed: int, **how: Any) -> tuple[Row, Thinned]:
 
 def _planned(case: Case, share: float, options: argparse.Namespace) -> list[Row]:
     """Packlight's own choice of what goes: repaired, healed, in 8 bits, and packed."""
-    name = f"--prune {share:.0%}" + (" of the weights" if options.of == "weights" else "")
+    name = f"--prune {share:.0%}" + (f" of the {options.of}" if options.of != "macs" else "")
     rows = []
-    whole = [] if options.ranks else [layer.name for layer in find_layers(case.graph)]
+    layers = find_layers(case.graph)
+    static = tuple((one.name, "int8") for one in layers if not why_not(one, "int8"))
+    whole = [] if options.ranks else [layer.name for layer in layers]
     name += "" if options.ranks else ", no ranks"
     row, chosen = _thin(
-        case, f"{name}, closed form", options.seed, share=share, of=options.of, whole=whole
+        case,
+        f"{name}, closed form",
+        options.seed,
+        share=share,
+        of=options.of,
+        whole=whole,
+        computes=Recipe(layers=static) if options.of == "time" else None,
     )
     rows.append(row)
     print(f"<!-- {name}: {write_recipe(chosen.note_in(Recipe()))} -->", flush=True)
@@ -265,6 +280,27 @@ def _planned(case: Case, share: float, options: argparse.Namespace) -> list[Row]
         print(f"<!-- {name}: {found.evidence} -->", flush=True)
     rows.append(Row(f"{name}, healed", healed, seconds))
     return rows + _compress(case, healed, name, options)
+
+
+def _one_command(case: Case, most: str, options: argparse.Namespace) -> list[Row]:
+    """What `packlight compress` makes of the original for a latency, trained as long."""
+    began = time.perf_counter()
+    result = packlight.compress(
+        case.model.source,
+        data=case.samples.read(range(len(case.samples))),
+        max_latency=most,
+        max_drop="10%",
+        heal_minutes=options.heal_minutes,
+        seed=options.seed,
+    )
+    assert isinstance(result, packlight.Result)
+    folder = case.work / f"latency-{most}".replace("%", "")
+    result.save(folder, force=True)
+    packed = packlight.pack(folder, case.work / f"{folder.name}.plz", force=True)
+    seconds = time.perf_counter() - began
+    print(f"<!-- {result.evidence.notes} {write_recipe(result.recipe)} -->", flush=True)
+    size = packed.path.stat().st_size
+    return [Row(f"--max-latency {most}", folder / "model.onnx", seconds, size)]
 
 
 def _compress(case: Case, healed: Path, name: str, options: argparse.Namespace) -> list[Row]:

@@ -143,9 +143,10 @@ class Answer:
 
     @property
     def needs(self) -> Of:
-        """What of should go to keep the budget: weights where size is what is short."""
-        sized = self.budget.max_size_bytes or self.budget.max_download_bytes
-        return "weights" if sized and self._size_over >= self._time_over else "macs"
+        """What of should go to keep the budget: weights or time, whichever is short."""
+        if self.over == 0:
+            return "macs"
+        return "weights" if self._size_over >= self._time_over else "time"
 
     @property
     def _size_over(self) -> float:
@@ -254,6 +255,7 @@ def _answer(
             question.source.inputs,
             share=share,
             of=of,
+            computes=None if known is None or of != "time" else known.chosen.recipe,
             channels=said.channels,
             removed=said.removed,
             ranks=said.ranks,

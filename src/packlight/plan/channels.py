@@ -152,17 +152,17 @@ def measure_times(
     slow for so many, or too small for its time to matter.
     """
     progress.stage("timing what each part saves", len(cuts))
-    feeds = next(iter(batches_of(ground.samples, ground.probed[:1], ground.inputs, batch=1))).feeds
+    feeds = ground.one_feed
     found = []
     with tempfile.TemporaryDirectory(prefix="packlight-") as folder, Process() as process:
-        base = process.load(_saved(ground.graph, Path(folder) / "original.onnx"))
+        base = process.load(_saved(ground.timed_original, Path(folder) / "original.onnx"))
         first = process.time([base], feeds, rounds=ROUNDS[0], seconds=SECONDS)
         each = float(np.quantile(first, QUICKEST))
         rounds = int(1e3 * SECONDS / max(2 * each * len(cuts), 1e-6))
         if rounds < ROUNDS[0] or each < LEAST_MS:
             return None
         for one in cuts:
-            path = _saved(ground.without(one), Path(folder) / "without.onnx")
+            path = _saved(ground.as_timed(ground.without(one)), Path(folder) / "without.onnx")
             session = process.load(path)
             table = process.time([base, session], feeds, rounds=min(rounds, ROUNDS[1]))
             session.close()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
+
+from numpy.typing import NDArray
 
 from packlight.graph.anatomy import count_macs
 from packlight.graph.coupling.groups import CoupledGroup, find_groups
@@ -25,9 +28,11 @@ from packlight.plan.cuts import (
     removable_branches,
     without,
 )
+from packlight.plan.timed import as_computed
 from packlight.progress import SILENT, Progress
+from packlight.recipe import Recipe
 from packlight.runtime import Process
-from packlight.samples import Samples, Split, shapes_of_one
+from packlight.samples import Samples, Split, batches_of, shapes_of_one
 from packlight.tensors import TensorSpec
 
 PROBED = 256
@@ -36,10 +41,10 @@ PROBED = 256
 MOST_ORDERED = 2048
 """Samples that tell in what order channels go; training has thousands, which tell no more."""
 
-Of: TypeAlias = Literal["macs", "weights"]
-"""What a share to remove is a share of."""
+Of: TypeAlias = Literal["macs", "weights", "time"]
+"""What a share to remove is a share of; time is that of one run."""
 
-OF_WORDS: Mapping[Of, str] = {"macs": "multiply-accumulates", "weights": "weights"}
+OF_WORDS: Mapping[Of, str] = {"macs": "multiply-accumulates", "weights": "weights", "time": "time"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,8 @@ class Ground:
     """What thinning starts from.
 
     macs: multiply-accumulates for one sample, by layer. of: what shares to remove are of, and
-    counts: of that, by layer. fitted_on: samples to fit layers with.
+    counts: of that, by layer (of time what it mostly goes by, multiply-accumulates). fitted_on:
+    samples to fit layers with. computes: how layers will compute, for the clock; None: in floats.
     """
 
     graph: Graph
@@ -64,6 +70,22 @@ class Ground:
     fitted_on: tuple[int, ...]
     process: Process
     seed: int
+    computes: Recipe | None = None
+
+    @cached_property
+    def one_feed(self) -> dict[str, NDArray[Any]]:
+        """What the clock feeds models with: one sample."""
+        batches = batches_of(self.samples, self.probed[:1], self.inputs, batch=1)
+        return dict(next(iter(batches)).feeds)
+
+    @cached_property
+    def timed_original(self) -> Graph:
+        """The original as it will compute."""
+        return self.as_timed(self.graph)
+
+    def as_timed(self, graph: Graph) -> Graph:
+        """A graph as its layers will compute."""
+        return as_computed(graph, self.computes, self.one_feed, self.process)
 
     @property
     def total(self) -> int:
@@ -166,8 +188,9 @@ def prepare_ground(
     seed: int,
     progress: Progress,
     of: Of = "macs",
+    computes: Recipe | None = None,
 ) -> Ground:
-    """Find what may go, and in what order channels do. of: what shares to remove are of."""
+    """Find what may go, and in what order channels do. of, computes: see `Ground`."""
     progress.stage("finding channels that go together")
     groups = find_groups(graph)
     branches = removable_branches(graph)
@@ -197,8 +220,9 @@ def prepare_ground(
         orders,
         macs,
         of,
-        macs if of == "macs" else {one.name: one.parameters for one in find_layers(graph)},
+        {one.name: one.parameters for one in find_layers(graph)} if of == "weights" else macs,
         split.calibration,
         process,
         seed,
+        computes,
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
@@ -76,6 +77,11 @@ def know_time(parts: Sequence[Part]) -> bool:
     return any(option.time for options in parts for option in options)
 
 
+def by_time(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """The same parts, for a share of the time."""
+    return tuple(tuple(replace(one, share=max(one.time, 0.0)) for one in row) for row in parts)
+
+
 def propose(
     ground: Ground,
     parts: Sequence[Part],
@@ -85,10 +91,7 @@ def propose(
     rounds: int = ROUNDS,
 ) -> list[Proposal]:
     """Allocations that save this share, all measured, in the order they were proposed."""
-
-    def saved(cuts: Cuts) -> float:
-        return ground.saved(ground.possible(cuts))
-
+    saved = _savings(ground)
     if allocate(parts, share, saved) is None:
         most = saved(_most(parts))
         raise WrongUsage(
@@ -119,6 +122,18 @@ def propose(
         found.append(_measured(ground, proposed, measure, timed))
         progress.step(f"noise {found[-1].loss:.4f}")
     return found
+
+
+def _savings(ground: Ground) -> Callable[[Cuts], float]:
+    """What gives the share that cuts save: counted, or by the clock."""
+
+    @cache
+    def saved(cuts: Cuts) -> float:
+        cuts = ground.possible(cuts)
+        times = measure_times(ground, [cuts]) if ground.of == "time" else None
+        return ground.saved(cuts) if times is None else times[0]
+
+    return saved
 
 
 def _measured(

@@ -19,7 +19,7 @@ from packlight.errors import RuntimeFailure
 from packlight.graph.alone import layer_alone
 from packlight.graph.layers import Layer, find_layers
 from packlight.graph.model import save_model
-from packlight.graph.observe import wants_moments, with_outputs
+from packlight.graph.observe import wants_moments
 from packlight.graph.rewrite.factorize import (
     factorize,
     largest_rank,
@@ -32,9 +32,9 @@ from packlight.plan.allocation import Option, Part
 from packlight.plan.channels import REACH, UNASKED, noise_of
 from packlight.plan.cuts import Cuts
 from packlight.plan.ground import Ground
+from packlight.plan.timed import as_computed, run_inner
 from packlight.progress import Progress
 from packlight.ranks import FactorKind, Rank
-from packlight.samples import batches_of
 
 LEAST_SHARE = 0.01
 """Layers with a smaller share of the multiplications are not worth the time to time them."""
@@ -117,25 +117,28 @@ def _times_saved(
     layers = {layer.name: layer for layer in find_layers(ground.graph) if layer.name in wanted}
     if not layers:
         return {}
-    feeds = next(iter(batches_of(ground.samples, ground.probed[:1], ground.inputs, batch=1))).feeds
-    inputs = _inputs_of(ground, feeds, list(layers.values()))
+    sources = {name: str(layer.node.inputs[0].name) for name, layer in layers.items()}  # type: ignore[union-attr]
+    found_inputs = run_inner(ground.graph, ground.one_feed, list(sources.values()), ground.process)
+    inputs = {name: found_inputs[source] for name, source in sources.items()}
     seconds = min(SECONDS, MOST_SECONDS / len(layers))
     found: dict[str, dict[Rank, float]] = {}
     progress.stage("timing layers taken apart", len(layers))
     with tempfile.TemporaryDirectory(prefix="packlight-") as folder:
         original = Path(folder) / "original.onnx"
-        save_model(ground.graph, original, durable=False)
-        (model,) = rank_latencies([original], feeds, seconds=seconds)
+        save_model(ground.timed_original, original, durable=False)
+        (model,) = rank_latencies([original], ground.one_feed, seconds=seconds)
         for name, layer in layers.items():
             whole = layer_alone(ground.graph, layer, inputs[name].shape)
             if whole is None:
                 continue
             models = [whole, *(factorize(whole, {name: rank}, {}) for rank in wanted[name])]
             paths = [Path(folder) / f"{number}.onnx" for number in range(len(models))]
+            feeds = {"x": inputs[name]}
             for one, path in zip(models, paths, strict=True):
+                one = as_computed(one, ground.computes, feeds, ground.process)
                 save_model(one, path, durable=False)
             try:
-                first, *times = rank_latencies(paths, {"x": inputs[name]}, seconds=seconds)
+                first, *times = rank_latencies(paths, feeds, seconds=seconds)
             except RuntimeFailure:
                 continue
             found[name] = {
@@ -160,20 +163,3 @@ def _ranks_of(layer: Layer) -> tuple[Rank, ...]:
         counts = {round(share / one / step) * step for share in SHARES}
         found += [Rank(kind, count) for count in sorted(counts) if 0 < count <= most]
     return tuple(found)
-
-
-def _inputs_of(ground: Ground, feeds: Arrays, layers: Sequence[Layer]) -> dict[str, NDArray[Any]]:
-    """What reaches each layer when the model is fed so."""
-    names = {layer.name: str(layer.node.inputs[0].name) for layer in layers}  # type: ignore[union-attr]
-    arrays: dict[str, NDArray[Any]] = dict(feeds)
-    inner = [name for name in dict.fromkeys(names.values()) if name not in arrays]
-    if inner:
-        with tempfile.TemporaryDirectory(prefix="packlight-") as folder:
-            path = Path(folder) / "inner.onnx"
-            save_model(with_outputs(ground.graph, inner), path, durable=False)
-            session = ground.process.load(path)
-            try:
-                arrays |= session.run(feeds, inner)
-            finally:
-                session.close()
-    return {layer: arrays[name] for layer, name in names.items()}

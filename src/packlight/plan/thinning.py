@@ -20,7 +20,7 @@ from packlight.plan.allocation import Part
 from packlight.plan.channels import measure_parts
 from packlight.plan.cuts import Cuts, groups_inside
 from packlight.plan.ground import Ground, Of, prepare_ground
-from packlight.plan.proposals import choose_cuts, know_time
+from packlight.plan.proposals import by_time, choose_cuts, know_time
 from packlight.plan.ranks import measure_ranks
 from packlight.plan.training import NO_TRAINING, Training
 from packlight.progress import SILENT, Progress
@@ -87,6 +87,7 @@ def thin(
     *,
     share: Share | None = None,
     of: Of = "macs",
+    computes: Recipe | None = None,
     channels: Sequence[tuple[str, int]] = (),
     removed: Sequence[str] = (),
     ranks: Sequence[tuple[str, Rank]] = (),
@@ -99,7 +100,8 @@ def thin(
 ) -> Thinned:
     """Remove channels and branches of a simplified graph, take layers apart, and fit the rest.
 
-    share: to remove (0 to 0.95) of what `of` says, or "auto"; or as a recipe says
+    share: to remove (0 to 0.95) of what `of` says, or "auto"; computes: how layers will compute,
+        by which they are timed. Or as a recipe says
     channels: (group, kept), removed: residual branches, and ranks: (layer, rank). whole: layers
     that are not to be taken apart for a share. training: how long what is left is healed.
     max_drop, drop_of: for "auto", the drop that is allowed, and what it is on search samples.
@@ -109,7 +111,9 @@ def thin(
     heals = training.heals
     notes: list[str] = []
     with Process() as process:
-        ground = prepare_ground(graph, samples, split, tuple(inputs), process, seed, progress, of)
+        ground = prepare_ground(
+            graph, samples, split, tuple(inputs), process, seed, progress, of, computes
+        )
         if heals:  # by the others healing tells whether it still gains
             ground = replace(ground, fitted_on=hold_out(split.calibration, seed=seed)[1])
         if share == "auto":
@@ -118,7 +122,7 @@ def thin(
         else:
             cuts = replace(_checked(channels, removed, ground), ranks=tuple(sorted(ranks)))
             if share is not None:
-                parts = _measured(ground, whole, notes, progress)
+                ground, parts = _measured(ground, whole, notes, progress)
                 cuts = choose_cuts(ground, parts, share, progress)
             fitted = ground.fitted(cuts, progress=progress)
         steps = 0
@@ -167,7 +171,7 @@ def _largest_within(
     if drop_of is None:
         raise WrongUsage("--prune auto needs samples, which tell how much may go: give --data.")
     try:
-        parts = _measured(ground, whole, notes, progress)
+        ground, parts = _measured(ground, whole, notes, progress)
     except WrongUsage:
         return Cuts(), ground.graph  # there is nothing to remove
     for share in SHARES:
@@ -183,15 +187,19 @@ def _largest_within(
 
 def _measured(
     ground: Ground, whole: Collection[str], notes: list[str], progress: Progress
-) -> tuple[Part, ...]:
-    """What may go or be taken apart. Raises WrongUsage where nothing may."""
+) -> tuple[Ground, tuple[Part, ...]]:
+    """What may go or be taken apart, and the ground. Raises WrongUsage where nothing may.
+
+    Where times cannot be told, a share of the time is one of the multiply-accumulates.
+    """
     parts = measure_parts(ground, progress, measure_ranks(ground, progress, whole=whole))
     if not know_time(parts):
         notes.append(
             "what goes was chosen without regard to time, since a run takes too long, or too "
             "little, to time the model without each part"
         )
-    return parts
+        return (replace(ground, of="macs") if ground.of == "time" else ground), parts
+    return ground, by_time(parts) if ground.of == "time" else parts
 
 
 def _checked(channels: Sequence[tuple[str, int]], removed: Sequence[str], ground: Ground) -> Cuts:
