@@ -17,7 +17,8 @@ itself, among channels, residual branches and layers of low rank (--no-ranks: wi
 ones are trained towards the original for so many minutes, or steps; the compressed rows are
 packlight's answers for the healed file with its default preset, with the smallest, and with each of
 --choices in all layers (trained so for --tune-minutes), packed. --latency asks one command for a
-share of the original's time, and leaves everything to it (at most 10 % other answers).
+share of the original's time, and leaves everything to it (at most 10 % other answers). Choices are
+partly by the clock: --recipe repeats one that was printed.
 Healed files are kept in --work, and used again. With --scores the "inner" rows alone are made, once
 for each way of picking the channels (scores.py), all repaired alike.
 """
@@ -56,7 +57,7 @@ from packlight.graph.rewrite.simplify import simplify
 from packlight.maths.intervals import paired_difference_interval
 from packlight.plan.thinning import Thinned, thin
 from packlight.plan.training import Training
-from packlight.recipe import Recipe, write_recipe
+from packlight.recipe import Recipe, read_recipe, write_recipe
 from packlight.samples import Samples, Split, open_samples
 
 HERE = Path(__file__).resolve().parent
@@ -121,6 +122,7 @@ def _options() -> argparse.Namespace:
         "--of", choices=["macs", "weights", "time"], default="macs", help="of --prune"
     )
     parser.add_argument("--latency", nargs="*", default=(), help="budgets of one command")
+    parser.add_argument("--recipe", type=Path, help="what goes, instead of choosing it")
     parser.add_argument("--heal-minutes", type=float, default=20.0, help="0: nothing is healed")
     parser.add_argument("--heal-steps", type=int, default=0, help="instead: so many steps")
     parser.add_argument("--choices", nargs="*", default=("int8", "int4", "weights-coded2.5"))
@@ -239,29 +241,29 @@ def _planned(case: Case, share: float, options: argparse.Namespace) -> list[Row]
     rows = []
     layers = find_layers(case.graph)
     static = tuple((one.name, "int8") for one in layers if not why_not(one, "int8"))
-    whole = [] if options.ranks else [layer.name for layer in layers]
     name += "" if options.ranks else ", no ranks"
-    row, chosen = _thin(
-        case,
-        f"{name}, closed form",
-        options.seed,
-        share=share,
-        of=options.of,
-        whole=whole,
-        computes=Recipe(layers=static) if options.of == "time" else None,
-    )
+    how: dict[str, Any] = {
+        "share": share,
+        "of": options.of,
+        "whole": [] if options.ranks else [layer.name for layer in layers],
+        "computes": Recipe(layers=static) if options.of == "time" else None,
+    }
+    if options.recipe is not None:
+        said, name = read_recipe(options.recipe), f"as in {options.recipe.stem}"
+        how = {"channels": said.channels, "removed": said.removed, "ranks": said.ranks}
+    row, chosen = _thin(case, f"{name}, closed form", options.seed, **how)
     rows.append(row)
     print(f"<!-- {name}: {write_recipe(chosen.note_in(Recipe()))} -->", flush=True)
     if not options.heal_minutes:
         return rows
-    ranks = "" if options.ranks else "-no-ranks"
-    long = (
-        f"{options.heal_steps} steps" if options.heal_steps else f"{options.heal_minutes:g} minutes"
+    training, long = (
+        Training(heal_minutes=options.heal_minutes),
+        f"{options.heal_minutes:g} minutes",
     )
-    stem = f"healed-{options.of}-{share:g}{ranks}-{long.replace(' ', '-')}-{options.seed}"
-    training = Training(heal_minutes=options.heal_minutes)
     if options.heal_steps:
-        training = Training(heal_steps=options.heal_steps)
+        training, long = Training(heal_steps=options.heal_steps), f"{options.heal_steps} steps"
+    words = ("healed", options.of, name, long, str(options.seed))
+    stem = "-".join(words).replace(" ", "-").replace("%", "").replace(",", "")
     healed = case.work / f"{stem}.onnx"
     seconds = 0.0
     if not healed.exists():
