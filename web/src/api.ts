@@ -1,6 +1,7 @@
 // The server's routes as functions. Whatever goes wrong is a Refused with a sentence for people.
 import type {
   About,
+  Checked,
   EncodedTensor,
   Forecast,
   Job,
@@ -47,14 +48,14 @@ function refuse(status: number, text: string): Refused {
 }
 
 async function ask<T>(method: string, path: string, body?: object): Promise<T> {
-  const headers = body ? { "Content-Type": "application/json" } : undefined;
   let answer: Response;
   let text: string;
   try {
     answer = await fetch(path, {
       method,
       cache: "no-store",
-      ...(headers && { headers, body: JSON.stringify(body) }),
+      ...(method !== "GET" && { headers: { "Content-Type": "application/json" } }),
+      ...(body && { body: JSON.stringify(body) }),
     });
     text = await answer.text();
   } catch {
@@ -95,8 +96,8 @@ export const sendSample = (id: string, file: File, told: Told) =>
 export const openSamples = (id: string, path: string) =>
   ask<Samples>("POST", `/api/models/${id}/samples/path`, { path });
 export const removeSamples = (id: string) => ask<Samples>("DELETE", `/api/models/${id}/samples`);
-export const checkSamples = (id: string) =>
-  ask<{ samples: number; described: string }>("POST", `/api/models/${id}/samples/check`, {});
+export const checkSamples = (id: string, preprocess: string) =>
+  ask<Checked>("POST", `/api/models/${id}/samples/check`, preprocess ? { preprocess } : {});
 
 export const forecast = (model: string, settings: Settings) =>
   ask<Forecast>("POST", "/api/forecast", { model, settings });
@@ -110,8 +111,6 @@ export const removeJob = (id: string) => ask<null>("DELETE", `/api/jobs/${id}`);
 
 export const reportAddress = (id: string) => `/api/jobs/${id}/report`;
 export const downloadAddress = (id: string) => `/api/jobs/${id}/download`;
-export const fileAddress = (id: string, name: string) =>
-  `/api/jobs/${id}/files/${encodeURIComponent(name)}`;
 
 export const readTryPlan = (id: string) => ask<TryPlan>("GET", `/api/jobs/${id}/try`);
 export const readGolden = (id: string, sample: number) =>

@@ -13,7 +13,7 @@ import { StartScreen } from "./start_screen";
 function Screen({ route, about }: { route: Route; about: About }) {
   switch (route.screen) {
     case "start":
-      return <StartScreen />;
+      return <StartScreen about={about} />;
     case "model":
       return <ModelScreen key={route.id} id={route.id} about={about} />;
     case "job":

@@ -19,7 +19,7 @@ export function CompareScreen({ ids }: { ids: string[] }) {
       (found: unknown) => setError(asRefused(found)),
     );
   }, [asked]);
-  const names = [...new Set(jobs?.flatMap((job) => job.figures.map((figure) => figure.name)))];
+  const names = [...new Set(jobs?.flatMap((job) => (job.figures?.rows ?? []).map((figure) => figure.name)))];
   return (
     <>
       <Heading title="Runs side by side" />
@@ -57,7 +57,7 @@ export function CompareScreen({ ids }: { ids: string[] }) {
                 <tr key={name}>
                   <th scope="row">{name}</th>
                   {jobs.map((job) => {
-                    const figure = job.figures.find((one) => one.name === name);
+                    const figure = job.figures?.rows.find((one) => one.name === name);
                     return (
                       <td key={job.id}>
                         {figure && (

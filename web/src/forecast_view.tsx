@@ -8,7 +8,7 @@ const PAUSE_MS = 250; // a slider that is being dragged asks once it rests
 
 interface Props {
   model: Model;
-  samples: Samples | null;
+  samples: Samples;
   settings: Settings;
   onRefused: (error: Refused | null) => void;
 }
@@ -35,7 +35,7 @@ export function ForecastView({ model, samples, settings, onRefused }: Props) {
       stale = true;
       clearTimeout(wait);
     };
-  }, [model.id, asked, samples?.described, samples?.count]);
+  }, [model.id, asked, samples.path, samples.count]);
 
   if (!found) return <p class="forecast fine">Looking ahead…</p>;
   const { size_bytes: size, speed } = found;
@@ -58,13 +58,13 @@ export function ForecastView({ model, samples, settings, onRefused }: Props) {
           {speed && `, ${formatTimes(speed.low)} to ${formatTimes(speed.high)} times as fast`}
           {found.seconds !== null && `; it takes about ${formatSeconds(found.seconds)}`}.
         </p>
-        {found.text && <p class="fine">{found.text}</p>}
-        {found.notes.map((note) => (
-          <p class="fine" key={note}>
-            {note}
-          </p>
-        ))}
       </div>
+      <details>
+        <summary>What would be tried</summary>
+        <pre class="fine" tabIndex={0}>
+          {found.text.join("\n")}
+        </pre>
+      </details>
     </div>
   );
 }

@@ -57,7 +57,6 @@ function Cancel({ job, onDone }: { job: RunningJob; onDone: (job: RunningJob) =>
 function Again({ job }: { job: RunningJob }) {
   const [error, setError] = useState<Refused | null>(null);
   const { model } = job;
-  if (!model) return null;
   const again = async () => {
     try {
       const { id } = await startJob(model, job.settings);
@@ -102,8 +101,8 @@ function Unfinished({ job, onChange }: { job: RunningJob; onChange: (job: Runnin
       )}
       {job.state === "queued" && (
         <p>
-          {job.position ? `${job.position} before it. ` : ""}It begins as soon as the run before it
-          is done; this page need not stay open.
+          {job.position ? `It is number ${job.position} in the queue. ` : ""}It begins as soon as the
+          runs before it are done; this page need not stay open.
         </p>
       )}
       <Stages job={job} />
@@ -139,7 +138,11 @@ export function JobScreen({ id }: { id: string }) {
       {job.points.length > 0 && (
         <section aria-labelledby="tried">
           <h2 id="tried">What was tried</h2>
-          <Plot points={job.points} metric={job.metric} originalBytes={job.original_bytes} />
+          <Plot
+            points={job.points}
+            metric={job.evidence?.metric?.name ?? null}
+            chosen={job.evidence?.trials.find((trial) => trial.chosen)?.label ?? null}
+          />
         </section>
       )}
       {done && <Again job={job} />}

@@ -5,14 +5,15 @@ import { Drop } from "./drop";
 import { PathEntry } from "./path_entry";
 import { Problem } from "./problem";
 import { go } from "./route";
-import type { Model } from "./shapes";
+import type { About, Model } from "./shapes";
+import { checkSize } from "./upload_limit";
 
 const FOLDER = new Error(
   "That was a folder: drop the .onnx file, together with the files of weights beside it if there " +
     "are any, or type the path below.",
 );
 
-export function ModelEntry() {
+export function ModelEntry({ about }: { about: About }) {
   const [sent, setSent] = useState<number | null>(null);
   const [error, setError] = useState<Refused | null>(null);
   // A model that names other files waits for them.
@@ -31,6 +32,7 @@ export function ModelEntry() {
     );
     for (const file of ordered) {
       try {
+        checkSize(file, about, "model");
         const isModel = id === null || file.name.endsWith(".onnx");
         const model = await (isModel
           ? sendModel(file, setSent)
@@ -52,7 +54,7 @@ export function ModelEntry() {
     <>
       <Drop
         id="model"
-        accept={waiting ? "" : ".onnx,.pt2,.data,.bin"}
+        accept={waiting ? "" : ".onnx,.data,.bin,.weights"}
         multiple
         error={error}
         sent={sent}
@@ -63,12 +65,14 @@ export function ModelEntry() {
         <span>or choose a file: .onnx, with the files of weights that belong to it</span>
       </Drop>
       <Problem id="model-problem" error={error} />
-      <PathEntry
-        id="model-path"
-        label="Or type where it lies on this machine"
-        example="/home/me/net.onnx"
-        onPath={async (path) => arrive(await openModel(path))}
-      />
+      {about.paths && (
+        <PathEntry
+          id="model-path"
+          label="Or type where it lies on this machine"
+          example="/home/me/net.onnx"
+          onPath={async (path) => arrive(await openModel(path))}
+        />
+      )}
     </>
   );
 }

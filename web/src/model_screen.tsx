@@ -9,16 +9,18 @@ import { ModelView } from "./model_view";
 import { Problem } from "./problem";
 import { useRemembered } from "./remember";
 import { go } from "./route";
-import { SamplesEntry } from "./samples_entry";
+import { SamplesEntry, areGiven } from "./samples_entry";
 import type { About, Model, Samples } from "./shapes";
 import { FIRST_WISHES, MORE, toSettings } from "./wishes";
+
+const NONE: Samples = { count: 0, bytes: 0, files: [], path: null };
 
 /** Entries that show what is wrong with them; all else is said beside the start. */
 const ENTRIES = [...MORE, "samples", "target", "max_drop", "preset"];
 
 export function ModelScreen({ id, about }: { id: string; about: About }) {
   const [model, setModel] = useState<Model | null>(null);
-  const [samples, setSamples] = useState<Samples | null>(null);
+  const [samples, setSamples] = useState<Samples>(NONE);
   const [wishes, setWishes] = useRemembered(`packlight:wishes:${id}`, FIRST_WISHES);
   const [lost, setLost] = useState<Refused | null>(null);
   const [refused, setRefused] = useState<Refused | null>(null);
@@ -28,7 +30,7 @@ export function ModelScreen({ id, about }: { id: string; about: About }) {
     readModel(id).then(
       (found) => {
         setModel(found);
-        setSamples(found.samples?.count ? found.samples : null);
+        setSamples(found.samples);
       },
       (error: unknown) => setLost(asRefused(error)),
     );
@@ -76,7 +78,9 @@ export function ModelScreen({ id, about }: { id: string; about: About }) {
         <h2 id="samples-title">Samples</h2>
         <SamplesEntry
           model={model}
+          about={about}
           samples={samples}
+          preprocess={wishes.preprocess}
           refused={at("samples")}
           onChange={(given) => {
             setSamples(given);
@@ -107,7 +111,7 @@ export function ModelScreen({ id, about }: { id: string; about: About }) {
         />
         <p>
           <button id="start" type="button" class="main" disabled={starting} onClick={start}>
-            {starting ? "Starting…" : samples ? "Compress it" : "Compress it without samples"}
+            {starting ? "Starting…" : areGiven(samples) ? "Compress it" : "Compress it without samples"}
           </button>
         </p>
         <Problem id="start-problem" error={elsewhere} />

@@ -1,4 +1,5 @@
 // All that was tried, on size and quality: left is smaller, up is better, as in the report.
+// Hollow marks lose more than is allowed; the ring is around the one that was chosen.
 import { scaleLinear, scaleLog } from "d3-scale";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { formatBytes, formatNumber, formatPercent } from "./format";
@@ -28,8 +29,10 @@ function pad(low: number, high: number): [number, number] {
   return [low - gap, high + gap];
 }
 
+type Measured = Point & { quality: number };
+
 /** The best of each size: no other point is both smaller and better. */
-function front(points: Point[]): Point[] {
+function front(points: Measured[]): Measured[] {
   let best = -Infinity;
   return points
     .toSorted((a, b) => a.size_bytes - b.size_bytes || b.quality - a.quality)
@@ -43,14 +46,17 @@ function front(points: Point[]): Point[] {
 interface Props {
   points: Point[];
   metric: string | null;
-  originalBytes: number;
+  /** The choice that was made, once it is. */
+  chosen: string | null;
 }
 
-export function Plot({ points, metric, originalBytes }: Props) {
+export function Plot({ points: all, metric, chosen }: Props) {
+  const points = all.filter((point): point is Measured => point.quality !== null);
   const { place, width } = useWidth();
+  const areShares = metric ? SHARES.includes(metric) : points.every((point) => point.quality <= 1);
   const write = (quality: number) =>
-    metric === null || SHARES.includes(metric) ? formatPercent(quality) : formatNumber(quality, 4);
-  const sizes = [...points.map((point) => point.size_bytes), originalBytes].filter((size) => size > 0);
+    areShares ? formatPercent(quality) : formatNumber(quality, 4);
+  const sizes = points.map((point) => point.size_bytes);
   const qualities = points.map((point) => point.quality);
   const [small, large] = [Math.min(...sizes), Math.max(...sizes)];
   const log = large > FAR * small;
@@ -72,7 +78,7 @@ export function Plot({ points, metric, originalBytes }: Props) {
   return (
     <div ref={place} class="canvas">
       {points.length > 0 && (
-        <svg class="plot" role="img" width={width} height={HEIGHT} aria-label={describe(points, write)}>
+        <svg class="plot" role="img" width={width} height={HEIGHT} aria-label={describe(points, chosen, write)}>
           {y.ticks(5).map((value) => (
             <g key={`y${value}`}>
               <line class="grid" x1={EDGE.left} x2={width - EDGE.right} y1={y(value)} y2={y(value)} />
@@ -99,23 +105,23 @@ export function Plot({ points, metric, originalBytes }: Props) {
           {points.map((point, at) => (
             <g key={`${at} ${point.choice}`} class="point">
               <circle
-                class={`mark ${point.kept ? "chosen" : best.includes(point) ? "tried front" : "tried"}`}
+                class={`mark ${point.kept ? "tried front" : "beyond"}`}
                 cx={x(point.size_bytes)}
                 cy={y(point.quality)}
-                r={point.kept ? 6.5 : 5}
+                r={point.choice === chosen ? 6.5 : 5}
               >
                 <title>{`${point.choice}: ${formatBytes(point.size_bytes)}, ${write(point.quality)}`}</title>
               </circle>
-              {point.kept && (
+              {point.choice === chosen && (
                 <circle class="ring" cx={x(point.size_bytes)} cy={y(point.quality)} r={10} />
               )}
             </g>
           ))}
         </svg>
       )}
-      {points.length > 0 && (
+      {all.length > 0 && (
         <details>
-          <summary>All {points.length} as a table</summary>
+          <summary>All {all.length} as a table</summary>
           <div class="scroll" tabIndex={0} role="region" aria-label="All that was tried">
             <table>
               <thead>
@@ -131,12 +137,20 @@ export function Plot({ points, metric, originalBytes }: Props) {
                 </tr>
               </thead>
               <tbody>
-                {points.map((point, at) => (
+                {all.map((point, at) => (
                   <tr key={`${at} ${point.choice}`}>
                     <td>{point.choice}</td>
                     <td class="number">{formatBytes(point.size_bytes)}</td>
-                    <td class="number">{write(point.quality)}</td>
-                    <td>{point.kept && <span class="pill">kept</span>}</td>
+                    <td class="number">
+                      {point.quality === null ? "not measured" : write(point.quality)}
+                    </td>
+                    <td>
+                      {point.choice === chosen ? (
+                        <span class="pill">chosen</span>
+                      ) : (
+                        !point.kept && <span class="pill front">loses too much</span>
+                      )}
+                    </td>
                   </tr>
                 ))}
               </tbody>
@@ -152,9 +166,13 @@ function thin(values: number[], wanted: number): number[] {
   return values.filter((_, at) => at % Math.ceil(values.length / wanted) === 0);
 }
 
-function describe(points: Point[], write: (quality: number) => string): string {
-  const kept = points.find((point) => point.kept);
+function describe(
+  points: Measured[],
+  chosen: string | null,
+  write: (quality: number) => string,
+): string {
   const said = `Size and quality of ${points.length} files that were tried.`;
-  if (!kept) return said;
-  return `${said} Kept: ${kept.choice}, ${formatBytes(kept.size_bytes)}, ${write(kept.quality)}.`;
+  const found = points.find((point) => point.choice === chosen);
+  if (!found) return said;
+  return `${said} Chosen: ${found.choice}, ${formatBytes(found.size_bytes)}, ${write(found.quality)}.`;
 }

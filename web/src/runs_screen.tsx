@@ -10,7 +10,7 @@ import { address, go } from "./route";
 import type { Job } from "./shapes";
 import { describeSettings } from "./wishes";
 
-const after = (job: Job, name: string) => job.figures.find((figure) => figure.name.startsWith(name));
+const after = (job: Job, name: string) => job.figures?.rows.find((figure) => figure.name.startsWith(name));
 
 export function RunsScreen() {
   const [jobs, setJobs] = useState<Job[] | null>(null);

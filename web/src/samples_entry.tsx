@@ -1,11 +1,12 @@
 // The second step: samples, with which quality is measured.
-import { useState } from "preact/hooks";
+import { useEffect, useState } from "preact/hooks";
 import { type Refused, asRefused, checkSamples, openSamples, removeSamples, sendSample } from "./api";
 import { Drop } from "./drop";
 import { count, formatBytes } from "./format";
 import { PathEntry } from "./path_entry";
 import { Problem } from "./problem";
-import type { Model, Samples } from "./shapes";
+import type { About, Checked, Model, Samples } from "./shapes";
+import { checkSize } from "./upload_limit";
 
 const FOLDER = new Error(
   "That was a folder: type its path below, so that names of subfolders can count as classes, or " +
@@ -14,28 +15,47 @@ const FOLDER = new Error(
 
 interface Props {
   model: Model;
-  samples: Samples | null;
+  about: About;
+  samples: Samples;
+  preprocess: string;
   /** What a start found wrong with them. */
   refused: Refused | null;
-  onChange: (samples: Samples | null) => void;
+  onChange: (samples: Samples) => void;
 }
 
-export function SamplesEntry({ model, samples, refused, onChange }: Props) {
+export const areGiven = (samples: Samples) => samples.count > 0 || samples.path !== null;
+
+export function SamplesEntry(props: Props) {
+  const { model, about, samples, preprocess, refused, onChange } = props;
   const [sent, setSent] = useState<number | null>(null);
+  const [checked, setChecked] = useState<Checked | null>(null);
   const [problem, setProblem] = useState<Refused | null>(null);
+  const given = areGiven(samples);
   const error = problem ?? refused;
 
-  const check = async (given: Samples) => {
-    onChange(given);
-    const { described } = await checkSamples(model.id);
-    onChange({ ...given, described });
-  };
+  // Whatever is given is opened once, also after a reload.
+  useEffect(() => {
+    if (!given) return;
+    let stale = false;
+    checkSamples(model.id, preprocess).then(
+      (found) => {
+        if (stale) return;
+        setChecked(found);
+        setProblem(null);
+      },
+      (found: unknown) => !stale && setProblem(asRefused(found)),
+    );
+    return () => {
+      stale = true;
+      setChecked(null);
+    };
+  }, [model.id, samples, preprocess]);
 
-  const work = async (task: () => Promise<void>) => {
+  const work = async (task: () => Promise<Samples>) => {
     setProblem(null);
     setSent(0);
     try {
-      await task();
+      onChange(await task());
     } catch (found) {
       setProblem(asRefused(found));
     }
@@ -44,18 +64,18 @@ export function SamplesEntry({ model, samples, refused, onChange }: Props) {
 
   const take = (files: File[]) =>
     work(async () => {
-      let given: Samples | null = null;
+      let last = samples;
       for (const [done, file] of files.entries()) {
-        given = await sendSample(model.id, file, (share) => setSent((done + share) / files.length));
+        checkSize(file, about, "samples");
+        last = await sendSample(model.id, file, (share) => setSent((done + share) / files.length));
       }
-      if (given) await check(given);
+      return last;
     });
 
-  const remove = () =>
-    work(async () => {
-      await removeSamples(model.id);
-      onChange(null);
-    });
+  const remove = async () => {
+    await work(() => removeSamples(model.id));
+    document.getElementById("samples")?.focus(); // the button that had it is gone
+  };
 
   return (
     <>
@@ -67,44 +87,55 @@ export function SamplesEntry({ model, samples, refused, onChange }: Props) {
       <Drop
         id="samples"
         multiple
-        accept=".npz,.npy,.png,.jpg,.jpeg,.webp,.bmp,.gif,.tif,.tiff,.wav,.txt,.csv"
+        accept=".npz,.npy,.png,.jpg,.jpeg,.webp,.bmp,.gif,.tif,.tiff,.wav"
         error={error}
         sent={sent}
-        small={samples !== null}
+        small={given}
         onFiles={take}
         onFolder={() => setProblem(asRefused(FOLDER))}
       >
-        <strong>{samples ? "Drop more samples here" : "Drop samples here"}</strong>
+        <strong>{given ? "Drop more samples here" : "Drop samples here"}</strong>
         <span>arrays (.npz, .npy), pictures or sounds (.wav)</span>
       </Drop>
       <Problem id="samples-problem" error={error} />
       <div role="status">
-        {samples && (
-          <p class="given">
-            <span class={error ? "mark" : "mark good"} aria-hidden="true">
-              {error ? "–" : "✓"}
+        {given && (
+          <div class="given">
+            <span class={checked ? "mark good" : "mark"} aria-hidden="true">
+              {checked ? "✓" : "–"}
             </span>
             <span>
-              {samples.described ??
-                `${count(samples.count, "file")}, ${formatBytes(samples.bytes)}: ${listFew(samples.files)}`}
+              {describe(samples)}
+              {checked && `: ${count(checked.samples, "sample")}, `}
+              {checked && (checked.labelled ? "with the right answers" : "without right answers")}
+              {!checked && !error && ": looking at them…"}
+              {checked?.notes.map((note) => (
+                <small class="note" key={note}>
+                  {note}
+                </small>
+              ))}
             </span>
             <button type="button" class="quiet" onClick={remove}>
               Remove
             </button>
-          </p>
+          </div>
         )}
       </div>
-      <PathEntry
-        id="samples-path"
-        label="Or type the path of a file or folder on this machine; subfolders name classes"
-        example="/home/me/photos"
-        onPath={async (path) => check(await openSamples(model.id, path))}
-      />
+      {about.paths && (
+        <PathEntry
+          id="samples-path"
+          label="Or type the path of a file or folder on this machine; subfolders name classes"
+          example="/home/me/photos"
+          onPath={async (path) => onChange(await openSamples(model.id, path))}
+        />
+      )}
     </>
   );
 }
 
-function listFew(files: string[]): string {
-  const shown = files.slice(0, 3).join(", ");
-  return files.length > 3 ? `${shown} and ${files.length - 3} more` : shown;
+function describe({ count: number, bytes, files, path }: Samples): string {
+  if (path !== null) return path;
+  if (number === 1) return `${files[0]}, ${formatBytes(bytes)}`;
+  const shown = files.slice(0, 2).join(", ");
+  return `${shown}${number > 2 ? ` and ${number - 2} more` : ""}, ${formatBytes(bytes)}`;
 }

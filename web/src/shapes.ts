@@ -21,6 +21,8 @@ export interface About {
   version: string;
   devices: Device[];
   upload_limit_bytes: number;
+  /** Whether files of the machine may be named by their paths. */
+  paths: boolean;
 }
 
 export interface Layer {
@@ -37,12 +39,20 @@ export interface OperatorTime {
   share: number | null;
 }
 
-/** files: names as they were given; described: what they were found to be, once checked. */
+/** Files that were sent, by their names, or the path of some that were not. */
 export interface Samples {
   count: number;
   bytes: number;
   files: string[];
-  described: string | null;
+  path: string | null;
+}
+
+/** What samples were found to be. */
+export interface Checked {
+  samples: number;
+  labelled: boolean;
+  described: string;
+  notes: string[];
 }
 
 export interface Model {
@@ -55,7 +65,7 @@ export interface Model {
   operators: OperatorTime[];
   milliseconds: number | null;
   notes: string[];
-  samples: Samples | null;
+  samples: Samples;
 }
 
 /** Values as on the command line. */
@@ -77,13 +87,14 @@ export interface Span {
   high: number;
 }
 
+/** candidates: sizes in bytes by what would be tried; text: the lines of a terminal. */
 export interface Forecast {
   seconds: number | null;
   size_bytes: Span;
   speed: Span | null;
   memory_bytes: number | null;
-  text: string;
-  notes: string[];
+  candidates: Record<string, number>;
+  text: string[];
 }
 
 export type State = "queued" | "running" | "done" | "failed" | "cancelled" | "interrupted";
@@ -102,20 +113,20 @@ export interface Figure {
 
 export interface Job {
   id: string;
-  model: string | null;
+  model: string;
   name: string;
   state: State;
   created: string;
+  started: string | null;
   settings: Settings;
+  samples: boolean;
+  /** In the queue, from 1. */
   position: number | null;
-  seconds: number | null;
-  seconds_left: number | null;
-  original_bytes: number;
   verdict: "met" | "best-effort" | "not-worth-it" | null;
   sentence: string | null;
   reason: string | null;
   error: string | null;
-  figures: Figure[];
+  figures: { rows: Figure[] } | null;
 }
 
 export interface Stage {
@@ -123,39 +134,54 @@ export interface Stage {
   done: number;
   total: number | null;
   detail: string;
+  left_seconds: number | null;
 }
 
-/** A file that was made and measured; quality is a share of 1 for most metrics. */
+/**
+ * A file that was made and measured. quality: a share of 1 for most metrics, null without samples;
+ * kept: it loses no more than is allowed.
+ */
 export interface Point {
   choice: string;
   size_bytes: number;
-  quality: number;
+  quality: number | null;
   kept: boolean;
 }
 
+/** evidence: of the report, once there is one. */
 export interface RunningJob extends Job {
   stages: Stage[];
   points: Point[];
-  metric: string | null;
+  evidence?: {
+    metric: { name: string } | null;
+    trials: { label: string; chosen: boolean }[];
+  };
 }
 
-export interface TryInput extends Tensor {
-  kind: "picture" | "sound" | "numbers";
-  height?: number;
-  width?: number;
-  channels?: number;
-  layout?: "NCHW" | "NHWC";
-  preprocess?: string;
-  rate?: number;
-  length?: number;
+/** What an input takes, as far as its shape and the samples tell. */
+export type TryKind =
+  | {
+      kind: "picture";
+      height: number | null;
+      width: number | null;
+      channels: number;
+      channels_first: boolean;
+      preprocess: string | null;
+    }
+  | { kind: "sound"; length: number | null; rate: number | null }
+  | { kind: "numbers" };
+
+export interface TryFiles {
+  url: string;
+  data: { path: string; url: string }[];
 }
 
 export interface TryPlan {
-  inputs: TryInput[];
-  outputs: Tensor[];
+  inputs: Tensor[];
   samples: number;
-  classes: string[] | null;
-  data: { original: string[]; model: string[] };
+  why_no_samples: string;
+  kinds: Record<string, TryKind>;
+  files: { original: TryFiles; model: TryFiles };
 }
 
 export interface EncodedTensor {

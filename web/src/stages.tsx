@@ -1,11 +1,24 @@
 // What a run has done, what it is doing, and how long that may take.
-import { formatSeconds } from "./format";
+import { useEffect, useState } from "preact/hooks";
 import { isOver } from "./api";
+import { formatSeconds } from "./format";
 import type { RunningJob } from "./shapes";
+
+/** Seconds since a time, counted on. */
+function useElapsed(since: string | null): number | null {
+  const [now, setNow] = useState(Date.now());
+  useEffect(() => {
+    const clock = setInterval(() => setNow(Date.now()), 1000);
+    return () => clearInterval(clock);
+  }, []);
+  return since === null ? null : Math.max(0, now - Date.parse(since)) / 1000;
+}
 
 export function Stages({ job }: { job: RunningJob }) {
   const over = isOver(job);
   const last = job.stages.length - 1;
+  const elapsed = useElapsed(job.started);
+  const left = job.stages.at(-1)?.left_seconds ?? null;
   return (
     <>
       <ol class="stages">
@@ -36,8 +49,8 @@ export function Stages({ job }: { job: RunningJob }) {
       </ol>
       {!over && (
         <p class="fine times">
-          {job.seconds !== null && `${formatSeconds(job.seconds)} so far`}
-          {job.seconds_left !== null && `, about ${formatSeconds(job.seconds_left)} left`}
+          {elapsed !== null && `${formatSeconds(elapsed)} so far`}
+          {left !== null && left > 0 && `; this step takes about ${formatSeconds(left)} more`}
         </p>
       )}
     </>

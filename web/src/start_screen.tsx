@@ -6,9 +6,9 @@ import { Heading } from "./heading";
 import { StateMark } from "./job_state";
 import { ModelEntry } from "./model_entry";
 import { address } from "./route";
-import type { Job } from "./shapes";
+import type { About, Job } from "./shapes";
 
-export function StartScreen() {
+export function StartScreen({ about }: { about: About }) {
   const [jobs, setJobs] = useState<Job[]>([]);
   useEffect(() => {
     readJobs().then(setJobs, () => setJobs([]));
@@ -20,7 +20,7 @@ export function StartScreen() {
         And see, measured on samples of yours, that it still does its job. Model and samples stay
         on this machine.
       </p>
-      <ModelEntry />
+      <ModelEntry about={about} />
       {jobs.length > 0 && (
         <section aria-labelledby="recent">
           <h2 id="recent">Last runs</h2>

@@ -18,11 +18,16 @@ export function useJob(id: string): Followed {
   useEffect(() => {
     let stop = () => {};
     let gone = false;
+    const hear = (told: RunningJob) => {
+      setJob(told);
+      // Events come without the evidence.
+      if (told.state === "done") readJob(id).then(setJob, () => undefined);
+    };
     readJob(id).then(
       (found) => {
         if (gone) return;
         setJob(found);
-        if (!isOver(found)) stop = followJob(id, setJob, setBroken);
+        if (!isOver(found)) stop = followJob(id, hear, setBroken);
       },
       (found: unknown) => setError(asRefused(found)),
     );

@@ -38,7 +38,7 @@ export function Verdict({ job }: { job: Job }) {
       <StateMark job={job} />
       <Heading title={`${job.name}: done`}>{job.sentence ?? `${job.name} is done.`}</Heading>
       {job.reason && <p class="reason">{job.reason}</p>}
-      <Figures figures={job.figures} />
+      <Figures figures={job.figures?.rows ?? []} />
       <p class="actions">
         <a class="button main" href={downloadAddress(job.id)} download>
           Download

@@ -1,5 +1,5 @@
 // Tensors as the runtime takes and gives them, and their numbers.
-import type { EncodedTensor, TryInput } from "../shapes";
+import type { EncodedTensor, Tensor } from "../shapes";
 
 // float16 has an array type of its own in new browsers only; the runtime takes its bits as well.
 const ARRAYS = {
@@ -58,7 +58,7 @@ export function toNumbers({ type, data }: Value): Float64Array {
 }
 
 /** The sizes of one sample: the batch is 1, and what else is open is what `count` numbers leave. */
-export function resolveDims(shape: TryInput["shape"], count: number | null): number[] {
+export function resolveDims(shape: Tensor["shape"], count: number | null): number[] {
   const dims = shape.map((size, axis) => (typeof size === "number" && size > 0 ? size : axis ? 0 : 1));
   const known = countOf(dims.filter((size) => size > 0));
   const open = dims.indexOf(0);
@@ -66,7 +66,7 @@ export function resolveDims(shape: TryInput["shape"], count: number | null): num
   return dims.map((size) => size || 1);
 }
 
-export function zeros(input: TryInput): Value {
+export function zeros(input: Tensor): Value {
   const dims = resolveDims(input.shape, null);
   return fromNumbers(new Float64Array(countOf(dims)), dims, input.dtype);
 }

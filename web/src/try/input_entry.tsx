@@ -4,10 +4,10 @@ import { Drop } from "../drop";
 import { formatNumber, formatShape } from "../format";
 import { Problem } from "../problem";
 import { type Refused, asRefused } from "../api";
-import type { TryInput } from "../shapes";
+import type { Tensor, TryKind } from "../shapes";
 import { type Value, toNumbers } from "./arrays";
 import { numbers } from "./numbers";
-import { PREPARATIONS, inputLayout, picture } from "./picture";
+import { PREPARATIONS, type PictureLayout, layoutOf, picture } from "./picture";
 import { sound } from "./sound";
 import { ValuePicture } from "./value_picture";
 
@@ -16,19 +16,21 @@ const MOST_SHOWN = 12;
 interface Props {
   /** Of its elements: names of tensors may hold anything. */
   id: string;
-  input: TryInput;
+  input: Tensor;
+  kind: TryKind;
   value: Value;
   onChange: (value: Value) => void;
 }
 
-export function InputEntry({ id, input, value, onChange }: Props) {
+export function InputEntry({ id, input, kind, value, onChange }: Props) {
   const [error, setError] = useState<Refused | null>(null);
   const [bitmap, setBitmap] = useState<ImageBitmap | null>(null);
+  const layout = kind.kind === "picture" ? pictureLayout(kind) : null;
   const [preparation, setPreparation] = useState(
-    input.preprocess ?? (input.dtype.startsWith("float") ? "0..1" : "0..255"),
+    (kind.kind === "picture" && kind.preprocess) ||
+      (input.dtype.startsWith("float") ? "0..1" : "0..255"),
   );
   const [text, setText] = useState("");
-  const isPicture = input.kind === "picture";
 
   const give = async (make: () => Value | Promise<Value>) => {
     setError(null);
@@ -41,21 +43,23 @@ export function InputEntry({ id, input, value, onChange }: Props) {
 
   const take = (file: File) =>
     give(async () => {
-      if (isPicture) {
+      if (layout) {
         const decoded = await createImageBitmap(file).catch(() => {
           throw new Error(`${file.name} holds no picture that this browser can read.`);
         });
         setBitmap(decoded);
-        return picture(decoded, input, preparation);
+        return picture(decoded, layout, input.dtype, preparation);
       }
-      if (input.kind === "sound" && !/\.(csv|json|txt)$/i.test(file.name)) return sound(file, input);
+      if (kind.kind === "sound" && !/\.(csv|json|txt)$/i.test(file.name)) {
+        return sound(file, input, kind);
+      }
       const read = await file.text();
       setText(read);
       return numbers(read, input);
     });
 
   useEffect(() => {
-    if (!isPicture) return;
+    if (!layout) return;
     const paste = (event: ClipboardEvent) => {
       const file = [...(event.clipboardData?.files ?? [])].find((one) => one.type.startsWith("image/"));
       if (file) void take(file);
@@ -72,8 +76,8 @@ export function InputEntry({ id, input, value, onChange }: Props) {
       <h3>
         <code>{input.name}</code> <span class="op">{formatShape(value.dims)}</span>
       </h3>
-      {isPicture ? (
-        <ValuePicture value={value} layout={inputLayout(input)} about="What the model is given" />
+      {layout ? (
+        <ValuePicture value={value} layout={layoutOf(value.dims) ?? layout} about="What the model is given" />
       ) : (
         <p class="values">
           <code>{preview(value)}</code>
@@ -82,16 +86,16 @@ export function InputEntry({ id, input, value, onChange }: Props) {
       <Drop
         id={id}
         small
-        accept={isPicture ? "image/*" : input.kind === "sound" ? "audio/*,.wav" : ".csv,.json,.txt"}
+        accept={layout ? "image/*" : kind.kind === "sound" ? "audio/*,.wav" : ".csv,.json,.txt"}
         error={error}
         onFiles={([file]) => file && void take(file)}
       >
         <strong>
-          {isPicture ? "Your own picture" : input.kind === "sound" ? "Your own sound" : "Your own numbers"}
+          {`Your own ${kind.kind}`}
         </strong>
-        <span>{isPicture ? "drop, choose or paste it" : "drop or choose a file"}</span>
+        <span>{layout ? "drop, choose or paste it" : "drop or choose a file"}</span>
       </Drop>
-      {isPicture && (
+      {layout && (
         <div class="field">
           <label for={`${id}-scale`}>Its numbers</label>
           <select
@@ -100,7 +104,7 @@ export function InputEntry({ id, input, value, onChange }: Props) {
             onChange={(event) => {
               const chosen = event.currentTarget.value;
               setPreparation(chosen);
-              if (bitmap) void give(() => picture(bitmap, input, chosen));
+              if (bitmap) void give(() => picture(bitmap, layout, input.dtype, chosen));
             }}
           >
             {choices.map((choice) => (
@@ -109,7 +113,7 @@ export function InputEntry({ id, input, value, onChange }: Props) {
           </select>
         </div>
       )}
-      {!isPicture && (
+      {!layout && (
         <div class="field">
           <label for={`${id}-text`}>Or type or paste numbers (JSON or CSV)</label>
           <textarea
@@ -127,6 +131,17 @@ export function InputEntry({ id, input, value, onChange }: Props) {
       <Problem id={`${id}-problem`} error={error} />
     </div>
   );
+}
+
+const SIDE = 224; // where the model leaves it open
+
+function pictureLayout(kind: TryKind & { kind: "picture" }): PictureLayout {
+  return {
+    channels: kind.channels,
+    height: kind.height ?? SIDE,
+    width: kind.width ?? SIDE,
+    channelsFirst: kind.channels_first,
+  };
 }
 
 function preview(value: Value): string {

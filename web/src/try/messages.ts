@@ -1,15 +1,11 @@
 // What the page and its worker say to each other.
+import type { TryFiles } from "../shapes";
 import type { Value } from "./arrays";
-
-export interface ModelFiles {
-  model: string;
-  data: { path: string; address: string }[];
-}
 
 export type Outputs = Record<string, Value>;
 
 export type Question =
-  | { ask: "load"; models: ModelFiles[] }
+  | { ask: "load"; models: TryFiles[] }
   | { ask: "run"; feeds: Record<string, Value> };
 
 /** outputs and milliseconds: one entry a model; milliseconds are medians of `rounds` runs each. */

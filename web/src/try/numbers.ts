@@ -1,11 +1,11 @@
 // Typed or pasted numbers: JSON, or separated by commas, semicolons, blanks or lines.
 import { type Value, countOf, fromNumbers, resolveDims } from "./arrays";
 import { formatShape } from "../format";
-import type { TryInput } from "../shapes";
+import type { Tensor } from "../shapes";
 
 type Nested = unknown[];
 
-export function numbers(text: string, input: TryInput): Value {
+export function numbers(text: string, input: Tensor): Value {
   const found = read(text.trim());
   const wrong = found.findIndex((number) => !Number.isFinite(number));
   if (wrong >= 0) throw new Error(`Entry ${wrong + 1} is not a number.`);

@@ -12,10 +12,9 @@ interface Props {
   name: string;
   original: Value;
   compressed: Value;
-  classes: string[] | null;
 }
 
-function Scores({ value, classes }: { value: Value; classes: string[] | null }) {
+function Scores({ value }: { value: Value }) {
   return (
     <table class="scores">
       <thead class="hidden">
@@ -28,7 +27,7 @@ function Scores({ value, classes }: { value: Value; classes: string[] | null }) 
       <tbody>
         {topScores(value, MOST_SCORES).map(({ place, score, share }) => (
           <tr key={place}>
-            <th scope="row">{classes?.[place] ?? place}</th>
+            <th scope="row">{place}</th>
             <td class="bar">
               <svg width="100%" height="12" aria-hidden="true">
                 <rect height="12" rx="3" width={`${100 * share}%`} />
@@ -42,9 +41,9 @@ function Scores({ value, classes }: { value: Value; classes: string[] | null }) 
   );
 }
 
-function Output({ value, about, classes }: { value: Value; about: string; classes: string[] | null }) {
+function Output({ value, about }: { value: Value; about: string }) {
   const kind = kindOf(value);
-  if (kind === "classes") return <Scores value={value} classes={classes} />;
+  if (kind === "classes") return <Scores value={value} />;
   const layout = layoutOf(value.dims);
   if (kind === "picture" && layout) return <ValuePicture value={value} layout={layout} about={about} />;
   const numbers = toNumbers(value);
@@ -67,7 +66,7 @@ export function describeAgreement(found: Agreement): string {
   return `${found.sameTop ? "They agree on the class." : "They choose different classes."} ${difference}`;
 }
 
-export function OutputView({ name, original, compressed, classes }: Props) {
+export function OutputView({ name, original, compressed }: Props) {
   const found = compare(original, compressed);
   return (
     <div class="try-output">
@@ -81,11 +80,11 @@ export function OutputView({ name, original, compressed, classes }: Props) {
       <div class="pair">
         <div class="original">
           <h4>Original</h4>
-          <Output value={original} about={`${name} of the original`} classes={classes} />
+          <Output value={original} about={`${name} of the original`} />
         </div>
         <div class="compressed">
           <h4>Compressed</h4>
-          <Output value={compressed} about={`${name} of the compressed model`} classes={classes} />
+          <Output value={compressed} about={`${name} of the compressed model`} />
         </div>
       </div>
     </div>

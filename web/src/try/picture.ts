@@ -1,8 +1,6 @@
 // A picture as a model wants it: resized and cropped, in its order of axes, with its numbers.
 import { type Value, fromNumbers, toNumbers } from "./arrays";
-import type { TryInput } from "../shapes";
 
-const SIDE = 224; // where the model leaves it open
 const MEAN = [0.485, 0.456, 0.406];
 const DEVIATION = [0.229, 0.224, 0.225];
 
@@ -16,24 +14,12 @@ export interface PictureLayout {
 }
 
 /** How a picture lies in a tensor of four axes, or null where it cannot. */
-export function layoutOf(dims: readonly (number | string | null)[]): PictureLayout | null {
-  if (dims.length !== 4 || (typeof dims[0] === "number" && dims[0] > 1)) return null;
-  const isColour = (size: unknown) => size === 1 || size === 3;
-  const side = (size: unknown) => (typeof size === "number" && size > 0 ? size : SIDE);
-  const channelsFirst = isColour(dims[1]);
-  if (!channelsFirst && !isColour(dims[3])) return null;
-  const [channels, height, width] = channelsFirst ? dims.slice(1) : [dims[3], dims[1], dims[2]];
-  return { channels: channels as number, height: side(height), width: side(width), channelsFirst };
-}
-
-export function inputLayout(input: TryInput): PictureLayout {
-  const guessed = layoutOf(input.shape);
-  return {
-    channels: input.channels ?? guessed?.channels ?? 3,
-    height: input.height ?? guessed?.height ?? SIDE,
-    width: input.width ?? guessed?.width ?? SIDE,
-    channelsFirst: input.layout ? input.layout === "NCHW" : (guessed?.channelsFirst ?? true),
-  };
+export function layoutOf(dims: readonly number[]): PictureLayout | null {
+  const [batch = 0, a = 0, b = 0, c = 0] = dims;
+  if (dims.length !== 4 || batch !== 1) return null;
+  const isColour = (size: number) => size === 1 || size === 3;
+  if (isColour(a)) return { channels: a, height: b, width: c, channelsFirst: true };
+  return isColour(c) ? { channels: c, height: a, width: b, channelsFirst: false } : null;
 }
 
 /** Mean and deviation of each channel, in units of 0..1. */
@@ -57,8 +43,13 @@ function normalization(preparation: string, channels: number): { mean: number[];
 }
 
 /** The middle of a picture, as large as fits, as the input's numbers. */
-export function picture(bitmap: ImageBitmap, input: TryInput, preparation: string): Value {
-  const { channels, height, width, channelsFirst } = inputLayout(input);
+export function picture(
+  bitmap: ImageBitmap,
+  layout: PictureLayout,
+  dtype: string,
+  preparation: string,
+): Value {
+  const { channels, height, width, channelsFirst } = layout;
   const canvas = new OffscreenCanvas(width, height);
   const pen = canvas.getContext("2d", { willReadFrequently: true });
   if (!pen) throw new Error("This browser cannot draw.");
@@ -82,7 +73,7 @@ export function picture(bitmap: ImageBitmap, input: TryInput, preparation: strin
     }
   }
   const dims = channelsFirst ? [1, channels, height, width] : [1, height, width, channels];
-  return fromNumbers(numbers, dims, input.dtype);
+  return fromNumbers(numbers, dims, dtype);
 }
 
 /** A tensor drawn as a picture: its least number black, its largest white. */

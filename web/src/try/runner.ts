@@ -1,9 +1,10 @@
 // The worker as two functions: load models, run them.
 import type { Value } from "./arrays";
-import type { Answer, ModelFiles, Question, Ran } from "./messages";
+import type { TryFiles } from "../shapes";
+import type { Answer, Question, Ran } from "./messages";
 
 export interface Runner {
-  load: (models: ModelFiles[]) => Promise<void>;
+  load: (models: TryFiles[]) => Promise<void>;
   run: (feeds: Record<string, Value>) => Promise<Ran>;
   stop: () => void;
 }

@@ -1,12 +1,18 @@
 // A sound file as a model wants it: one channel, at its rate, as long as its input.
 import { type Value, countOf, fromNumbers, resolveDims } from "./arrays";
-import type { TryInput } from "../shapes";
+import type { Tensor } from "../shapes";
 
 const RATE = 16000; // where nothing says which
 const MOST_SECONDS = 30;
 
-export async function sound(file: File, input: TryInput): Promise<Value> {
-  const rate = input.rate ?? RATE;
+/** What the input takes: hertz and numbers, as far as they are known. */
+export interface Window {
+  rate: number | null;
+  length: number | null;
+}
+
+export async function sound(file: File, input: Tensor, window: Window): Promise<Value> {
+  const rate = window.rate ?? RATE;
   let decoded: AudioBuffer;
   try {
     // Decoding in a context brings the sound to the context's rate.
@@ -21,8 +27,8 @@ export async function sound(file: File, input: TryInput): Promise<Value> {
       mixed[at] = (mixed[at] ?? 0) + (one[at] ?? 0) / decoded.numberOfChannels;
     }
   }
-  const dims = resolveDims(input.shape, input.length ?? mixed.length);
-  const window = new Float32Array(countOf(dims)); // silence follows where the file ends
-  window.set(mixed.subarray(0, window.length));
-  return fromNumbers(window, dims, input.dtype);
+  const dims = resolveDims(input.shape, window.length ?? mixed.length);
+  const heard = new Float32Array(countOf(dims)); // silence follows where the file ends
+  heard.set(mixed.subarray(0, heard.length));
+  return fromNumbers(heard, dims, input.dtype);
 }

@@ -1,12 +1,12 @@
 // The original and the compressed model side by side, run by the browser itself.
 import { useEffect, useRef, useState } from "preact/hooks";
-import { type Refused, asRefused, fileAddress, readGolden, readTryPlan } from "../api";
+import { type Refused, asRefused, readGolden, readTryPlan } from "../api";
 import { formatMs, formatTimes } from "../format";
 import { Problem } from "../problem";
 import type { Job, TryPlan } from "../shapes";
 import { type Value, decode, zeros } from "./arrays";
 import { InputEntry } from "./input_entry";
-import type { ModelFiles, Ran } from "./messages";
+import type { Ran } from "./messages";
 import { OutputView } from "./output_view";
 import { type Runner, startRunner } from "./runner";
 
@@ -54,16 +54,9 @@ export function TryView({ job }: { job: Job }) {
   const open = () =>
     work("loading", async () => {
       const found = await readTryPlan(job.id);
-      const files = (name: string, data: string[]): ModelFiles => ({
-        model: fileAddress(job.id, name),
-        data: data.map((path) => ({ path, address: fileAddress(job.id, path) })),
-      });
       runner.current?.stop();
       runner.current = startRunner();
-      await runner.current.load([
-        files("original.onnx", found.data.original),
-        files("model.onnx", found.data.model),
-      ]);
+      await runner.current.load([found.files.original, found.files.model]);
       const first = await readFeeds(job.id, found, 0);
       setPlan(found);
       await run(first);
@@ -120,6 +113,7 @@ export function TryView({ job }: { job: Job }) {
                     key={input.name}
                     id={`try-input-${at}`}
                     input={input}
+                    kind={plan.kinds[input.name] ?? { kind: "numbers" }}
                     value={value}
                     onChange={(given) =>
                       void work("running", () => run({ ...feeds, [input.name]: given }))
@@ -141,7 +135,6 @@ export function TryView({ job }: { job: Job }) {
                         name={name}
                         original={value}
                         compressed={other}
-                        classes={plan.classes}
                       />
                     )
                   );

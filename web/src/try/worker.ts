@@ -1,7 +1,8 @@
 // Runs models in onnxruntime-web (WASM, one thread), in turns, apart from the page.
 import type * as Runtime from "onnxruntime-web";
 import type { Value } from "./arrays";
-import type { Answer, ModelFiles, Outputs, Question, Ran } from "./messages";
+import type { TryFiles } from "../shapes";
+import type { Answer, Outputs, Question, Ran } from "./messages";
 
 const WARM_MS = 200;
 const MEASURE_MS = 1000;
@@ -16,7 +17,7 @@ async function read(address: string): Promise<Uint8Array> {
   return new Uint8Array(await answer.arrayBuffer());
 }
 
-async function load(models: ModelFiles[]): Promise<void> {
+async function load(models: TryFiles[]): Promise<void> {
   const place = new URL("/ort/", self.location.origin).href;
   runtime ??= (await import(/* @vite-ignore */ `${place}ort.wasm.min.mjs`)) as typeof Runtime;
   runtime.env.wasm.numThreads = 1;
@@ -24,12 +25,12 @@ async function load(models: ModelFiles[]): Promise<void> {
   runtime.env.logLevel = "fatal";
   for (const session of sessions) await session.release();
   sessions = [];
-  for (const { model, data } of models) {
+  for (const { url, data } of models) {
     const externalData = await Promise.all(
-      data.map(async ({ path, address }) => ({ path, data: await read(address) })),
+      data.map(async (part) => ({ path: part.path, data: await read(part.url) })),
     );
     sessions.push(
-      await runtime.InferenceSession.create(await read(model), {
+      await runtime.InferenceSession.create(await read(url), {
         executionProviders: ["wasm"],
         graphOptimizationLevel: "all",
         logSeverityLevel: 4,
