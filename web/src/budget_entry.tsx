@@ -13,8 +13,11 @@ export function BudgetEntry({ wishes, refused, onChange }: Props) {
   const at = (field: string) => (refused?.field === field ? refused : null);
   const inMore = MORE.some((field) => at(field)) || MORE.some((field) => wishes[field as "prune"]);
 
-  const text = (field: "max_size" | "max_latency" | "max_download" | "prune" | "heal_minutes",
-    label: string, example: string) => (
+  const text = (
+    field: "max_size" | "max_latency" | "max_download" | "prune" | "heal_minutes",
+    label: string,
+    example: string,
+  ) => (
     <div class="field">
       <label for={field}>{label}</label>
       <input

@@ -19,7 +19,9 @@ export function CompareScreen({ ids }: { ids: string[] }) {
       (found: unknown) => setError(asRefused(found)),
     );
   }, [asked]);
-  const names = [...new Set(jobs?.flatMap((job) => (job.figures?.rows ?? []).map((figure) => figure.name)))];
+  const names = [
+    ...new Set(jobs?.flatMap((job) => (job.figures?.rows ?? []).map((figure) => figure.name))),
+  ];
   return (
     <>
       <Heading title="Runs side by side" />

@@ -33,7 +33,8 @@ export function DeviceEntry({ devices, chosen, error, onChange }: Props) {
       <p id="target-about" class="fine" role="status">
         {device && (
           <>
-            Runs in {device.runtime}. {device.fast.length > 0 && `Fast there: ${device.fast.join("; ")}. `}
+            Runs in {device.runtime}.{" "}
+            {device.fast.length > 0 && `Fast there: ${device.fast.join("; ")}. `}
             {device.why_not_here || (device.note && `Note: ${device.note}.`)}
           </>
         )}

@@ -13,7 +13,8 @@ export function formatNumber(value: number, digits = 3): string {
 }
 
 export function formatBytes(bytes: number): string {
-  if (Math.abs(bytes) < 1000) return `${Math.round(bytes)} byte${Math.round(bytes) === 1 ? "" : "s"}`;
+  if (Math.abs(bytes) < 1000)
+    return `${Math.round(bytes)} byte${Math.round(bytes) === 1 ? "" : "s"}`;
   let value = bytes;
   for (const unit of ["KB", "MB", "GB", "TB"]) {
     value /= 1000;
@@ -51,6 +52,12 @@ export function formatTimes(factor: number): string {
 
 export function count(number: number, noun: string): string {
   return `${number.toLocaleString("en-US")} ${noun}${number === 1 ? "" : "s"}`;
+}
+
+/** With a capital letter at the beginning and a full stop at the end. */
+export function asSentence(text: string): string {
+  const whole = /[.!?]$/.test(text) ? text : `${text}.`;
+  return whole.charAt(0).toUpperCase() + whole.slice(1);
 }
 
 export function formatShape(shape: (number | string | null)[]): string {

@@ -84,13 +84,14 @@ function Again({ job }: { job: RunningJob }) {
 
 function Unfinished({ job, onChange }: { job: RunningJob; onChange: (job: RunningJob) => void }) {
   const over = isOver(job);
-  const title = STOPPED[job.state] ?? (job.state === "queued" ? "Waiting" : "Compressing");
+  const title =
+    STOPPED[job.state] ?? (job.state === "queued" ? "Waiting to compress" : "Compressing");
   const stage = job.stages.at(-1);
   return (
     <>
       <StateMark job={job} />
-      <Heading key={String(over)} title={`${title}: ${job.name}`} />
-      <p class="reason">{describeSettings(job.settings)}</p>
+      <Heading key={String(over)} title={over ? `${title}: ${job.name}` : `${title} ${job.name}`} />
+      <p class="reason">Asked for: {describeSettings(job.settings)}.</p>
       <p class="hidden" role="status">
         {stage && !over ? stage.name : title}
       </p>
@@ -101,8 +102,8 @@ function Unfinished({ job, onChange }: { job: RunningJob; onChange: (job: Runnin
       )}
       {job.state === "queued" && (
         <p>
-          {job.position ? `It is number ${job.position} in the queue. ` : ""}It begins as soon as the
-          runs before it are done; this page need not stay open.
+          {job.position ? `It is number ${job.position} in the queue. ` : ""}It begins as soon as
+          the runs before it are done; this page need not stay open.
         </p>
       )}
       <Stages job={job} />

@@ -111,7 +111,11 @@ export function ModelScreen({ id, about }: { id: string; about: About }) {
         />
         <p>
           <button id="start" type="button" class="main" disabled={starting} onClick={start}>
-            {starting ? "Starting…" : areGiven(samples) ? "Compress it" : "Compress it without samples"}
+            {starting
+              ? "Starting…"
+              : areGiven(samples)
+                ? "Compress it"
+                : "Compress it without samples"}
           </button>
         </p>
         <Problem id="start-problem" error={elsewhere} />

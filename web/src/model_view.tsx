@@ -2,15 +2,16 @@
 import { formatBytes, formatMs, formatNumber, formatPercent, formatShape } from "./format";
 import type { Model, Tensor } from "./shapes";
 
-const MOST_BARS = 8;
+const MOST_BARS = 6;
 
 function Tensors({ tensors }: { tensors: Tensor[] }) {
   return (
     <>
       {tensors.map((tensor) => (
-        <div class="tensor" key={tensor.name}>
-          <code>{tensor.name}</code> {formatShape(tensor.shape)} <span class="op">{tensor.dtype}</span>
-        </div>
+        <p class="tensor" key={tensor.name}>
+          <code>{tensor.name}</code> {formatShape(tensor.shape)}{" "}
+          <span class="op">{tensor.dtype}</span>
+        </p>
       ))}
     </>
   );
@@ -23,7 +24,15 @@ interface Bar {
 }
 
 /** Bars of amounts, largest first; what is left out is one bar more. */
-function Bars({ title, bars, say }: { title: string; bars: Bar[]; say: (amount: number) => string }) {
+function Bars({
+  title,
+  bars,
+  say,
+}: {
+  title: string;
+  bars: Bar[];
+  say: (amount: number) => string;
+}) {
   const sorted = bars.toSorted((a, b) => b.amount - a.amount);
   const shown = sorted.slice(0, MOST_BARS);
   const rest = sorted.slice(MOST_BARS);
@@ -35,20 +44,18 @@ function Bars({ title, bars, say }: { title: string; bars: Bar[]; say: (amount: 
   return (
     <table class="bars">
       <caption>{title}</caption>
-      <thead class="hidden">
-        <tr>
-          <th scope="col">name</th>
-          <td />
-          <th scope="col">amount</th>
-        </tr>
-      </thead>
       <tbody>
         {shown.map((bar) => (
           <tr key={bar.name}>
             <th scope="row">{bar.name}</th>
             <td class="bar">
               <svg width="100%" height="14" aria-hidden="true">
-                <rect class="compressed" height="14" rx="3" width={`${(100 * bar.amount) / most}%`} />
+                <rect
+                  class="compressed"
+                  height="14"
+                  rx="3"
+                  width={`${(100 * bar.amount) / most}%`}
+                />
               </svg>
             </td>
             <td class="number after">{bar.said}</td>

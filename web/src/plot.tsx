@@ -68,20 +68,36 @@ export function Plot({ points: all, metric, chosen }: Props) {
     .domain(pad(Math.min(...qualities), Math.max(...qualities)))
     .range([HEIGHT - EDGE.bottom, EDGE.top]);
   const wanted = Math.max(3, Math.round(width / 110));
-  const marks = log && x.ticks(wanted).length > 2 * wanted ? thin(x.ticks(wanted), wanted) : x.ticks(wanted);
+  const marks =
+    log && x.ticks(wanted).length > 2 * wanted ? thin(x.ticks(wanted), wanted) : x.ticks(wanted);
   const best = front(points);
   const steps = best
-    .map((point, at) => `${at ? `H${x(point.size_bytes)}V` : `M${x(point.size_bytes)} `}${y(point.quality)}`)
+    .map(
+      (point, at) =>
+        `${at ? `H${x(point.size_bytes)}V` : `M${x(point.size_bytes)} `}${y(point.quality)}`,
+    )
     .join("");
   const bottom = HEIGHT - EDGE.bottom;
 
   return (
     <div ref={place} class="canvas">
       {points.length > 0 && (
-        <svg class="plot" role="img" width={width} height={HEIGHT} aria-label={describe(points, chosen, write)}>
+        <svg
+          class="plot"
+          role="img"
+          width={width}
+          height={HEIGHT}
+          aria-label={describe(points, chosen, write)}
+        >
           {y.ticks(5).map((value) => (
             <g key={`y${value}`}>
-              <line class="grid" x1={EDGE.left} x2={width - EDGE.right} y1={y(value)} y2={y(value)} />
+              <line
+                class="grid"
+                x1={EDGE.left}
+                x2={width - EDGE.right}
+                y1={y(value)}
+                y2={y(value)}
+              />
               <text class="tick" x={EDGE.left - 8} y={y(value) + 4} text-anchor="end">
                 {write(value)}
               </text>

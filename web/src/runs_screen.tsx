@@ -10,7 +10,8 @@ import { address, go } from "./route";
 import type { Job } from "./shapes";
 import { describeSettings } from "./wishes";
 
-const after = (job: Job, name: string) => job.figures?.rows.find((figure) => figure.name.startsWith(name));
+const after = (job: Job, name: string) =>
+  job.figures?.rows.find((figure) => figure.name.startsWith(name));
 
 export function RunsScreen() {
   const [jobs, setJobs] = useState<Job[] | null>(null);
@@ -102,7 +103,8 @@ export function RunsScreen() {
                       <td class="number">
                         {latency && (
                           <>
-                            {latency.after} <div class={`change ${latency.tone}`}>{latency.change}</div>
+                            {latency.after}{" "}
+                            <div class={`change ${latency.tone}`}>{latency.change}</div>
                           </>
                         )}
                       </td>

@@ -1,6 +1,13 @@
 // The second step: samples, with which quality is measured.
 import { useEffect, useState } from "preact/hooks";
-import { type Refused, asRefused, checkSamples, openSamples, removeSamples, sendSample } from "./api";
+import {
+  type Refused,
+  asRefused,
+  checkSamples,
+  openSamples,
+  removeSamples,
+  sendSample,
+} from "./api";
 import { Drop } from "./drop";
 import { count, formatBytes } from "./format";
 import { PathEntry } from "./path_entry";

@@ -26,7 +26,10 @@ export function Stages({ job }: { job: RunningJob }) {
           const working = place === last && !over;
           const cutOff = place === last && over && job.state !== "done";
           return (
-            <li key={`${place} ${stage.name}`} class={working ? "working" : cutOff ? "cut" : "done"}>
+            <li
+              key={`${place} ${stage.name}`}
+              class={working ? "working" : cutOff ? "cut" : "done"}
+            >
               <span class="sign" aria-hidden="true">
                 {working ? "●" : cutOff ? "–" : "✓"}
               </span>

@@ -17,8 +17,8 @@ export function StartScreen({ about }: { about: About }) {
     <>
       <Heading title="Make a model smaller and faster" />
       <p class="reason">
-        And see, measured on samples of yours, that it still does its job. Model and samples stay
-        on this machine.
+        And see, measured on samples of yours, that it still does its job. Model and samples stay on
+        this machine.
       </p>
       <ModelEntry about={about} />
       {jobs.length > 0 && (

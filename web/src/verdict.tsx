@@ -1,5 +1,6 @@
 // How a run ended: the verdict in a sentence, before and after, and what to do with it.
 import { downloadAddress, reportAddress } from "./api";
+import { asSentence } from "./format";
 import { Heading } from "./heading";
 import { StateMark } from "./job_state";
 import type { Figure, Job } from "./shapes";
@@ -37,7 +38,7 @@ export function Verdict({ job }: { job: Job }) {
     <>
       <StateMark job={job} />
       <Heading title={`${job.name}: done`}>{job.sentence ?? `${job.name} is done.`}</Heading>
-      {job.reason && <p class="reason">{job.reason}</p>}
+      {job.reason && <p class="reason">{asSentence(job.reason)}</p>}
       <Figures figures={job.figures?.rows ?? []} />
       <p class="actions">
         <a class="button main" href={downloadAddress(job.id)} download>

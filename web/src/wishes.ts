@@ -37,7 +37,14 @@ export const FIRST_WISHES: Wishes = {
   golden: true,
 };
 
-export const MORE = ["max_size", "max_latency", "max_download", "prune", "heal_minutes", "preprocess"];
+export const MORE = [
+  "max_size",
+  "max_latency",
+  "max_download",
+  "prune",
+  "heal_minutes",
+  "preprocess",
+];
 
 export function toSettings(wishes: Wishes): Settings {
   const settings: Settings = {

@@ -27,7 +27,8 @@ export interface Value {
   data: Data;
 }
 
-export const countOf = (dims: readonly number[]) => dims.reduce((product, size) => product * size, 1);
+export const countOf = (dims: readonly number[]) =>
+  dims.reduce((product, size) => product * size, 1);
 
 function arrayType(dtype: string): (typeof ARRAYS)[ElementType] {
   if (!(dtype in ARRAYS)) throw new Error(`A browser cannot hold numbers of the type ${dtype}.`);
@@ -59,7 +60,9 @@ export function toNumbers({ type, data }: Value): Float64Array {
 
 /** The sizes of one sample: the batch is 1, and what else is open is what `count` numbers leave. */
 export function resolveDims(shape: Tensor["shape"], count: number | null): number[] {
-  const dims = shape.map((size, axis) => (typeof size === "number" && size > 0 ? size : axis ? 0 : 1));
+  const dims = shape.map((size, axis) =>
+    typeof size === "number" && size > 0 ? size : axis ? 0 : 1,
+  );
   const known = countOf(dims.filter((size) => size > 0));
   const open = dims.indexOf(0);
   if (open >= 0 && count !== null && count % known === 0) dims[open] = count / known;

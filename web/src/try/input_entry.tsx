@@ -61,7 +61,9 @@ export function InputEntry({ id, input, kind, value, onChange }: Props) {
   useEffect(() => {
     if (!layout) return;
     const paste = (event: ClipboardEvent) => {
-      const file = [...(event.clipboardData?.files ?? [])].find((one) => one.type.startsWith("image/"));
+      const file = [...(event.clipboardData?.files ?? [])].find((one) =>
+        one.type.startsWith("image/"),
+      );
       if (file) void take(file);
     };
     addEventListener("paste", paste);
@@ -76,63 +78,81 @@ export function InputEntry({ id, input, kind, value, onChange }: Props) {
       <h3>
         <code>{input.name}</code> <span class="op">{formatShape(value.dims)}</span>
       </h3>
-      {layout ? (
-        <ValuePicture value={value} layout={layoutOf(value.dims) ?? layout} about="What the model is given" />
-      ) : (
-        <p class="values">
-          <code>{preview(value)}</code>
-        </p>
-      )}
-      <Drop
-        id={id}
-        small
-        accept={layout ? "image/*" : kind.kind === "sound" ? "audio/*,.wav" : ".csv,.json,.txt"}
-        error={error}
-        onFiles={([file]) => file && void take(file)}
-      >
-        <strong>
-          {`Your own ${kind.kind}`}
-        </strong>
-        <span>{layout ? "drop, choose or paste it" : "drop or choose a file"}</span>
-      </Drop>
-      {layout && (
-        <div class="field">
-          <label for={`${id}-scale`}>Its numbers</label>
-          <select
-            id={`${id}-scale`}
-            value={preparation}
-            onChange={(event) => {
-              const chosen = event.currentTarget.value;
-              setPreparation(chosen);
-              if (bitmap) void give(() => picture(bitmap, layout, input.dtype, chosen));
-            }}
-          >
-            {choices.map((choice) => (
-              <option key={choice}>{choice}</option>
-            ))}
-          </select>
-        </div>
-      )}
-      {!layout && (
-        <div class="field">
-          <label for={`${id}-text`}>Or type or paste numbers (JSON or CSV)</label>
-          <textarea
-            id={`${id}-text`}
-            rows={3}
-            spellcheck={false}
-            value={text}
-            onInput={(event) => setText(event.currentTarget.value)}
+      <div class="given-value">
+        {layout ? (
+          <ValuePicture
+            value={value}
+            layout={layoutOf(value.dims) ?? layout}
+            about="What the model is given"
           />
-          <button type="button" disabled={!text.trim()} onClick={() => give(() => numbers(text, input))}>
-            Use these
-          </button>
-        </div>
-      )}
-      <Problem id={`${id}-problem`} error={error} />
+        ) : (
+          <p class="values">
+            <code>{preview(value)}</code>
+          </p>
+        )}
+      </div>
+      <div>
+        <Drop
+          id={id}
+          small
+          accept={layout ? "image/*" : kind.kind === "sound" ? "audio/*,.wav" : ".csv,.json,.txt"}
+          error={error}
+          onFiles={([file]) => file && void take(file)}
+        >
+          <strong>{`Your own ${kind.kind}`}</strong>
+          <span>{layout ? "drop, choose or paste it" : "drop or choose a file"}</span>
+        </Drop>
+        {layout && (
+          <div class="field">
+            <label for={`${id}-scale`}>Its colours become</label>
+            <select
+              id={`${id}-scale`}
+              value={preparation}
+              onChange={(event) => {
+                const chosen = event.currentTarget.value;
+                setPreparation(chosen);
+                if (bitmap) void give(() => picture(bitmap, layout, input.dtype, chosen));
+              }}
+            >
+              {choices.map((choice) => (
+                <option key={choice} value={choice}>
+                  {SAID[choice] ?? choice}
+                </option>
+              ))}
+            </select>
+          </div>
+        )}
+        {!layout && (
+          <div class="field">
+            <label for={`${id}-text`}>Or type or paste numbers (JSON or CSV)</label>
+            <textarea
+              id={`${id}-text`}
+              rows={3}
+              spellcheck={false}
+              value={text}
+              onInput={(event) => setText(event.currentTarget.value)}
+            />
+            <button
+              type="button"
+              disabled={!text.trim()}
+              onClick={() => give(() => numbers(text, input))}
+            >
+              Use these
+            </button>
+          </div>
+        )}
+        <Problem id={`${id}-problem`} error={error} />
+      </div>
     </div>
   );
 }
 
+const SAID: Record<string, string> = {
+  "0..1": "numbers from 0 to 1",
+  "-1..1": "numbers from −1 to 1",
+  imagenet: "ImageNet’s mean 0, deviation 1",
+  "0..255": "numbers from 0 to 255",
+};
 const SIDE = 224; // where the model leaves it open
 
 function pictureLayout(kind: TryKind & { kind: "picture" }): PictureLayout {

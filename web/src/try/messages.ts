@@ -5,8 +5,7 @@ import type { Value } from "./arrays";
 export type Outputs = Record<string, Value>;
 
 export type Question =
-  | { ask: "load"; models: TryFiles[] }
-  | { ask: "run"; feeds: Record<string, Value> };
+  { ask: "load"; models: TryFiles[] } | { ask: "run"; feeds: Record<string, Value> };
 
 /** outputs and milliseconds: one entry a model; milliseconds are medians of `rounds` runs each. */
 export interface Ran {

@@ -31,5 +31,10 @@ function read(text: string): number[] {
       typeof one === "number" || typeof one === "boolean" ? Number(one) : Number.NaN,
     );
   }
-  return text ? text.split(/[\s,;]+/).filter(Boolean).map(Number) : [];
+  return text
+    ? text
+        .split(/[\s,;]+/)
+        .filter(Boolean)
+        .map(Number)
+    : [];
 }

@@ -17,13 +17,7 @@ interface Props {
 function Scores({ value }: { value: Value }) {
   return (
     <table class="scores">
-      <thead class="hidden">
-        <tr>
-          <th scope="col">class</th>
-          <td />
-          <th scope="col">score</th>
-        </tr>
-      </thead>
+      <caption class="hidden">The largest scores, by place in the output</caption>
       <tbody>
         {topScores(value, MOST_SCORES).map(({ place, score, share }) => (
           <tr key={place}>
@@ -45,7 +39,8 @@ function Output({ value, about }: { value: Value; about: string }) {
   const kind = kindOf(value);
   if (kind === "classes") return <Scores value={value} />;
   const layout = layoutOf(value.dims);
-  if (kind === "picture" && layout) return <ValuePicture value={value} layout={layout} about={about} />;
+  if (kind === "picture" && layout)
+    return <ValuePicture value={value} layout={layout} about={about} />;
   const numbers = toNumbers(value);
   return (
     <p class="values">

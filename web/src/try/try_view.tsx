@@ -130,22 +130,18 @@ export function TryView({ job }: { job: Job }) {
                   const other = compressed[name];
                   return (
                     other && (
-                      <OutputView
-                        key={name}
-                        name={name}
-                        original={value}
-                        compressed={other}
-                      />
+                      <OutputView key={name} name={name} original={value} compressed={other} />
                     )
                   );
                 })}
                 <p class="speed">
-                  <strong>{formatMs(before)}</strong> the original, <strong>{formatMs(after)}</strong>{" "}
-                  compressed: {say(before / after)} here.
+                  <strong>{formatMs(before)}</strong> the original,{" "}
+                  <strong>{formatMs(after)}</strong> compressed: {say(before / after)} here.
                 </p>
                 <p class="fine">
-                  Medians of {ran.rounds} runs each, in turns, in onnxruntime-web (WASM, one thread).
-                  Other devices and runtimes differ; the table above is for the device you chose.
+                  Medians of {ran.rounds} runs each, in turns, in onnxruntime-web (WASM, one
+                  thread). Other devices and runtimes differ; the table above is for the device you
+                  chose.
                 </p>
               </>
             )}
