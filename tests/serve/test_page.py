@@ -37,7 +37,9 @@ Play = Callable[..., dict[str, Any]]
 
 
 def find_browser() -> str | None:
-    return os.environ.get("PACKLIGHT_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    return os.environ.get("PACKLIGHT_BROWSER") or next(
+        filter(None, map(shutil.which, BROWSERS)), None
+    )
 
 
 def why_not() -> str:
@@ -164,11 +166,11 @@ def test_hostile_names_are_text(play: Play, tmp_path: Path) -> None:
         weights.append(
             numpy_helper.from_array(rng.normal(0, 0.2, (32, 32)).astype(np.float32), f"<b>w{at}")
         )
-        nodes.append(helper.make_node("MatMul", [last, f"<b>w{at}"], [result], name=f"<b>layer{at}"))
+        nodes.append(
+            helper.make_node("MatMul", [last, f"<b>w{at}"], [result], name=f"<b>layer{at}")
+        )
         last = result
-    value = [
-        helper.make_tensor_value_info(one, TensorProto.FLOAT, [1, 32]) for one in (name, last)
-    ]
+    value = [helper.make_tensor_value_info(one, TensorProto.FLOAT, [1, 32]) for one in (name, last)]
     model = helper.make_model(
         helper.make_graph(nodes, "<b>g", value[:1], value[1:], weights),
         opset_imports=[helper.make_opsetid("", 17)],

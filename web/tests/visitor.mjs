@@ -9,7 +9,9 @@ const RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-pra
 /** Opens the link; the second value gathers errors, requests elsewhere, and inaccessible parts. */
 export async function visit({ link, browser: executablePath, ...options }) {
   const browser = await chromium.launch({ executablePath, args: ["--no-sandbox", "--disable-gpu"] });
-  const context = await browser.newContext({ viewport: { width: 1000, height: 850 }, ...options });
+  // Without motion: clicks wait for what moves to come to rest.
+  const usual = { viewport: { width: 1000, height: 850 }, reducedMotion: "reduce" };
+  const context = await browser.newContext({ ...usual, ...options });
   const page = await context.newPage();
   const noticed = { errors: [], elsewhere: [], inaccessible: [] };
   page.on("console", (message) => {
