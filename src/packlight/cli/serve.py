@@ -76,5 +76,6 @@ def serve(
             folder=state,
             upload_limit=limit,
             browser=not no_open,
+            debug=debug,
             say=lambda line: typer.echo(line, err=True),
         )

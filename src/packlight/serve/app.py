@@ -8,7 +8,6 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -59,7 +58,7 @@ def make_app(
     paths: bool = True,
     files: dict[str, Path] | None = None,
     started: Callable[[], None] = lambda: None,
-) -> Starlette:
+) -> Guard:
     """An application on a state folder. files: of the page. started: called once it can work."""
 
     @contextlib.asynccontextmanager
@@ -76,7 +75,6 @@ def make_app(
 
     app = Starlette(
         routes=list(ROUTES),
-        middleware=[Middleware(Guard, door=door)],
         exception_handlers={
             Refused: _answer,
             HTTPException: _answer_http,
@@ -86,7 +84,8 @@ def make_app(
     )
     app.router.redirect_slashes = False
     app.state.door, app.state.page = door, page.list_page() if files is None else files
-    return app
+    # Around all of it, so that answers to faults pass it too.
+    return Guard(app, door)
 
 
 def _tidy(state: State, history: History) -> None:

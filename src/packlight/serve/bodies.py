@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,10 @@ async def read_json(request: Request) -> dict[str, Any]:
 
 
 async def receive_file(request: Request, path: Path, *, limit: int, field: str) -> int:
-    """Write a body to a new file, of at most `limit` bytes; give its size.
+    """Write a body to a file, of at most `limit` bytes; give its size.
 
-    Nothing is left where it is too large, empty, or the sender goes away. Raises Refused.
+    The file appears once it is whole; nothing is left where it is too large, empty, or the sender
+    goes away. Raises Refused.
     """
     _check_type(request, "application/octet-stream")
     too_large = Refused(
@@ -48,10 +49,10 @@ async def receive_file(request: Request, path: Path, *, limit: int, field: str) 
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
         raise too_large
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
     size = 0
     try:
-        with os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0) as file:
+        with os.fdopen(handle, "wb", buffering=0) as file:
             kept = bytearray()
             async for piece in request.stream():
                 size += len(piece)
@@ -64,12 +65,13 @@ async def receive_file(request: Request, path: Path, *, limit: int, field: str) 
             await asyncio.to_thread(file.write, kept)
         if size == 0:
             raise Refused(422, "The file is empty: choose it again.", field=field)
-    except BaseException as error:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise Refused(507, "The disk is full: free some space.", field=field) from None
-        raise
+        Path(part).rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise Refused(507, "The disk is full: free some space.", field=field) from None
+    finally:
+        Path(part).unlink(missing_ok=True)
     return size
 
 

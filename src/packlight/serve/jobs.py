@@ -25,16 +25,12 @@ _ALIVE_SECONDS = 15.0
 
 
 @dataclass
-class _Running:
-    """The job at work. stages, points: as the page sees them. version: grows with each change."""
+class _Heard:
+    """What a child told of its work. stages, points: as the page sees them."""
 
-    id: str
-    task: asyncio.Task[None] | None = None
     stages: list[dict[str, Any]] = field(default_factory=list)
     points: list[dict[str, Any]] = field(default_factory=list)
-    began: float = field(default_factory=time.monotonic)
-    noted: float = 0.0
-    cancelled: bool = False
+    began: float = 0.0
 
     @property
     def progress(self) -> dict[str, Any]:
@@ -44,25 +40,35 @@ class _Running:
     def hear(self, message: dict[str, Any]) -> None:
         """Take in what the child tells."""
         if "stage" in message:
-            self._end_stage()
-            if len(self.stages) < _MOST_STAGES:
-                stage = {"name": message["stage"], "total": message["total"], "done": 0}
-                self.stages.append({**stage, "detail": "", "seconds": 0.0, "left_seconds": None})
+            self.end_stage()
+            del self.stages[:-_MOST_STAGES]
+            stage = {"name": message["stage"], "total": message["total"], "done": 0}
+            self.stages.append({**stage, "detail": "", "seconds": 0.0, "left_seconds": None})
             self.began = time.monotonic()
         elif "step" in message and self.stages:
+            self.end_stage()
             stage = self.stages[-1]
             stage["done"] += message["step"]
             stage["detail"] = message["detail"]
-            self._end_stage()
             done, total = stage["done"], stage["total"]
             if total and done:
                 stage["left_seconds"] = stage["seconds"] / done * max(total - done, 0)
         elif "tried" in message and len(self.points) < _MOST_POINTS:
             self.points.append(message["tried"])
 
-    def _end_stage(self) -> None:
+    def end_stage(self) -> None:
+        """Say how long the stage at work takes so far."""
         if self.stages:
             self.stages[-1]["seconds"] = time.monotonic() - self.began
+
+
+@dataclass(frozen=True)
+class _Running:
+    """The job at work."""
+
+    id: str
+    task: asyncio.Task[None]
+    heard: _Heard
 
 
 class Jobs:
@@ -74,6 +80,7 @@ class Jobs:
         self._loop: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._changed = asyncio.Event()
+        self._closing = False
 
     def start(self) -> None:
         """Begin to work; what was running when the last server died is interrupted."""
@@ -83,10 +90,12 @@ class Jobs:
 
     async def stop(self) -> None:
         """End the job at work, which is interrupted; the others wait for the next server."""
+        self._closing = True
+        self._wake.set()
+        if self._running is not None:
+            self._running.task.cancel()
         if self._loop is not None:
-            self._loop.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._loop
+            await self._loop
 
     def add(
         self,
@@ -105,6 +114,7 @@ class Jobs:
             source, kept = uploaded / model.samples["set"], folder / "samples"
             kept.mkdir(mode=0o700)
             for file in model.samples["files"]:
+                (kept / file["file"]).parent.mkdir(exist_ok=True, mode=0o700)
                 os.link(source / file["file"], kept / file["file"], follow_symlinks=False)
             data = data.replace(str(source), str(kept), 1)
             names = {path.replace(str(source), str(kept), 1): name for path, name in names.items()}
@@ -152,7 +162,7 @@ class Jobs:
             shown["position"] = self._history.waiting().index(job.id) + 1
         if whole:
             here = self._running if self._running and self._running.id == job.id else None
-            shown |= here.progress if here else job.progress
+            shown |= here.heard.progress if here else job.progress
         return shown
 
     async def watch(self, job: str) -> AsyncIterator[dict[str, Any] | None]:
@@ -182,11 +192,10 @@ class Jobs:
         if job.state in FINAL:
             raise Refused(409, f"This job is over: it is {job.state}.")
         running = self._running
-        if running is not None and running.id == job.id and running.task is not None:
-            running.cancelled = True
+        if running is not None and running.id == job.id:
             running.task.cancel()
             await asyncio.wait([running.task])
-        else:
+        if self.find(job.id).state not in FINAL:
             self._end(job.id, "cancelled")
         return self.find(job.id)
 
@@ -199,7 +208,7 @@ class Jobs:
         self._tell()
 
     async def _work(self) -> None:
-        while True:
+        while not self._closing:
             waiting = self._history.waiting()
             if not waiting:
                 self._wake.clear()
@@ -207,24 +216,16 @@ class Jobs:
                 continue
             job = self._history.job(waiting[0])
             assert job is not None
-            running = self._running = _Running(job.id)
-            running.task = asyncio.create_task(self._run(job, running))
-            try:
-                await asyncio.shield(running.task)
-            except asyncio.CancelledError:
-                # Either the job was cancelled, or the server ends.
-                if running.task.done():
-                    continue
-                running.task.cancel()
-                await asyncio.wait([running.task])
-                raise
-            finally:
-                self._running = None
-                self._tell()
+            heard = _Heard()
+            self._running = _Running(job.id, asyncio.create_task(self._run(job, heard)), heard)
+            await asyncio.wait([self._running.task])
+            self._running = None
+            self._tell()
 
-    async def _run(self, job: Job, running: _Running) -> None:
+    async def _run(self, job: Job, heard: _Heard) -> None:
         self._history.begin(job.id)
         self._tell()
+        noted = 0.0
         folder = self._state.job(job.id)
         model = self._state.model(job.model) / MODEL
         request = {
@@ -239,25 +240,28 @@ class Jobs:
         }
 
         def hear(message: dict[str, Any]) -> None:
-            running.hear(message)
-            if time.monotonic() - running.noted >= _NOTED_SECONDS:
-                running.noted = time.monotonic()
-                self._history.note_progress(job.id, running.progress)
+            nonlocal noted
+            heard.hear(message)
+            if "tried" in message or time.monotonic() - noted >= _NOTED_SECONDS:
+                noted = time.monotonic()
+                self._history.note_progress(job.id, heard.progress)
             self._tell()
 
+        state: JobState = "failed"
+        outcome, error = None, None
         try:
             outcome = await ask_child(request, folder / "work", tell=hear)
+            state = "done"
         except Refused as refused:
-            self._history.note_progress(job.id, running.progress)
-            self._end(job.id, "failed", error=refused.sentence)
+            error = refused.sentence
         except asyncio.CancelledError:
             remove(self._state.result(job.id))
-            self._history.note_progress(job.id, running.progress)
-            self._end(job.id, "cancelled" if running.cancelled else "interrupted")
-        else:
-            running._end_stage()
-            self._history.note_progress(job.id, running.progress)
-            self._end(job.id, "done", outcome=outcome)
+            state = "interrupted" if self._closing else "cancelled"
+        except Exception as fault:
+            error = f"This is a fault in packlight ({type(fault).__name__}: {str(fault)[:300]})."
+        heard.end_stage()
+        self._history.note_progress(job.id, heard.progress)
+        self._end(job.id, state, outcome=outcome, error=error)
 
     def _end(
         self,

@@ -21,6 +21,7 @@ from packlight.serve.work import MODEL
 ARRAYS = (".npz", ".npy")
 MOST_SAMPLES = 20_000
 _MOST_NAME = 200
+_MOST_LABEL_BYTES = 60
 
 
 async def give_model(request: Request) -> Response:
@@ -73,8 +74,6 @@ async def give_data(request: Request) -> Response:
         )  # fmt: skip
     # The name is the model's own, which was checked to be a plain one.
     path = site.state.model(model.id) / missing[missing.index(name)]
-    if path.exists():
-        raise Refused(409, f"{name} is being sent already.", field="model")
     await receive_file(request, path, limit=site.upload_limit, field="model")
     return await _describe(site, model)
 
@@ -85,7 +84,7 @@ async def show_model(request: Request) -> Response:
 
 
 async def give_sample(request: Request) -> Response:
-    """POST /api/models/{id}/samples: one file of samples."""
+    """POST /api/models/{id}/samples: one file of samples, with its class as ?label=."""
     site = site_of(request)
     model = site.given_model(request)
     name = name_of(request)
@@ -104,11 +103,11 @@ async def give_sample(request: Request) -> Response:
             413, f"A model gets at most {MOST_SAMPLES} files of samples.", field="samples"
         )
     site.history.give_samples(model.id, {**samples, "path": None, "next": number + 1})
-    folder = site.state.samples(model.id, samples["set"])
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    file = f"{number:06d}{suffix}"
+    file = f"{_class_folder(request.query_params.get('label', ''))}{number:06d}{suffix}"
+    path = site.state.samples(model.id, samples["set"]) / file
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     left = site.upload_limit - sum(one["bytes"] for one in samples["files"])
-    size = await receive_file(request, folder / file, limit=left, field="samples")
+    size = await receive_file(request, path, limit=left, field="samples")
     # Others may have come meanwhile.
     model = site.known_model(model.id)
     if model.samples["set"] != samples["set"]:
@@ -198,6 +197,20 @@ def name_of(request: Request) -> str:
     if not name.strip():
         raise Refused(422, "The file has no name: give it as ?name=.")
     return name
+
+
+def _class_folder(label: str) -> str:
+    """The folder of a class, with the stroke; '' for none. Their order is that of the labels."""
+    if not label:
+        return ""
+    coded = label.encode("utf-8", "replace")
+    if len(coded) > _MOST_LABEL_BYTES:
+        raise Refused(
+            422, f"A label has at most {_MOST_LABEL_BYTES} bytes: shorten it.", field="samples"
+        )
+    if label.isascii() and label.isdecimal():
+        return f"n{int(label):0{_MOST_LABEL_BYTES}d}/"
+    return f"x{coded.hex()}/"
 
 
 def no_samples() -> dict[str, Any]:

@@ -59,7 +59,8 @@ async def show_page(request: Request) -> Response:
 async def open_door(request: Request) -> Response:
     """GET /open/{token}: the link that is good for one use."""
     door: Door = request.app.state.door
-    if not door.let_in(request.path_params["token"]):
+    known = door.knows(request.cookies.get(door.cookie, ""))
+    if not known and not door.let_in(request.path_params["token"]):
         raise Refused(
             401,
             "This link was used already, or is another server's: packlight serve printed a "

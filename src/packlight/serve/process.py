@@ -51,14 +51,17 @@ async def ask_child(
         process.stdin.write(json.dumps(request).encode("ascii") + b"\n")
         with contextlib.suppress(ConnectionError):
             await process.stdin.drain()
-        while line := await process.stdout.readline():
-            message = json.loads(line)
-            if "answer" in message:
-                answer: dict[str, Any] = message["answer"]
-                return answer
-            if "error" in message:
-                raise Refused(422, message["error"], field=message["field"])
-            tell(message)
+        try:
+            while line := await process.stdout.readline():
+                message = json.loads(line)
+                if "answer" in message:
+                    answer: dict[str, Any] = message["answer"]
+                    return answer
+                if "error" in message:
+                    raise Refused(422, message["error"], field=message["field"])
+                tell(message)
+        except ValueError as error:
+            raise Refused(500, _say_fault(str(error))) from None
         raise Refused(500, _say_fault(await words))
     finally:
         await asyncio.shield(_end(process, words, work))

@@ -24,12 +24,14 @@ def serve(
     folder: Path | None = None,
     upload_limit: int = UPLOAD_BYTES,
     browser: bool = True,
+    debug: bool = False,
     say: Callable[[str], None],
 ) -> None:
     """Serve the page until Ctrl-C.
 
     host: an address of this machine, by which browsers call it too. port: 0 for a free one.
-    folder: for state. browser: open one. say: gets lines for people.
+    folder: for state. browser: open one. debug: show where in the code faults came from.
+    say: gets lines for people.
     Raises MissingExtra without the extra or the page, WrongUsage and UnusableOutput for what
     cannot be listened on or written to.
     """
@@ -75,8 +77,8 @@ def serve(
             ws="none",
             lifespan="on",
             log_config=None,
-            log_level="critical",  # addresses hold the link's token
-            access_log=False,
+            log_level="error" if debug else "critical",
+            access_log=False,  # addresses hold the link's token
             proxy_headers=False,
             server_header=False,
             limit_concurrency=_MOST_CONNECTIONS,

@@ -19,6 +19,7 @@ from packlight.errors import (
     UnusableSamples,
     WrongUsage,
 )
+from packlight.graph.anatomy import Anatomy
 from packlight.graph.contents import external_locations
 from packlight.graph.files import read_proto, resolve_external
 from packlight.plan.prepare import prepare_samples
@@ -209,7 +210,7 @@ def _locations(path: Path) -> list[str]:
 
 
 def _describe(anatomy: object, rename: Rename) -> Message:
-    assert isinstance(anatomy, api.Anatomy)
+    assert isinstance(anatomy, Anatomy)
     times = [operator.ms for operator in anatomy.operators if operator.ms is not None]
     total = sum(times)
     operators = [
