@@ -1,8 +1,10 @@
 import { copyFileSync, mkdirSync } from "node:fs";
+import { fileURLToPath } from "node:url";
 import { defineConfig, type Plugin } from "vite";
 
-const PAGE = new URL("../src/packlight/serve/page/", import.meta.url).pathname;
-const RUNTIME = new URL("node_modules/onnxruntime-web/dist/", import.meta.url).pathname;
+const HERE = fileURLToPath(new URL(".", import.meta.url));
+const PAGE = `${HERE}../src/packlight/serve/page/`;
+const RUNTIME = `${HERE}node_modules/onnxruntime-web/dist/`;
 const RUNTIME_FILES = [
   "ort.wasm.min.mjs",
   "ort-wasm-simd-threaded.mjs",
@@ -16,6 +18,7 @@ const copyRuntime: Plugin = {
   closeBundle() {
     mkdirSync(`${PAGE}ort`, { recursive: true });
     for (const name of RUNTIME_FILES) copyFileSync(RUNTIME + name, `${PAGE}ort/${name}`);
+    copyFileSync(HERE + "onnxruntime.license.txt", `${PAGE}ort/LICENSE.txt`);
   },
 };
 
@@ -26,6 +29,7 @@ export default defineConfig({
     target: "es2022",
     assetsInlineLimit: 0, // the page's policy takes files, nothing inline
     modulePreload: { polyfill: false },
+    license: { fileName: "assets/licenses.md" },
   },
   worker: { format: "es" },
   plugins: [copyRuntime],

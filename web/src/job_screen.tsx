@@ -139,6 +139,11 @@ export function JobScreen({ id }: { id: string }) {
       {job.points.length > 0 && (
         <section aria-labelledby="tried">
           <h2 id="tried">What was tried</h2>
+          <p class="fine">
+            {job.samples
+              ? "Measured on samples that are for choosing alone; the verdict is on others."
+              : "Without samples only sizes are known."}
+          </p>
           <Plot
             points={job.points}
             metric={job.evidence?.metric?.name ?? null}

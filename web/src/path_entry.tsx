@@ -2,6 +2,7 @@
 import { useState } from "preact/hooks";
 import { type Refused, asRefused } from "./api";
 import { Problem, tie } from "./problem";
+import { useRemembered } from "./remember";
 
 interface Props {
   id: string;
@@ -11,7 +12,7 @@ interface Props {
 }
 
 export function PathEntry({ id, label, example, onPath }: Props) {
-  const [path, setPath] = useState("");
+  const [{ path }, setPath] = useRemembered(`packlight:${id}`, { path: "" });
   const [busy, setBusy] = useState(false);
   const [error, setError] = useState<Refused | null>(null);
 
@@ -39,7 +40,7 @@ export function PathEntry({ id, label, example, onPath }: Props) {
           spellcheck={false}
           value={path}
           {...tie(`${id}-problem`, error)}
-          onInput={(event) => setPath(event.currentTarget.value)}
+          onInput={(event) => setPath({ path: event.currentTarget.value })}
         />
         <button type="submit" disabled={busy || !path.trim()}>
           {busy ? "Opening…" : "Open"}

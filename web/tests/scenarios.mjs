@@ -45,7 +45,10 @@ async function wholePath(given) {
   await examine(page, noticed, "running");
   await shoot("running");
   await page.waitForSelector(".figures", LONG);
-  const [download] = await Promise.all([page.waitForEvent("download"), page.click("text=Download")]);
+  const [download] = await Promise.all([
+    page.waitForEvent("download"),
+    page.click("text=Download"),
+  ]);
   await download.saveAs(given.download);
   const address = await page.getAttribute("text=Open the report", "href");
   const report = await page.request.get(new URL(address, given.link).href);

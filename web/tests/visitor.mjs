@@ -8,7 +8,10 @@ const RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-pra
 
 /** Opens the link; the second value gathers errors, requests elsewhere, and inaccessible parts. */
 export async function visit({ link, browser: executablePath, ...options }) {
-  const browser = await chromium.launch({ executablePath, args: ["--no-sandbox", "--disable-gpu"] });
+  const browser = await chromium.launch({
+    executablePath,
+    args: ["--no-sandbox", "--disable-gpu"],
+  });
   // Without motion: clicks wait for what moves to come to rest.
   const usual = { viewport: { width: 1000, height: 850 }, reducedMotion: "reduce" };
   const context = await browser.newContext({ ...usual, ...options });

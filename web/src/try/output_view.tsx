@@ -16,8 +16,7 @@ interface Props {
 
 function Scores({ value }: { value: Value }) {
   return (
-    <table class="scores">
-      <caption class="hidden">The largest scores, by place in the output</caption>
+    <table class="scores" aria-label="The largest scores, by place in the output">
       <tbody>
         {topScores(value, MOST_SCORES).map(({ place, score, share }) => (
           <tr key={place}>
