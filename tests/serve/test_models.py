@@ -113,7 +113,8 @@ def test_json_is_bounded_and_strict(browser: Any, no_child: Any) -> None:
         return browser.client.post("/api/forecast", content=content, headers=headers)
 
     assert send(b"[" * 70_000).status_code == 413
-    for content in (b"{", b"[]", b'{"a": 1, "a": 2}', b'{"a": NaN}', b"\xff", b"[" * 30_000):
+    broken = (b"{", b"[]", b'{"a": 1, "a": 2}', b'{"a": NaN}', b"\xff", b"[" * 30_000)
+    for content in (*broken, b'{"model": "\\ud800"}'):
         answer = send(content)
         assert answer.status_code == 400, content[:20]
         assert answer.json()["error"]
@@ -253,13 +254,13 @@ def test_paths_are_typed_whole_and_on_this_machine_only(
     open_browser: Callable[..., Any], no_child: Any, tmp_path: Path
 ) -> None:
     browser = open_browser()
-    for path in ("net.onnx", "", 3, None, "/a\0b", "/" + "x" * 5000):
+    for path in ("net.onnx", "", 3, None, "/a\0b", "/" + "x" * 4000, "x" * 5000, "~nobody-x/a"):
         answer = browser.post("/api/models/path", {"path": path})
         assert answer.status_code == 422, path
     model = give(browser, b"x")
     answer = browser.post(f"/api/models/{model}/samples/path", {"path": str(tmp_path / "none")})
     assert answer.status_code == 422
-    assert "don't exist" in answer.json()["error"]
+    assert answer.json()["error"] == f"There is no {tmp_path / 'none'}: check the path."
     answer = browser.post(f"/api/models/{model}/samples/path", {"path": str(tmp_path)})
     assert answer.json()["path"] == str(tmp_path)
     browser = open_browser(paths=False)

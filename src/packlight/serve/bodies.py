@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -28,9 +29,15 @@ async def read_json(request: Request) -> dict[str, Any]:
         if len(content) > _MOST_JSON_BYTES:
             raise Refused(413, f"The request has more than {_MOST_JSON_BYTES} bytes.")
     try:
-        return parse_json(bytes(content) or b"{}", "The request", kind=WrongUsage, advice="mend it")
+        found = parse_json(
+            bytes(content) or b"{}", "The request", kind=WrongUsage, advice="mend it"
+        )
+        json.dumps(found, ensure_ascii=False).encode("utf-8")
     except WrongUsage as error:
         raise Refused(400, str(error)) from None
+    except (UnicodeEncodeError, RecursionError):  # half a surrogate pair, which no text holds
+        raise Refused(400, "The request holds what is no text, or is nested too deep.") from None
+    return found
 
 
 async def receive_file(request: Request, path: Path, *, limit: int, field: str) -> int:

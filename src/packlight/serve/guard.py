@@ -114,7 +114,7 @@ class Guard:
         site = headers.get("sec-fetch-site", "none")
         if origin not in ("", f"http://{host}") or site not in ("none", "same-origin"):
             raise Refused(403, "Another page asked for this, and only this server's own may.")
-        opens = request.url.path.startswith(OPENING) and method == "GET"
+        opens = request.scope["path"].startswith(OPENING) and method == "GET"
         if not opens and not self.door.knows(request.cookies.get(self.door.cookie, "")):
             raise Refused(
                 401,
@@ -134,6 +134,6 @@ def _only(headers: Headers, name: str) -> str:
 
 def answer_refused(request: Request, refused: Refused) -> Response:
     """A refusal as JSON, or as text for whoever opens an address in a browser."""
-    if request.url.path.startswith("/api/"):
+    if request.scope["path"].startswith("/api/"):
         return JSONResponse(refused.to_json(), refused.status)
     return PlainTextResponse(refused.sentence + "\n", refused.status)

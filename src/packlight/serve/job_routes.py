@@ -104,7 +104,7 @@ async def download(request: Request) -> Response:
                    for sign in stem)[:80] or "model"  # fmt: skip
     disposition = (
         f'attachment; filename="{safe}.packed.zip"; '
-        f"filename*=UTF-8''{quote(stem, safe='')[:400]}.packed.zip"
+        f"filename*=UTF-8''{quote(stem[:80], safe='')}.packed.zip"
     )
     return StreamingResponse(
         zip_folder(folder, f"{safe}.packed"),

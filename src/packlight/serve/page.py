@@ -49,7 +49,7 @@ def check_page(folder: Path = FOLDER) -> None:
 async def show_page(request: Request) -> Response:
     """GET /: the page. GET /assets/..., /ort/...: what it consists of."""
     files: dict[str, Path] = request.app.state.page
-    name = request.url.path.lstrip("/") or "index.html"
+    name = request.scope["path"].removeprefix("/") or "index.html"
     if name not in files:
         raise Refused(404, "There is no such file of the page: it may not have been built.")
     kind = _TYPES.get(files[name].suffix, "application/octet-stream")

@@ -60,9 +60,16 @@ class Site:
             )
         if not isinstance(path, str) or not path.strip() or "\0" in path or len(path) > 4096:
             raise Refused(422, "Give the path of a file on this machine.", field=field)
-        found = Path(path.strip()).expanduser()
+        try:
+            found = Path(path.strip()).expanduser()
+            there = found.exists()
+        except (OSError, RuntimeError) as error:  # no such user, or nobody may look there
+            why = getattr(error, "strerror", None) or error
+            raise Refused(422, f"{path[:200]} cannot be read: {why}.", field=field) from None
         if not found.is_absolute():
             raise Refused(422, f"{path[:200]} is relative: give the whole path.", field=field)
+        if not there:
+            raise Refused(422, f"There is no {path[:200]}: check the path.", field=field)
         return found
 
 
