@@ -24,7 +24,7 @@ WISHES := $(strip $(TORCH) $(MODELS))
 # Targets share one environment: with -j, two installations must not run in it at once.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format types check bench clean
+.PHONY: help venv demo page test lint format types check bench clean
 
 help: ## this list
 	@echo "make TARGET [PYTHON=python3.12]"
@@ -58,6 +58,14 @@ demo: $(VENV)/core.stamp ## compresses the model shipped in examples/digits into
 	@echo; echo "What packlight verify says of that folder, here or on any other machine:"; echo
 	@$(BIN)/packlight verify packed --original $(DIGITS)/digits.onnx
 
+web/node_modules/page.stamp: web/package-lock.json
+	@command -v npm >/dev/null || { echo "the page is built with npm, which comes with Node.js 20.19 or later" >&2; exit 1; }
+	@cd web && npm ci --ignore-scripts --silent
+	@touch $@
+
+page: web/node_modules/page.stamp ## the page of packlight serve, from web/ (needs npm)
+	@cd web && npm run --silent build
+
 test: $(VENV)/dev.stamp ## all tests (TORCH= MODELS= installs no PyTorch, and skips those with it)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
@@ -85,6 +93,6 @@ bench: .bench/bench.stamp ## a benchmark: BENCH=int8|fewbits|mixed|size|rounding
 	@.bench/bin/python benchmarks/$(BENCH).py $(OPTIONS)
 
 clean: ## removes environments, caches and what the demo wrote
-	@rm -rf $(VENV) .bench packed build dist
+	@rm -rf $(VENV) .bench packed build dist web/node_modules src/packlight/serve/page
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find src tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +

@@ -718,6 +718,7 @@ def test_progress_is_told(steady: None, mlp: Path, rows: Array) -> None:
         def __init__(self) -> None:
             self.stages: list[str] = []
             self.steps = 0
+            self.points: list[tuple[str, int, float | None, bool]] = []
 
         def stage(self, name: str, total: int | None = None) -> None:
             self.stages.append(name)
@@ -725,8 +726,23 @@ def test_progress_is_told(steady: None, mlp: Path, rows: Array) -> None:
         def step(self, detail: str = "", advance: int = 1) -> None:
             self.steps += 1
 
+        def tried(
+            self, choice: str, *, size_bytes: int, quality: float | None, kept: bool
+        ) -> None:
+            self.points.append((choice, size_bytes, quality, kept))
+
     heard = Heard()
-    compress(mlp, data=rows, progress=heard, recipe=Recipe(layers=(("h", "int8"),)))
+    recipe = Recipe(layers=(("h", "int8"),))
+    result = compress(mlp, data=rows, progress=heard, recipe=recipe)
+    (trial,) = result.evidence.trials
+    (point,) = heard.points
+    assert point[:2] == (trial.label, trial.size_bytes)
+    assert point[2] == pytest.approx(1 - trial.drop)
+    assert point[3] is (trial.drop <= 0.01)
+    # Of made-up samples nobody knows what the quality is.
+    unknown = Heard()
+    compress(mlp, progress=unknown, recipe=recipe)
+    assert unknown.points == [(trial.label, trial.size_bytes, None, True)]
     assert heard.stages[0] == "reading the model and the samples"
     assert heard.stages[-1] == "measuring latency and memory"
     assert heard.steps > 3

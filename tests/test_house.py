@@ -42,8 +42,8 @@ FLOORS = {
     "proof": 3.25,
     "language": 3.5,
     "api": 4,
+    "serve": 4.5,
     "cli": 5,
-    "serve": 5,
     "__init__": 6,
     "__main__": 6,
 }
@@ -60,6 +60,8 @@ OWNERS = {
     "tokenizers": {"llm", "runtime/transformers_engine.py", "runtime/ort_text.py"},
     "openvino": {"runtime"},
     "llama_cpp": {"runtime"},
+    "starlette": {"serve"},
+    "uvicorn": {"serve"},
     "joblib": {"plan"},
     "ray": {"plan"},
 }

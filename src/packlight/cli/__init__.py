@@ -8,6 +8,7 @@ from typing import TextIO
 
 # Importing these adds their commands to the app.
 from packlight.cli import choices as _choices
+from packlight.cli import serve as _serve
 from packlight.cli import transport as _transport
 from packlight.cli import verify as _verify
 from packlight.cli.commands import app
@@ -15,7 +16,7 @@ from packlight.cli.outcomes import INTERRUPTED, TERMINATED, say_interrupted
 
 __all__ = ["app", "main"]
 
-_COMMANDS = (_choices.choices, _transport.pack, _transport.unpack, _verify.verify)
+_COMMANDS = (*(_choices.choices, _serve.serve, _transport.pack, _transport.unpack, _verify.verify),)
 
 
 def main() -> None:

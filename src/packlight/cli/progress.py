@@ -82,6 +82,9 @@ class PlainProgress:
             parts.append(f"about {format_seconds(left)} left")
         self._print(f"  {self._name}: {', '.join(parts)}")
 
+    def tried(self, choice: str, *, size_bytes: int, quality: float | None, kept: bool) -> None:
+        """Nothing: the report shows what was tried."""
+
     def _print(self, line: str) -> None:
         # A closed stderr is no reason to lose the work.
         with contextlib.suppress(OSError, ValueError):
@@ -108,6 +111,9 @@ class BarProgress:
             self.stage("working")
         assert self._task is not None
         self._bars.update(self._task.id, advance=advance, detail=visible(detail, limit=120))
+
+    def tried(self, choice: str, *, size_bytes: int, quality: float | None, kept: bool) -> None:
+        """Nothing: the report shows what was tried."""
 
     def finish(self) -> None:
         """Replaces the bar by a line that says how long the stage took."""

@@ -79,6 +79,17 @@ def check_tensors(proto: onnx.ModelProto, path: Path) -> dict[str, Path]:
     return locations
 
 
+def external_locations(proto: onnx.ModelProto) -> list[str]:
+    """Where a parsed model says that its external data lies; nothing of it is checked."""
+    found: dict[str, None] = {}
+    for _, tensor in _tensors(proto):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    found[entry.value] = None
+    return list(found)
+
+
 def densify_sparse(proto: onnx.ModelProto, path: Path) -> None:
     """Replace sparse initializers and sparse Constant nodes by dense ones, in place.
 

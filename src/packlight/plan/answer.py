@@ -28,7 +28,7 @@ from packlight.plan.thinning import Share, Thinned, thin
 from packlight.plan.training import Training, plan_training
 from packlight.plan.trials import GIVEN, Tried, Workbench
 from packlight.plan.tuning import key_of_choice, recall_choice, remember_choice, tune_chosen
-from packlight.progress import Progress
+from packlight.progress import SILENT, Progress
 from packlight.recipe import Recipe
 from packlight.targets import Target
 
@@ -87,7 +87,7 @@ class Question:
         judged = not self.prepared.samples.generated and self.budget.max_drop is not None
         return self.share is None and self.given is None and judged
 
-    def open_bench(self, graph: Graph) -> Workbench:
+    def open_bench(self, graph: Graph, progress: Progress = SILENT) -> Workbench:
         """A bench on which candidates that start from `graph` are tried."""
         return Workbench(
             self.source,
@@ -99,6 +99,7 @@ class Question:
             max_drop=self.budget.max_drop,
             workers=self.workers,
             seed=self.seed,
+            progress=progress,
         )
 
     def drop_of(self, graph: Graph) -> float:
@@ -268,7 +269,7 @@ def _answer(
         )
     graph = question.simplified if thinned is None else thinned.graph
     layers = tuple(find_layers(graph))
-    bench = stack.enter_context(question.open_bench(graph))
+    bench = stack.enter_context(question.open_bench(graph, progress))
     if given is not None and not question.searches:
         check_choices(given, layers)
     if not question.searches or not samples.generated:

@@ -100,12 +100,13 @@ class Workbench:
         max_drop: float | None = None,
         workers: int | str = 1,
         seed: int = 0,
+        progress: Progress = SILENT,
     ) -> None:
         self.model, self.simplified = model, simplified
         self.samples, self.split, self.target = samples, split, target
         self.metric, self.max_drop, self.seed = metric, max_drop, seed
         self.workers, self.device = workers, device_of(target)
-        self.threads = cpu_features().cores
+        self.threads, self.progress = cpu_features().cores, progress
         self.tried: list[Tried] = []
         self._folder = tempfile.TemporaryDirectory(prefix="packlight-")
         self.forms = Forms(
@@ -233,8 +234,20 @@ class Workbench:
         for one in tried:
             if one.recipe not in {old.recipe for old in self.tried}:
                 self.tried.append(one)
+                self._tell(one)
             self._keep(one)
         return tried
+
+    def _tell(self, one: Tried) -> None:
+        """Tell whoever waits of a candidate that runs; its drop, unless samples are made up."""
+        if one.metric is not None:
+            known = not self.samples.generated
+            self.progress.tried(
+                one.label,
+                size_bytes=one.size_bytes,
+                quality=one.metric.compressed if known else None,
+                kept=not known or self.max_drop is None or one.drop <= self.max_drop,
+            )
 
     def _evaluate_once(
         self,

@@ -1,0 +1,45 @@
+// The third step: the device that the model is meant for.
+import type { Refused } from "./api";
+import { Problem } from "./problem";
+import type { Device } from "./shapes";
+
+interface Props {
+  devices: Device[];
+  chosen: string;
+  error: Refused | null;
+  onChange: (name: string) => void;
+}
+
+export function DeviceEntry({ devices, chosen, error, onChange }: Props) {
+  const device = devices.find((one) => one.name === chosen);
+  return (
+    <fieldset>
+      <legend class="hidden">The device it is meant for</legend>
+      <div class="pills">
+        {devices.map((one) => (
+          <label key={one.name}>
+            <input
+              type="radio"
+              name="target"
+              value={one.name}
+              checked={one.name === chosen}
+              aria-describedby="target-about"
+              onChange={() => onChange(one.name)}
+            />
+            <span>{one.title}</span>
+          </label>
+        ))}
+      </div>
+      <p id="target-about" class="fine" role="status">
+        {device && (
+          <>
+            Runs in {device.runtime}.{" "}
+            {device.fast.length > 0 && `Fast there: ${device.fast.join("; ")}. `}
+            {device.why_not_here || (device.note && `Note: ${device.note}.`)}
+          </>
+        )}
+      </p>
+      <Problem id="target-problem" error={error} />
+    </fieldset>
+  );
+}

@@ -1,0 +1,67 @@
+// Where files are dropped, or chosen with mouse or keyboard.
+import type { ComponentChildren } from "preact";
+import { useState } from "preact/hooks";
+import type { Refused } from "./api";
+import { tie } from "./problem";
+
+interface Props {
+  id: string;
+  children: ComponentChildren;
+  accept?: string;
+  multiple?: boolean;
+  error?: Refused | null;
+  /** How much has been sent, 0..1, while something is. */
+  sent?: number | null;
+  small?: boolean;
+  onFiles: (files: File[]) => void;
+  /** A folder was dropped, which a browser cannot hand over whole. */
+  onFolder?: () => void;
+}
+
+export function Drop(props: Props) {
+  const { id, error = null, sent = null } = props;
+  const [over, setOver] = useState(false);
+  const busy = sent !== null;
+
+  const drop = (event: DragEvent) => {
+    event.preventDefault();
+    setOver(false);
+    if (busy) return;
+    const items = [...(event.dataTransfer?.items ?? [])];
+    if (items.some((item) => item.webkitGetAsEntry()?.isDirectory)) {
+      props.onFolder?.();
+      return;
+    }
+    const files = [...(event.dataTransfer?.files ?? [])];
+    if (files.length) props.onFiles(props.multiple ? files : files.slice(0, 1));
+  };
+
+  return (
+    <label
+      class={`drop${over ? " over" : ""}${props.small ? " small" : ""}`}
+      onDragOver={(event) => {
+        event.preventDefault();
+        setOver(true);
+      }}
+      onDragLeave={() => setOver(false)}
+      onDrop={drop}
+    >
+      <input
+        id={id}
+        class="hidden"
+        type="file"
+        multiple={props.multiple ?? false}
+        accept={props.accept ?? ""}
+        disabled={busy}
+        {...tie(`${id}-problem`, error)}
+        onChange={(event) => {
+          const files = [...(event.currentTarget.files ?? [])];
+          event.currentTarget.value = ""; // so that the same file can be chosen again
+          if (files.length) props.onFiles(files);
+        }}
+      />
+      <span class="drop-text">{props.children}</span>
+      {busy && <progress aria-label="Sending" max={1} value={sent} />}
+    </label>
+  );
+}

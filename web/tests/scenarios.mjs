@@ -1,0 +1,210 @@
+// What people do on the page. `node scenarios.mjs NAME JSON` plays one and prints what it saw as
+// JSON; tests/serve/test_page.py gives it a server and judges.
+import { drop, examine, focused, text, visit } from "./visitor.mjs";
+
+const LONG = { timeout: 240_000 }; // a whole compression on a busy machine
+
+async function giveModel(page, model) {
+  await drop(page, ".drop", model);
+  await page.waitForSelector("#samples");
+}
+
+async function giveSamples(page, samples) {
+  await drop(page, ".drop:has(#samples)", samples);
+  await page.waitForSelector(".given .good", LONG);
+}
+
+async function start(page) {
+  await page.waitForSelector(".forecast strong", LONG);
+  await page.focus("#start");
+  await page.keyboard.press("Enter");
+  await page.waitForSelector(".stages li", LONG);
+}
+
+/** From a dropped model to the downloaded file and the comparison in the browser. */
+async function wholePath(given) {
+  const { browser, page, noticed } = await visit(given);
+  const shoot = async (name) => {
+    if (given.shots) await page.screenshot({ path: `${given.shots}/${name}.png`, fullPage: true });
+  };
+  await examine(page, noticed, "start");
+  await shoot("start");
+  await giveModel(page, given.model);
+  const about = await text(page, ".facts");
+  await giveSamples(page, given.samples);
+  await page.focus("#max_drop");
+  await page.keyboard.press("ArrowRight");
+  const meaning = await text(page, ".meaning");
+  await page.waitForSelector(".forecast strong", LONG);
+  const forecast = await text(page, ".forecast [role=status]");
+  await examine(page, noticed, "model");
+  await shoot("model");
+  await start(page);
+  const focus = await focused(page);
+  await page.waitForSelector(".point", LONG);
+  await examine(page, noticed, "running");
+  await shoot("running");
+  await page.waitForSelector(".figures", LONG);
+  const [download] = await Promise.all([
+    page.waitForEvent("download"),
+    page.click("text=Download"),
+  ]);
+  await download.saveAs(given.download);
+  const address = await page.getAttribute("text=Open the report", "href");
+  const report = await page.request.get(new URL(address, given.link).href);
+  await page.click("text=Try it in this browser");
+  await page.waitForSelector(".speed", LONG);
+  const agreement = await text(page, ".agreement");
+  const classes = await page.$$eval(".scores", (tables) =>
+    tables.map((table) => table.querySelector("th").textContent),
+  );
+  await examine(page, noticed, "done");
+  await shoot("done");
+  // A picture of one's own: a white bar on black, which is a one.
+  const drawn = await page.evaluate(() => {
+    const canvas = document.createElement("canvas");
+    canvas.width = canvas.height = 80;
+    const pen = canvas.getContext("2d");
+    pen.fillRect(0, 0, 80, 80);
+    pen.fillStyle = "#fff";
+    pen.fillRect(32, 4, 18, 72);
+    return canvas.toDataURL("image/png").split(",")[1];
+  });
+  const picture = { name: "one.png", mimeType: "image/png", buffer: Buffer.from(drawn, "base64") };
+  await page.setInputFiles("#try-input-0", picture);
+  await page.waitForFunction(
+    (before) => document.querySelector(".agreement")?.textContent.trim() !== before,
+    agreement,
+    LONG,
+  );
+  const ownClasses = await page.$$eval(".scores", (tables) =>
+    tables.map((table) => table.querySelector("th").textContent),
+  );
+  const found = {
+    ...{ about, meaning, forecast, focus, agreement, classes, ownClasses },
+    verdict: await text(page, "h1"),
+    speed: await text(page, ".speed"),
+    figures: await page.$$eval(".figures tbody th", (rows) => rows.map((row) => row.textContent)),
+    points: await page.$$eval(".point", (points) => points.length),
+    chosen: await page.$$eval(".ring", (rings) => rings.length),
+    report: [report.status(), (await report.text()).includes("<h1")],
+  };
+  await page.click("text=Runs");
+  await page.waitForSelector(".runs");
+  await examine(page, noticed, "runs");
+  await browser.close();
+  return { ...found, noticed };
+}
+
+/** A run that is stopped, and can be started again; then two runs side by side. */
+async function cancelled(given) {
+  const { browser, page, noticed } = await visit(given);
+  await giveModel(page, given.model);
+  await giveSamples(page, given.samples);
+  await start(page);
+  await page.click("text=Cancel");
+  await page.click("text=Stop it");
+  await page.waitForSelector(".badge.cancelled", LONG);
+  const found = { heading: await text(page, "h1"), focus: await focused(page) };
+  await examine(page, noticed, "cancelled");
+  const again = await page.isVisible("text=Start it again");
+  await page.click("text=Runs");
+  await page.waitForSelector(".runs");
+  const disabled = await page.isDisabled(".runs tr:has(.cancelled) input");
+  await browser.close();
+  return { ...found, again, disabled, noticed };
+}
+
+/** Files and entries that are wrong are told where they were given, and nothing else is lost. */
+async function broken(given) {
+  const { browser, page, noticed } = await visit(given);
+  await drop(page, ".drop", given.broken);
+  await page.waitForSelector("#model-problem .problem", LONG);
+  const model = await text(page, "#model-problem");
+  const tied = await page.getAttribute("#model", "aria-describedby");
+  await page.fill("#model-path", "/nowhere/net.onnx");
+  await page.click("text=Open");
+  await page.waitForSelector("#model-path-problem .problem", LONG);
+  const path = await text(page, "#model-path-problem");
+  const kept = await page.inputValue("#model-path");
+  await examine(page, noticed, "broken model");
+  await giveModel(page, given.model);
+  await page.focus("#max_drop");
+  await page.keyboard.press("End");
+  await drop(page, ".drop:has(#samples)", given.unfitting);
+  await page.waitForSelector("#samples-problem .problem", LONG);
+  const samples = await text(page, "#samples-problem");
+  await page.click(".given button");
+  await page.waitForSelector(".given", { state: "detached" });
+  await page.click("text=More budgets and wishes");
+  await page.fill("#max_size", "tiny");
+  await page.waitForSelector("#max_size-problem .problem", LONG);
+  const size = await text(page, "#max_size-problem");
+  await page.click("#start");
+  await page.waitForFunction(() => document.activeElement?.id === "max_size", null, LONG);
+  await examine(page, noticed, "broken entries");
+  const entered = [await page.inputValue("#max_drop"), await page.inputValue("#max_size")];
+  await browser.close();
+  return { model, tied, path, kept, samples, size, entered, noticed };
+}
+
+/** A reload before and during a run loses nothing. */
+async function reloaded(given) {
+  const { browser, page, noticed } = await visit(given);
+  await giveModel(page, given.model);
+  await giveSamples(page, given.samples);
+  await page.focus("#max_drop");
+  await page.keyboard.press("ArrowRight");
+  await page.check("input[value=android]");
+  await page.click("text=More budgets and wishes");
+  await page.fill("#max_size", "80%");
+  await page.reload();
+  await page.waitForSelector(".given .good", LONG);
+  const entered = {
+    drop: await page.inputValue("#max_drop"),
+    size: await page.inputValue("#max_size"),
+    device: await page.inputValue("input[name=target]:checked"),
+  };
+  await start(page);
+  await page.reload();
+  await page.waitForSelector(".stages li", LONG);
+  const running = await text(page, "h1");
+  await page.close();
+  // The run goes on without a page; another tab finds it.
+  const other = await browser.contexts()[0].newPage();
+  await other.goto(new URL("/#/runs", given.link).href);
+  await other.click(".runs tbody a");
+  await other.waitForSelector(".figures", LONG);
+  const asked = await other.evaluate(async () => (await (await fetch("/api/jobs")).json())[0]);
+  await browser.close();
+  return { entered, running, settings: asked.settings, state: asked.state, noticed };
+}
+
+/** Names from a file are text, whatever they hold; numbers can be typed. */
+async function hostile(given) {
+  const { browser, page, noticed } = await visit(given);
+  await giveModel(page, given.model);
+  const shown = await text(page, ".facts");
+  await giveSamples(page, given.samples);
+  await start(page);
+  await page.waitForSelector(".figures", LONG);
+  await page.click("text=Try it in this browser");
+  await page.waitForSelector(".speed", LONG);
+  const input = await text(page, ".try-input h3 code");
+  await page.fill("#try-input-0-text", "[1, 2, 3]");
+  await page.click("text=Use these");
+  await page.waitForSelector("#try-input-0-problem .problem");
+  const tooFew = await text(page, "#try-input-0-problem");
+  await page.fill("#try-input-0-text", given.numbers);
+  await page.click("text=Use these");
+  await page.waitForSelector("#try-input-0-problem .problem", { state: "detached" });
+  await page.waitForSelector(".outputs[aria-busy=false]", LONG);
+  const values = await text(page, ".try-input .values");
+  const injected = await page.$$eval("img, b, script:not([src])", (found) => found.length);
+  await browser.close();
+  return { shown, input, tooFew, values, injected, noticed };
+}
+
+const SCENARIOS = { wholePath, cancelled, broken, reloaded, hostile };
+const [, , name, given] = process.argv;
+console.log(JSON.stringify(await SCENARIOS[name](JSON.parse(given))));
