@@ -1,4 +1,5 @@
 // The server's routes as functions. Whatever goes wrong is a Refused with a sentence for people.
+import type { Given } from "./dropped";
 import type {
   About,
   Checked,
@@ -65,11 +66,14 @@ async function ask<T>(method: string, path: string, body?: object): Promise<T> {
   return (text ? JSON.parse(text) : null) as T;
 }
 
+type Told = (share: number) => void;
+
 /** Sends a file; `told` hears the share that has arrived. XMLHttpRequest, as fetch tells nothing. */
-function send<T>(path: string, file: File, told: (share: number) => void): Promise<T> {
+function send<T>(path: string, file: File, told: Told, label: string | null = null): Promise<T> {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
-    request.open("POST", `${path}?name=${encodeURIComponent(file.name)}`);
+    const query = new URLSearchParams({ name: file.name, ...(label !== null && { label }) });
+    request.open("POST", `${path}?${query}`);
     request.setRequestHeader("Content-Type", "application/octet-stream");
     request.upload.onprogress = (event) => told(event.loaded / Math.max(event.total, 1));
     request.onerror = () => reject(new Refused(UNREACHABLE));
@@ -81,8 +85,6 @@ function send<T>(path: string, file: File, told: (share: number) => void): Promi
   });
 }
 
-type Told = (share: number) => void;
-
 export const readAbout = () => ask<About>("GET", "/api/about");
 
 export const sendModel = (file: File, told: Told) => send<Model>("/api/models", file, told);
@@ -91,8 +93,8 @@ export const sendModelData = (id: string, file: File, told: Told) =>
 export const openModel = (path: string) => ask<Model>("POST", "/api/models/path", { path });
 export const readModel = (id: string) => ask<Model>("GET", `/api/models/${id}`);
 
-export const sendSample = (id: string, file: File, told: Told) =>
-  send<Samples>(`/api/models/${id}/samples`, file, told);
+export const sendSample = (id: string, { file, label }: Given, told: Told) =>
+  send<Samples>(`/api/models/${id}/samples`, file, told, label);
 export const openSamples = (id: string, path: string) =>
   ask<Samples>("POST", `/api/models/${id}/samples/path`, { path });
 export const removeSamples = (id: string) => ask<Samples>("DELETE", `/api/models/${id}/samples`);

@@ -2,6 +2,7 @@
 import type { ComponentChildren } from "preact";
 import { useState } from "preact/hooks";
 import type { Refused } from "./api";
+import { type Given, readDropped } from "./dropped";
 import { tie } from "./problem";
 
 interface Props {
@@ -13,9 +14,7 @@ interface Props {
   /** How much has been sent, 0..1, while something is. */
   sent?: number | null;
   small?: boolean;
-  onFiles: (files: File[]) => void;
-  /** A folder was dropped, which a browser cannot hand over whole. */
-  onFolder?: () => void;
+  onFiles: (given: Given[]) => void;
 }
 
 export function Drop(props: Props) {
@@ -23,17 +22,12 @@ export function Drop(props: Props) {
   const [over, setOver] = useState(false);
   const busy = sent !== null;
 
-  const drop = (event: DragEvent) => {
+  const drop = async (event: DragEvent) => {
     event.preventDefault();
     setOver(false);
-    if (busy) return;
-    const items = [...(event.dataTransfer?.items ?? [])];
-    if (items.some((item) => item.webkitGetAsEntry()?.isDirectory)) {
-      props.onFolder?.();
-      return;
-    }
-    const files = [...(event.dataTransfer?.files ?? [])];
-    if (files.length) props.onFiles(props.multiple ? files : files.slice(0, 1));
+    if (busy || !event.dataTransfer) return;
+    const given = await readDropped(event.dataTransfer);
+    if (given.length) props.onFiles(props.multiple ? given : given.slice(0, 1));
   };
 
   return (
@@ -56,8 +50,9 @@ export function Drop(props: Props) {
         {...tie(`${id}-problem`, error)}
         onChange={(event) => {
           const files = [...(event.currentTarget.files ?? [])];
+          const given = files.map((file) => ({ file, label: null }));
           event.currentTarget.value = ""; // so that the same file can be chosen again
-          if (files.length) props.onFiles(files);
+          if (given.length) props.onFiles(given);
         }}
       />
       <span class="drop-text">{props.children}</span>

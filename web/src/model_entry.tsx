@@ -2,16 +2,12 @@
 import { useState } from "preact/hooks";
 import { type Refused, asRefused, openModel, sendModel, sendModelData } from "./api";
 import { Drop } from "./drop";
+import type { Given } from "./dropped";
 import { PathEntry } from "./path_entry";
 import { Problem } from "./problem";
 import { go } from "./route";
 import type { About, Model } from "./shapes";
 import { checkSize } from "./upload_limit";
-
-const FOLDER = new Error(
-  "That was a folder: drop the .onnx file, together with the files of weights beside it if there " +
-    "are any, or type the path below.",
-);
 
 export function ModelEntry({ about }: { about: About }) {
   const [sent, setSent] = useState<number | null>(null);
@@ -21,15 +17,15 @@ export function ModelEntry({ about }: { about: About }) {
 
   const arrive = (model: Model) => go({ screen: "model", id: model.id });
 
-  const take = async (files: File[]) => {
+  const take = async (given: Given[]) => {
     setError(null);
     setSent(0);
     let id = waiting;
     let missing: Refused | null = null;
     // The model itself comes first, so that the rest has a place to go to.
-    const ordered = files.toSorted(
-      (a, b) => Number(b.name.endsWith(".onnx")) - Number(a.name.endsWith(".onnx")),
-    );
+    const ordered = given
+      .map(({ file }) => file)
+      .sort((a, b) => Number(b.name.endsWith(".onnx")) - Number(a.name.endsWith(".onnx")));
     for (const file of ordered) {
       try {
         checkSize(file, about, "model");
@@ -59,7 +55,6 @@ export function ModelEntry({ about }: { about: About }) {
         error={error}
         sent={sent}
         onFiles={take}
-        onFolder={() => setError(asRefused(FOLDER))}
       >
         <strong>{waiting ? "Drop the missing files here" : "Drop your model here"}</strong>
         <span>or choose a file: .onnx, with the files of weights that belong to it</span>

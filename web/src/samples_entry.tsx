@@ -9,16 +9,12 @@ import {
   sendSample,
 } from "./api";
 import { Drop } from "./drop";
+import type { Given } from "./dropped";
 import { count, formatBytes } from "./format";
 import { PathEntry } from "./path_entry";
 import { Problem } from "./problem";
 import type { About, Checked, Model, Samples } from "./shapes";
 import { checkSize } from "./upload_limit";
-
-const FOLDER = new Error(
-  "That was a folder: type its path below, so that names of subfolders can count as classes, or " +
-    "drop the files in it.",
-);
 
 interface Props {
   model: Model;
@@ -69,12 +65,12 @@ export function SamplesEntry(props: Props) {
     setSent(null);
   };
 
-  const take = (files: File[]) =>
+  const take = (all: Given[]) =>
     work(async () => {
       let last = samples;
-      for (const [done, file] of files.entries()) {
-        checkSize(file, about, "samples");
-        last = await sendSample(model.id, file, (share) => setSent((done + share) / files.length));
+      for (const [done, one] of all.entries()) {
+        checkSize(one.file, about, "samples");
+        last = await sendSample(model.id, one, (share) => setSent((done + share) / all.length));
       }
       return last;
     });
@@ -99,10 +95,11 @@ export function SamplesEntry(props: Props) {
         sent={sent}
         small={given}
         onFiles={take}
-        onFolder={() => setProblem(asRefused(FOLDER))}
       >
         <strong>{given ? "Drop more samples here" : "Drop samples here"}</strong>
-        <span>arrays (.npz, .npy), pictures or sounds (.wav)</span>
+        <span>
+          arrays (.npz, .npy), pictures or sounds (.wav), or a folder with a subfolder a class
+        </span>
       </Drop>
       <Problem id="samples-problem" error={error} />
       <div role="status">

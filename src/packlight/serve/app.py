@@ -93,14 +93,16 @@ def _tidy(state: State, history: History) -> None:
     for model in history.unused_models():
         history.forget_model(model)
         remove(state.model(model))
-    jobs = {job.id for job in history.jobs()}
-    models = {job.model for job in history.jobs()}
-    for room, known in (("models", models), ("jobs", jobs)):
+    jobs = history.jobs()
+    known = {"models": {job.model for job in jobs}, "jobs": {job.id for job in jobs}}
+    for room, names in known.items():
         for path in (state.folder / room).iterdir():
-            if path.name not in known:
+            if path.name not in names:
                 remove(path)
     for job in jobs:
-        remove(state.job(job) / "work")
+        remove(state.job(job.id) / "work")
+        if job.state != "queued":
+            remove(state.job_samples(job.id))
 
 
 async def _answer(request: Request, error: Exception) -> Response:

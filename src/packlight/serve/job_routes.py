@@ -37,6 +37,7 @@ async def add_job(request: Request) -> Response:
     """POST /api/jobs: what is asked is judged first, so that what is wrong is said at once."""
     site = site_of(request)
     model, settings, _ = await _forecast(site, await read_json(request))
+    model = site.known_model(model.id)  # its samples may have changed meanwhile
     job = site.jobs.add(model, settings, samples_path(site, model), names_of(site, model))
     return JSONResponse({"id": job.id}, 201)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import Any
 from packlight.serve.errors import Refused
 from packlight.serve.history import FINAL, GivenModel, History, Job, JobState, now
 from packlight.serve.process import ask_child
-from packlight.serve.state import State, check_id, make_id, remove
+from packlight.serve.state import State, check_id, make_id, remove, share_file
 from packlight.serve.work import MODEL
 
 _MOST_POINTS = 5000
@@ -106,16 +105,15 @@ class Jobs:
     ) -> Job:
         """Put a compression at the end of the queue. data: as `compress` gets it."""
         job = make_id()
-        folder = self._state.job(job)
-        folder.mkdir(mode=0o700)
-        uploaded = self._state.model(model.id) / "samples"
-        if data is not None and Path(data).is_relative_to(uploaded):
+        self._state.job(job).mkdir(mode=0o700)
+        source = self._state.samples(model.id, model.samples["set"])
+        if data is not None and Path(data).is_relative_to(source):
             # Whoever takes other samples for the model does not take them from this job.
-            source, kept = uploaded / model.samples["set"], folder / "samples"
+            kept = self._state.job_samples(job)
             kept.mkdir(mode=0o700)
             for file in model.samples["files"]:
                 (kept / file["file"]).parent.mkdir(exist_ok=True, mode=0o700)
-                os.link(source / file["file"], kept / file["file"], follow_symlinks=False)
+                share_file(source / file["file"], kept / file["file"])
             data = data.replace(str(source), str(kept), 1)
             names = {path.replace(str(source), str(kept), 1): name for path, name in names.items()}
         made = Job(
@@ -272,6 +270,7 @@ class Jobs:
         error: str | None = None,
     ) -> None:
         self._history.end(job, state, outcome=outcome, error=error)
+        remove(self._state.job_samples(job))
         self._tell()
 
     def _tell(self) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import socket
+import threading
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
@@ -62,8 +64,9 @@ def serve(
             link = f"{address}{OPENING}{door.link}"
             say(f"Open this link in a browser (it is good for one):\n\n  {link}\n")
             say(f"Models, samples and results lie in {state.folder}. Ctrl-C ends this.")
-            if browser and local:
-                webbrowser.open(link)
+            if browser and local and _has_display():
+                # One that waits for its window must not keep the server waiting.
+                threading.Thread(target=webbrowser.open, args=(link,), daemon=True).start()
 
         if not local:
             say(
@@ -86,6 +89,11 @@ def serve(
         )
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listening])
+
+
+def _has_display() -> bool:
+    """Whether a browser would have a window, and not take over the terminal."""
+    return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
 def check_extra() -> None:

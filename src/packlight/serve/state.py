@@ -4,7 +4,7 @@
     history.sqlite
     models/ID/model.onnx        with the external data that it names
     models/ID/samples/SET/      uploaded samples, by number
-    jobs/ID/samples/            those of a job: links to the uploaded ones, which may go
+    jobs/ID/samples/            those of a job that is not over: the uploaded ones may go
     jobs/ID/result/             what `Result.save` wrote
     jobs/ID/work/               temporary files of its process
 
@@ -73,6 +73,10 @@ class State:
     def job(self, job: str) -> Path:
         """The folder of a job."""
         return self.folder / "jobs" / check_id(job)
+
+    def job_samples(self, job: str) -> Path:
+        """The folder of the uploaded samples of a job that is not over."""
+        return self.job(job) / "samples"
 
     def result(self, job: str) -> Path:
         """The folder that a job wrote."""
@@ -150,6 +154,14 @@ def plain_file(path: Path, folder: Path) -> Path:
     if not inside or not path.is_file() or any(step.is_symlink() for step in inside):
         raise Refused(404, "That file is not there: it was removed, or never made.")
     return path
+
+
+def share_file(file: Path, other: Path) -> None:
+    """Give a file a second name, or a copy where the file system knows no such thing."""
+    try:
+        os.link(file, other, follow_symlinks=False)
+    except OSError:
+        shutil.copyfile(file, other, follow_symlinks=False)
 
 
 def remove(folder: Path) -> None:

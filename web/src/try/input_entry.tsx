@@ -97,7 +97,7 @@ export function InputEntry({ id, input, kind, value, onChange }: Props) {
           small
           accept={layout ? "image/*" : kind.kind === "sound" ? "audio/*,.wav" : ".csv,.json,.txt"}
           error={error}
-          onFiles={([file]) => file && void take(file)}
+          onFiles={([given]) => given && void take(given.file)}
         >
           <strong>{`Your own ${kind.kind}`}</strong>
           <span>{layout ? "drop, choose or paste it" : "drop or choose a file"}</span>
