@@ -40,6 +40,7 @@ FLOORS = {
     "plan": 3,
     "report": 3,
     "proof": 3.25,
+    "devices": 3.25,
     "language": 3.5,
     "api": 4,
     "cli": 5,
