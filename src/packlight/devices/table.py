@@ -46,5 +46,13 @@ FORMATS: dict[str, Format] = {
         one_shape=False,
         reads_onnx=True,
     ),
+    "litert": Format(
+        title="LiteRT",
+        files=("model.tflite",),
+        engine="litert",
+        module="packlight.devices.litert.convert",
+        needs=("ai_edge_litert",),
+        extra="litert",
+    ),
 }
 """By target."""

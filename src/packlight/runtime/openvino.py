@@ -1,8 +1,8 @@
 """OpenVINO in a worker: opens models on the processor and prepares their runs.
 
-It reads the same ONNX files as onnxruntime, and files of its own (.xml with .bin). On processors that have it OpenVINO would compute
-in bfloat16 by itself: it is told to keep to float32, so that a difference in quality
-is the file's and not the processor's.
+It reads the same ONNX files as onnxruntime, and files of its own (.xml with .bin). On processors
+that have it OpenVINO would compute in bfloat16 by itself: it is told to keep to float32, so that
+a difference in quality is the file's and not the processor's.
 """
 
 from __future__ import annotations

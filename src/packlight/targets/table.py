@@ -78,6 +78,20 @@ _ANDROID = replace(
     pair_limit=False,
 )
 
+_CONVERTED = replace(
+    _ANDROID,
+    fast=("static int8: signed activations, int8 weights, one scale a channel",),
+    avoid=(
+        "dynamic int8 and blocks: they are given no form there",
+        "weights below 8 bits: they take 8 there",
+    ),
+    dynamic=_NOTHING,
+    blocks=_NOTHING,
+    block_bits=frozenset(),
+    activation_bits=frozenset({8}),
+)
+"""What is made of model.onnx for another runtime, from static int8, stored int8 and floats."""
+
 TARGETS: tuple[Target, ...] = (
     _LAPTOP,
     replace(
@@ -118,6 +132,14 @@ TARGETS: tuple[Target, ...] = (
         name="raspberry-pi",
         title="Raspberry Pi and other ARM boards",
         avoid=("float16 storage for speed", "large activations: memory is small"),
+    ),
+    replace(
+        _CONVERTED,
+        name="litert",
+        title="Android phones and boards with LiteRT",
+        runtime="LiteRT (once TensorFlow Lite), on the processor",
+        note=f"model.tflite lies beside model.onnx and is measured in LiteRT here, with "
+        f"`pip install packlight[litert]`; while searching {_PREDICTED}",
     ),
     replace(
         _ANDROID,
