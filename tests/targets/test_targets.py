@@ -39,6 +39,8 @@ def test_only_what_runs_on_this_machine_is_measured() -> None:
         "android": "predicted",
         "raspberry-pi": "predicted",
         "litert": "predicted",
+        "executorch": "predicted",
+        "coreml": "predicted",
         "nvidia": "predicted",
         "microcontroller": "predicted",
     }

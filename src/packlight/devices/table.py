@@ -54,5 +54,22 @@ FORMATS: dict[str, Format] = {
         needs=("ai_edge_litert",),
         extra="litert",
     ),
+    "executorch": Format(
+        title="ExecuTorch",
+        files=("model.pte",),
+        engine="executorch",
+        module="packlight.devices.executorch",
+        needs=("executorch", "torch"),
+        extra="executorch",
+    ),
+    "coreml": Format(
+        title="Core ML",
+        files=("model.mlpackage.zip",),
+        engine=None,
+        module="packlight.devices.coreml",
+        needs=("coremltools", "torch"),
+        extra="coreml",
+        elsewhere="Core ML runs on Apple's devices only; unzip it there",
+    ),
 }
 """By target."""

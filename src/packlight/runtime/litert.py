@@ -41,8 +41,11 @@ def open_model(path: str, *, threads: int, optimize: bool, spinning: bool) -> Lo
         {name: details[index] for name, index in signature[side].items()}
         for side in ("inputs", "outputs")
     )
-    specs = ([_spec(name, one) for name, one in side.items()] for side in (inputs, outputs))
-    return Loaded(*specs, partial(_prepare, interpreter, inputs, outputs))
+    return Loaded(
+        [_spec(name, one) for name, one in inputs.items()],
+        [_spec(name, one) for name, one in outputs.items()],
+        partial(_prepare, interpreter, inputs, outputs),
+    )
 
 
 def _spec(name: str, detail: Mapping[str, Any]) -> Spec:

@@ -142,6 +142,22 @@ TARGETS: tuple[Target, ...] = (
         f"`pip install packlight[litert]`; while searching {_PREDICTED}",
     ),
     replace(
+        _CONVERTED,
+        name="executorch",
+        title="Phones and boards with ExecuTorch",
+        runtime="ExecuTorch with XNNPACK, on the processor",
+        note="model.pte lies beside model.onnx and is measured in ExecuTorch here, with "
+        f"`pip install packlight[executorch]`; while searching {_PREDICTED}",
+    ),
+    replace(
+        _CONVERTED,
+        name="coreml",
+        title="iPhone, iPad and Mac with Core ML",
+        runtime="Core ML, iOS 17 or macOS 14 and later",
+        note="model.mlpackage.zip lies beside model.onnx, with `pip install packlight[coreml]`; it "
+        f"runs on Apple's devices only and is not measured here: {_PREDICTED}",
+    ),
+    replace(
         _ANDROID,
         name="nvidia",
         title="NVIDIA graphics card",

@@ -219,7 +219,9 @@ def quantization_of(node: ir.Node) -> Quantization:
     if scale is None or (len(node.inputs) > 2 and zero is None):
         raise Unwritable("its scale is computed while the model runs")
     factors = scale.numpy().astype(np.float32).reshape(-1)
-    zeros = np.zeros(factors.size) if zero is None else zero.numpy().astype(np.int64).reshape(-1)
+    zeros = np.zeros(factors.size, np.int64)
+    if zero is not None:
+        zeros = zero.numpy().astype(np.int64).reshape(-1)
     if int_of(node, "block_size", 0):
         raise Unwritable("its scales are of blocks, which LiteRT has none of")
     source = node.inputs[0]
