@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as passes
 
 from packlight.graph.edit import Editor
 from packlight.graph.rewrite.fold import fold_constants
@@ -56,6 +57,8 @@ def _fix_axes(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> None:
             if not changed:
                 break
         remove_unused(model)
+        # Folding infers shapes node by node, and misses those that lifted constants tell.
+        passes.ShapeInferencePass()(model)
 
 
 def _is_half(node: ir.Node) -> bool:
