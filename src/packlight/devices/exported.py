@@ -16,9 +16,10 @@ import onnx_ir as ir
 import torch
 import torch.ao.quantization.fx._decomposed
 
+from packlight.errors import UnsupportedOperator
 from packlight.graph.edit import Editor
 from packlight.graph.rewrite.portable import make_portable
-from packlight.graph.rewrite.single import float_of, int_of, is_standard
+from packlight.graph.rewrite.single import float_of, int_of, is_standard, static_shape
 from packlight.graph.torch.build import nodes_to_run
 from packlight.graph.torch.module import GraphModule
 from packlight.graph.walk import constant_of
@@ -32,12 +33,16 @@ def export_graph(
 ) -> torch.export.ExportedProgram:
     """The program of a graph for inputs of these shapes; the graph is changed on the way.
 
-    Raises UnsupportedOperator naming the operator that PyTorch is not given.
+    Raises ValueError naming an operator that PyTorch is not given.
     """
     make_portable(model, shapes)
     _decode_biases(model)
     _lay_out(model)
-    module = _Portable(model).eval()
+    try:
+        module = _Portable(model).eval()
+    except UnsupportedOperator as error:
+        # Said to those who wanted to train it.
+        raise ValueError(str(error).partition(": the model cannot be healed")[0]) from None
     inputs = tuple(
         torch.from_numpy(np.zeros(shapes[str(value.name)], _kind(value)))
         for value in model.graph.inputs
@@ -52,10 +57,48 @@ class _Portable(GraphModule):
     def __init__(self, model: ir.Model) -> None:
         super().__init__(model)
         self.requires_grad_(requires_grad=False)
-        nodes = nodes_to_run(model.graph)
-        steps = zip(nodes, self._program.steps, strict=True)
-        steps_ = [step._replace(run=_in_codes(node) or step.run) for node, step in steps]
-        self._program = replace(self._program, steps=tuple(steps_))
+        pairs = zip(nodes_to_run(model.graph), self._program.steps, strict=True)
+        steps = [
+            step._replace(run=_in_codes(node) or _with_numbers(node, step.run))
+            for node, step in pairs
+        ]
+        self._program = replace(self._program, steps=tuple(steps))
+
+
+# Inputs that say sizes, axes or places, by operator: a program holds what they say as numbers,
+# where it would take a tensor's elements for something that is known only when it runs.
+_NUMBERS: dict[str, tuple[int, ...]] = {
+    "Expand": (1,),
+    "Pad": (1, 3),
+    "ReduceMax": (1,),
+    "ReduceMean": (1,),
+    "ReduceMin": (1,),
+    "ReduceSum": (1,),
+    "Reshape": (1,),
+    "Resize": (3,),
+    "Slice": (1, 2, 3, 4),
+    "Split": (1,),
+    "Squeeze": (1,),
+    "Tile": (1,),
+    "Unsqueeze": (1,),
+}
+
+
+def _with_numbers(node: ir.Node, run: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, with constant sizes and axes as numbers."""
+    places = _NUMBERS.get(node.op_type, ()) if is_standard(node) else ()
+    known = {
+        place: tuple(int(number) for number in tensor.numpy().reshape(-1))
+        for place in places
+        if place < len(node.inputs) and (tensor := constant_of(node.inputs[place])) is not None
+    }
+    if not known:
+        return run
+
+    def call(*arguments: Any) -> Any:
+        return run(*(known.get(place, one) for place, one in enumerate(arguments)))
+
+    return call
 
 
 def _in_codes(node: ir.Node) -> Callable[..., Any] | None:
@@ -101,11 +144,16 @@ def _decode_biases(model: ir.Model) -> None:
 
 
 def _lay_out(model: ir.Model) -> None:
-    """Lay weights of products out as [out, in], and give every code of weights a zero point."""
+    """Lay weights of products out as [out, in], and give every code of weights a zero point.
+
+    Sizes stand in for scales of Resize, where both say the same.
+    """
     edit = Editor(model)
     for node in list(model.graph):
         if is_standard(node, "Gemm", "MatMul"):
             _turn_weight(edit, node)
+        elif is_standard(node, "Resize"):
+            _say_sizes(edit, node)
     for node in list(model.graph):
         if is_standard(node, "DequantizeLinear") and constant_of(node.inputs[0]) is not None:
             scale = constant_of(node.inputs[1])
@@ -114,6 +162,18 @@ def _lay_out(model: ir.Model) -> None:
             zeros = np.zeros(scale.shape.numpy(), np.int8)
             node.resize_inputs(3)
             node.replace_input_with(2, edit.constant(model.graph, zeros, f"{node.name}_zeros"))
+
+
+def _say_sizes(edit: Editor, node: ir.Node) -> None:
+    scales = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
+    given, wanted = static_shape(node.inputs[0]), static_shape(node.outputs[0])
+    if scales is None or not scales.size or given is None or wanted is None:
+        return
+    if np.array_equal(np.array(given) * scales.numpy(), wanted):
+        node.resize_inputs(4)
+        node.replace_input_with(2, None)
+        sizes = np.array(wanted, np.int64)
+        node.replace_input_with(3, edit.constant(edit.model.graph, sizes, f"{node.name}_sizes"))
 
 
 def _turn_weight(edit: Editor, node: ir.Node) -> None:

@@ -59,7 +59,7 @@ def write_for_device(
     try:
         device = _measured(device, form, form.engine, question, answer, paths[0], indices, progress)
     except RuntimeFailure as error:
-        return replace(device, reason=f"it does not run here: {error}"), paths
+        return replace(device, reason=f"it could not be measured: {error}"), paths
     own = replace(
         figures,
         metric=device.metric,
