@@ -63,6 +63,10 @@ class _Portable(GraphModule):
             for node, step in pairs
         ]
         self._program = replace(self._program, steps=tuple(steps))
+        for value in _zeros_of_channels(model):
+            # ONNX has them in the type of the codes, kernels want them wide.
+            held = self._attributes[str(value.name)]
+            self._buffers[held] = self.get_buffer(held).to(torch.int64)
 
 
 # Inputs that say sizes, axes or places, by operator: a program holds what they say as numbers,
@@ -99,6 +103,17 @@ def _with_numbers(node: ir.Node, run: Callable[..., Any]) -> Callable[..., Any]:
         return run(*(known.get(place, one) for place, one in enumerate(arguments)))
 
     return call
+
+
+def _zeros_of_channels(model: ir.Model) -> set[ir.Value]:
+    """The zero points of weights with one scale a channel."""
+    found = set()
+    for node in model.graph:
+        if is_standard(node, "DequantizeLinear") and constant_of(node.inputs[0]) is not None:
+            zero, scale = node.inputs[2], constant_of(node.inputs[1])
+            if zero is not None and scale is not None and scale.size > 1:
+                found.add(zero)
+    return found
 
 
 def _in_codes(node: ir.Node) -> Callable[..., Any] | None:
@@ -158,7 +173,6 @@ def _lay_out(model: ir.Model) -> None:
         if is_standard(node, "DequantizeLinear") and constant_of(node.inputs[0]) is not None:
             scale = constant_of(node.inputs[1])
             assert scale is not None
-            # As wide as converters want them; ONNX has them in the codes' type.
             zeros = np.zeros(scale.shape.numpy(), np.int8)
             node.resize_inputs(3)
             node.replace_input_with(2, edit.constant(model.graph, zeros, f"{node.name}_zeros"))
