@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 
+from packlight.devices.story import with_device_file, write_for_device
 from packlight.errors import WrongUsage
 from packlight.graph.anatomy import Anatomy, describe
 from packlight.graph.layers import find_layers
@@ -313,7 +314,10 @@ def compress(
             figures = replace(figures, packed_bytes=packed)
         evidence = state_evidence(question, answer, steps, figures, tuning)
         scratch = Scratch()
-        files = _keep(chosen, scratch.path)
+        made = scratch.path / "device"
+        device, extra = write_for_device(question, answer, figures, held_out, made, progress)
+        evidence = with_device_file(evidence, device)
+        files = (*_keep(chosen, scratch.path), *extra)
     proof = make_proof(
         source.source,
         files[0],

@@ -38,6 +38,9 @@ def test_only_what_runs_on_this_machine_is_measured() -> None:
         "browser": "browser",
         "android": "predicted",
         "raspberry-pi": "predicted",
+        "litert": "predicted",
+        "executorch": "predicted",
+        "coreml": "predicted",
         "nvidia": "predicted",
         "microcontroller": "predicted",
     }

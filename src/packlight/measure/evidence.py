@@ -190,12 +190,38 @@ class Tuning:
 
 
 @dataclass(frozen=True)
+class DeviceFile:
+    """The compressed model in the format of the target's own runtime, beside model.onnx.
+
+    title: of the format. files: names in the output folder, () where none could be written.
+    runtime: what the figures were measured in, '' where they were not measured here.
+    metric: of this file against the original in onnxruntime. latency_ms: against the original
+    written in the same format (None: that could not be). energy_mj: per inference, millijoules
+    of the whole processor (None: the machine does not tell).
+    verdict, reason: of this file under the budget, '' where it could not be judged; where no
+    file is there, or nothing was measured, the reason says why.
+    """
+
+    title: str
+    files: tuple[str, ...] = ()
+    size_bytes: int = 0
+    runtime: str = ""
+    metric: MetricEvidence | None = None
+    latency_ms: LatencyEvidence | None = None
+    peak_memory_bytes: int | None = None
+    energy_mj: float | None = None
+    verdict: Verdict | Literal[""] = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Evidence:
     """All that one run of `compress` has to show. `report.json` is this value.
 
     packed_bytes: of the compressed model's files and recipe, entropy coded (None: not made).
     preset: what was wished for most. thinning: channels that were removed (None: none).
     tuning: how the file was trained once it was chosen (None: it was not asked for).
+    device_file: the file of the target's own runtime (None: it reads model.onnx).
     """
 
     verdict: Verdict
@@ -221,3 +247,4 @@ class Evidence:
     preset: str = "balanced"
     thinning: Thinning | None = None
     tuning: Tuning | None = None
+    device_file: DeviceFile | None = None

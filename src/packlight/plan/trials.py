@@ -31,7 +31,7 @@ from packlight.plan.together import unzip
 from packlight.plan.workers import run_tasks
 from packlight.progress import SILENT, Progress
 from packlight.recipe import Recipe, write_recipe
-from packlight.runtime import Process, Session, cpu_features
+from packlight.runtime import Engine, Process, Session, cpu_features
 from packlight.samples import Batch, Samples, Split, batches_of
 from packlight.targets import Target
 from packlight.transport import packed_size
@@ -46,6 +46,9 @@ _AT_ONCE = 8
 LEAST_SEARCH = 32
 SEARCH_SECONDS = 2.0
 """One candidate's run over the search samples takes about so long, on `LEAST_SEARCH` at least."""
+
+BATCH = 32
+"""Samples in a run, where the model's first axis is open."""
 
 CACHE_BYTES = 256 << 20
 """Feeds and the original's outputs are kept up to this size, and computed again beyond."""
@@ -120,7 +123,7 @@ class Workbench:
         )
         self.process = Process()
         self._original = self._load_original()
-        self._cache: dict[tuple[int, ...], list[tuple[Batch, Outputs]]] = {}
+        self._cache: dict[tuple[tuple[int, ...], int], list[tuple[Batch, Outputs]]] = {}
         self._made: dict[Recipe, Tried] = {}
         self._figures: dict[tuple[Recipe, tuple[int, ...]], Tried] = {}
         self._numbers = itertools.count()
@@ -341,14 +344,19 @@ class Workbench:
         *,
         on_note: Callable[[str], None] | None = None,
         on_batch: Callable[[int], None] | None = None,
+        engine: Engine | None = None,
+        batch: int = BATCH,
     ) -> MetricEvidence:
-        """The metric of a file against the original on some samples."""
+        """The metric of a file against the original on some samples.
+
+        engine: what runs the file; None: what stands for the target. batch: samples in a run.
+        """
         session = self.process.load(
-            path, threads=self.threads, spinning=False, engine=self.device.engine
+            path, threads=self.threads, spinning=False, engine=engine or self.device.engine
         )
         try:
             labels = self.samples.labels
-            pairs = self._pairs(tuple(indices), session, on_batch)
+            pairs = self._pairs(tuple(indices), batch, session, on_batch)
             first, second, rows = unzip(pairs)
             return measure_quality(
                 first,
@@ -411,25 +419,28 @@ class Workbench:
     def _pairs(
         self,
         indices: tuple[int, ...],
+        batch: int,
         session: Session,
         on_batch: Callable[[int], None] | None,
     ) -> Iterator[tuple[Outputs, Outputs, int]]:
-        for run, reference in self._references(indices):
+        for run, reference in self._references(indices, batch):
             outputs = session.run(run.feeds)
             # The runtime may give outputs in another order, never under other names.
             yield reference, {n: run.trim(array) for n, array in outputs.items()}, run.rows
             if on_batch is not None:
                 on_batch(run.rows)
 
-    def _references(self, indices: tuple[int, ...]) -> Iterator[tuple[Batch, Outputs]]:
+    def _references(
+        self, indices: tuple[int, ...], batch: int = BATCH
+    ) -> Iterator[tuple[Batch, Outputs]]:
         """Each run and the original's outputs of it."""
-        cached = self._cache.get(indices)
+        cached = self._cache.get((indices, batch))
         if cached is not None:
             yield from cached
             return
         kept: list[tuple[Batch, Outputs]] | None = []
         held = 0
-        for run in batches_of(self.samples, indices, self.model.inputs):
+        for run in batches_of(self.samples, indices, self.model.inputs, batch=batch):
             outputs = {
                 name: run.trim(array) for name, array in self._original.run(run.feeds).items()
             }
@@ -440,4 +451,4 @@ class Workbench:
                 if held > CACHE_BYTES:
                     kept = None
         if kept is not None and len(self._cache) < 4:
-            self._cache[indices] = kept
+            self._cache[indices, batch] = kept

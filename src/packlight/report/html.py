@@ -12,6 +12,7 @@ from importlib.resources import files
 from packlight.measure.evidence import Evidence, Verdict
 from packlight.report import sections
 from packlight.report.channels import write_channels
+from packlight.report.device_file import write_device_file
 from packlight.report.tuning import write_tuning
 from packlight.report.visible import escape, escape_prose
 from packlight.report.wording import (
@@ -41,6 +42,7 @@ def write_html(evidence: Evidence, *, how_to_run: str) -> str:
     """
     bodies = [
         ("run", "How to run it", sections.write_use(evidence, how_to_run)),
+        ("device", "The file for the device", write_device_file(evidence)),
         ("tried", "What was tried", sections.write_trials(evidence)),
         ("channels", "Channels that were removed", write_channels(evidence)),
         ("tuned", "Training with rounding in the loop", write_tuning(evidence)),

@@ -17,6 +17,7 @@ from packlight.errors import WrongUsage
 from packlight.measure.evidence import (
     Budget,
     ChannelEvidence,
+    DeviceFile,
     Evidence,
     LatencyEvidence,
     LayerEvidence,
@@ -35,12 +36,16 @@ SCHEMA = 1
 def evidence_to_json(evidence: Evidence) -> dict[str, Any]:
     """The value of `report.json`: plain dictionaries, lists, strings, numbers and null."""
     found = dataclasses.asdict(evidence)
-    for key in ("latency_ms", "latency_all_threads_ms"):
-        if found[key] is not None:
-            found[key]["runtime"] = _with_threads(found[key]["runtime"], found[key]["threads"])
+    latencies = [found["latency_ms"], found["latency_all_threads_ms"]]
+    if found["device_file"] is not None:
+        latencies.append(found["device_file"]["latency_ms"])
+    for latency in latencies:
+        if latency is not None:
+            latency["runtime"] = _with_threads(latency["runtime"], latency["threads"])
     order = (
         *("verdict", "reason", "model", "target", "preset", "budget", "metric", "size_bytes"),
         *("packed_bytes", "latency_ms", "latency_all_threads_ms", "peak_memory_bytes"),
+        "device_file",
         *("thinning", "tuning", "layers", "not_compressed", "trials", "notes", "inputs", "samples"),
         *("environment", "seed", "seconds"),
     )
@@ -90,6 +95,7 @@ def json_to_evidence(value: Mapping[str, Any]) -> Evidence:
             preset=value.get("preset", "balanced"),
             thinning=_thinning(value.get("thinning")),
             tuning=_tuning(value.get("tuning")),
+            device_file=_device_file(value.get("device_file")),
         )
     except (KeyError, TypeError) as error:
         raise WrongUsage(
@@ -131,6 +137,13 @@ def _thinning(value: Mapping[str, Any] | None) -> Thinning | None:
 
 def _tuning(value: Mapping[str, Any] | None) -> Tuning | None:
     return None if value is None else Tuning(**{**value, "notes": tuple(value["notes"])})
+
+
+def _device_file(value: Mapping[str, Any] | None) -> DeviceFile | None:
+    if value is None:
+        return None
+    measured = {"metric": _metric(value["metric"]), "latency_ms": _latency(value["latency_ms"])}
+    return DeviceFile(**{**value, **measured, "files": tuple(value["files"])})
 
 
 def _metric(value: Mapping[str, Any] | None) -> MetricEvidence | None:

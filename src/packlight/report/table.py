@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from packlight.measure.evidence import Evidence
+from packlight.report.device_file import describe_device_file
 from packlight.report.tuning import describe_tuning
 from packlight.report.visible import visible
 from packlight.report.wording import (
@@ -42,7 +43,8 @@ def show_evidence(evidence: Evidence) -> RenderableType:
         verdict.append(Text(visible(state_verdict(evidence), limit=1000), style="default"))
     )
     parts += [Text(), figures_table(list_figures(evidence))]
-    said = [as_sentence(evidence.reason), explain_gain(evidence), state_request(evidence)]
+    said = [as_sentence(evidence.reason), explain_gain(evidence), *describe_device_file(evidence)]
+    said.append(state_request(evidence))
     parts += [Text(), *(Text(visible(text, limit=1000)) for text in said if text)]
     told = (*describe_tuning(evidence.tuning), *evidence.notes[:_NOTES_SHOWN])
     notes = [Text(f"- {visible(note)}", style="dim") for note in told]

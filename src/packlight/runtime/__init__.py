@@ -1,5 +1,6 @@
 """Runs model files in a limited child process, and says what they cost there."""
 
+from packlight.runtime.conversion import convert_file
 from packlight.runtime.cpu import CpuFeatures, cpu_features, parse_cpuinfo
 from packlight.runtime.limits import Limits
 from packlight.runtime.process import Engine, Process, Session, has_engine
@@ -20,6 +21,7 @@ __all__ = [
     "OperatorTime",
     "Process",
     "Session",
+    "convert_file",
     "cpu_features",
     "has_engine",
     "measure_peak_memory",

@@ -1,8 +1,8 @@
 """OpenVINO in a worker: opens models on the processor and prepares their runs.
 
-It reads the same ONNX files as onnxruntime. On processors that have it OpenVINO would compute
-in bfloat16 by itself: it is told to keep to float32, so that a difference in quality
-is the file's and not the processor's.
+It reads the same ONNX files as onnxruntime, and files of its own (.xml with .bin). On processors
+that have it OpenVINO would compute in bfloat16 by itself: it is told to keep to float32, so that
+a difference in quality is the file's and not the processor's.
 """
 
 from __future__ import annotations
@@ -57,12 +57,27 @@ def open_model(path: str, *, threads: int, optimize: bool, spinning: bool) -> Lo
         "ENABLE_CPU_PINNING": False,
     }
     with _plain_words():
-        # Asking for ONNX by name: otherwise a file is offered to the readers of all formats.
-        reader = FrontEndManager().load_by_framework("onnx")
-        compiled = openvino.Core().compile_model(reader.convert(reader.load(path)), "CPU", settings)
+        compiled = openvino.Core().compile_model(_read(path), "CPU", settings)
         inputs = [_spec(port) for port in compiled.inputs]
         outputs = [_spec(port) for port in compiled.outputs]
     return Loaded(inputs, outputs, partial(_prepare, compiled, inputs, outputs))
+
+
+def convert(path: str, out: str, shapes: Mapping[str, list[int]]) -> None:
+    """Write the ONNX file at `path` as `out`, an .xml, with its weights in the .bin beside it.
+
+    Weights keep their types: OpenVINO would store floats in 16 bits by itself. shapes: not
+    needed, since axes may stay open.
+    """
+    with _plain_words():
+        openvino.save_model(_read(path), out, compress_to_fp16=False)
+
+
+def _read(path: str) -> Any:
+    """The graph in a file, by the reader of its format alone."""
+    # Otherwise a file is offered to the readers of all formats.
+    reader = FrontEndManager().load_by_framework("ir" if path.endswith(".xml") else "onnx")
+    return reader.convert(reader.load(path))
 
 
 @contextlib.contextmanager

@@ -18,8 +18,10 @@ from packlight.runtime.limits import Limits
 from packlight.tensors import TensorSpec
 
 Feeds = Mapping[str, NDArray[Any]]
-Engine = Literal["onnxruntime", "openvino"]
-"""What a child can run a model in; openvino is an extra."""
+Engine = Literal["onnxruntime", "openvino", "litert", "executorch"]
+"""What a child can run a model in; all but onnxruntime are extras."""
+
+_MODULES = {"litert": "ai_edge_litert"}  # where they differ from the engine's name
 
 _DEFAULT = Limits()
 _ROUNDS_LIMIT = 1_000_000
@@ -280,7 +282,8 @@ def _carrier(dtype: str) -> str:
 
 def has_engine(engine: Engine) -> bool:
     """Whether an engine is installed here; nothing of it is imported."""
-    return engine == "onnxruntime" or importlib.util.find_spec(engine) is not None
+    module = _MODULES.get(engine, engine)
+    return engine == "onnxruntime" or importlib.util.find_spec(module) is not None
 
 
 def check_engine(engine: Engine) -> None:

@@ -19,6 +19,7 @@ from packlight.runtime.process import Engine, Feeds, Process, check_engine
 # also fuses, integer operators included; "all" also changes the layout for this machine.
 Level = Literal["basic", "extended", "all"]
 
+_DISTRIBUTIONS = {"litert": "ai-edge-litert"}  # where they differ from the engine's name
 _WARMUP_RUNS = 3
 _DEFAULT = Limits()
 
@@ -143,7 +144,7 @@ def runtime_name(engine: Engine = "onnxruntime") -> str:
     """
     check_engine(engine)
     try:
-        version = importlib.metadata.version(engine)
+        version = importlib.metadata.version(_DISTRIBUTIONS.get(engine, engine))
     except importlib.metadata.PackageNotFoundError:
         # They come under other names too (onnxruntime-gpu, ...): ask the one that is imported.
         channel = Channel(_DEFAULT)

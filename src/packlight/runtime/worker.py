@@ -38,6 +38,8 @@ _ENGINES = {
     "onnxruntime": "ort",
     "onnxruntime decoder": "ort_text",
     "openvino": "openvino",
+    "litert": "litert",
+    "executorch": "executorch",
     "llama.cpp": "llamacpp_engine",
     "transformers": "transformers_engine",
 }
@@ -142,6 +144,13 @@ def _optimize(sessions: Sessions, header: Header, arrays: Arrays) -> tuple[Heade
     return {}, {}
 
 
+def _convert(sessions: Sessions, header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
+    importlib.import_module(header["module"]).convert(
+        header["path"], header["out"], header["shapes"]
+    )
+    return {}, {}
+
+
 def _close(sessions: Sessions, header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
     sessions.pop(header["session"], None)
     return {}, {}
@@ -162,6 +171,7 @@ _REQUESTS: dict[str, Callable[[Sessions, Header, Arrays], tuple[Header, Arrays]]
     "time": _time,
     "profile": _profile,
     "optimize": _optimize,
+    "convert": _convert,
     "close": _close,
     "peak_memory": _peak_memory,
 }

@@ -78,6 +78,20 @@ _ANDROID = replace(
     pair_limit=False,
 )
 
+_CONVERTED = replace(
+    _ANDROID,
+    fast=("static int8: signed activations, int8 weights, one scale a channel",),
+    avoid=(
+        "dynamic int8 and blocks: they are given no form there",
+        "weights below 8 bits: they take 8 there",
+    ),
+    dynamic=_NOTHING,
+    blocks=_NOTHING,
+    block_bits=frozenset(),
+    activation_bits=frozenset({8}),
+)
+"""What is made of model.onnx for another runtime, from static int8, stored int8 and floats."""
+
 TARGETS: tuple[Target, ...] = (
     _LAPTOP,
     replace(
@@ -118,6 +132,30 @@ TARGETS: tuple[Target, ...] = (
         name="raspberry-pi",
         title="Raspberry Pi and other ARM boards",
         avoid=("float16 storage for speed", "large activations: memory is small"),
+    ),
+    replace(
+        _CONVERTED,
+        name="litert",
+        title="Android phones and boards with LiteRT",
+        runtime="LiteRT (once TensorFlow Lite), on the processor",
+        note=f"model.tflite lies beside model.onnx and is measured in LiteRT here, with "
+        f"`pip install packlight[litert]`; while searching {_PREDICTED}",
+    ),
+    replace(
+        _CONVERTED,
+        name="executorch",
+        title="Phones and boards with ExecuTorch",
+        runtime="ExecuTorch with XNNPACK, on the processor",
+        note="model.pte lies beside model.onnx and is measured in ExecuTorch here, with "
+        f"`pip install packlight[executorch]`; while searching {_PREDICTED}",
+    ),
+    replace(
+        _CONVERTED,
+        name="coreml",
+        title="iPhone, iPad and Mac with Core ML",
+        runtime="Core ML, iOS 17 or macOS 14 and later",
+        note="model.mlpackage.zip lies beside model.onnx, with `pip install packlight[coreml]`; it "
+        f"runs on Apple's devices only and is not measured here: {_PREDICTED}",
     ),
     replace(
         _ANDROID,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 import onnx_ir as ir
@@ -37,13 +37,13 @@ _FOLDABLE = frozenset(
 )
 
 
-def fold_constants(model: ir.Model) -> bool:
+def fold_constants(model: ir.Model, *, keep: Collection[ir.Node] = ()) -> bool:
     """Replace nodes with constant inputs by their results, in place; True when something changed.
 
     Newly known shapes count as a change too: the other steps live on them.
     The work is done by onnxscript's folding, which also infers shapes on the way. What
     the file claims about shapes inside the graph is forgotten first: it is often stale.
-    Nothing larger than FOLDED_ELEMENTS is ever computed.
+    Nothing larger than FOLDED_ELEMENTS is ever computed, and no node of `keep`.
     """
     if any(is_standard(node, "SplitToSequence") for _, node in walk_nodes(model)):
         return False  # folding it would make one node per element, without a limit
@@ -56,15 +56,15 @@ def fold_constants(model: ir.Model) -> bool:
             onnx_shape_inference=True,
             input_size_limit=FOLDED_ELEMENTS,
             output_size_limit=FOLDED_ELEMENTS,
-            should_fold=_guard(model),
+            should_fold=_guard(model, keep),
         )
     return bool(result.modified) or _known_shapes(model) != known
 
 
-def _guard(model: ir.Model) -> Callable[[ir.Node], bool | None]:
+def _guard(model: ir.Model, keep: Collection[ir.Node]) -> Callable[[ir.Node], bool | None]:
     def should_fold(node: ir.Node) -> bool | None:
         left = FOLDED_ELEMENTS_IN_ALL - model.meta.get(_FOLDED, 0)
-        if not is_standard(node, *_FOLDABLE) or len(node.outputs) != 1:
+        if node in keep or not is_standard(node, *_FOLDABLE) or len(node.outputs) != 1:
             return False
         size = _output_elements(node)
         if size is None or size > min(FOLDED_ELEMENTS, left):

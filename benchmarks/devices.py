@@ -1,0 +1,89 @@
+"""Prints docs/devices.md's table: what each model becomes in the files of other runtimes.
+
+    python benchmarks/devices.py REAL [TARGET ...]
+
+REAL: the folder of real models. The layers are chosen once a model, for the first target; the
+others get the same choice, so that their files are of one and the same compressed graph.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from cases import CASES, Case
+
+import packlight
+from packlight.devices.table import FORMATS
+from packlight.measure.evidence import Evidence
+from packlight.report.units import format_bytes, format_ms, format_number, format_percent
+
+NAMES = ("resnet20", "dscnn_kws", "ad01_autoencoder", "ultraface")
+SAMPLES = 2000
+"""At most so many are read."""
+
+HEADS = (
+    *("Model", "Target", "Layers", "Original", "model.onnx", "File", "Same answers"),
+    *("SNR", "Original there", "File there"),
+)
+
+
+def main() -> None:
+    real, targets = Path(sys.argv[1]), sys.argv[2:] or [*FORMATS]
+    print(f"| {' | '.join(HEADS)} |\n|{'---|' * len(HEADS)}")
+    for case in CASES:
+        if case.name in NAMES:
+            for row in rows_of(case, real, targets):
+                print(f"| {' | '.join(row)} |", flush=True)
+
+
+def rows_of(case: Case, real: Path, targets: list[str]):
+    """One row a target."""
+    data = case.read(real, real / case.path, 0)
+    samples = {name: array[:SAMPLES] for name, array in data.test.items()}
+    if data.labels is not None:
+        samples["labels"] = data.labels[:SAMPLES]
+    recipe = None
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(folder) / "samples.npz"
+        np.savez(archive, **samples)
+        for target in targets:
+            same = None if recipe is None else replace(recipe, target=target)
+            found = packlight.compress(real / case.path, data=archive, target=target, recipe=same)
+            assert isinstance(found, packlight.Result)
+            recipe = found.recipe
+            yield row_of(case, target, found.evidence)
+
+
+def row_of(case: Case, target: str, evidence: Evidence) -> tuple[str, ...]:
+    device = evidence.device_file
+    assert device is not None
+    choices = Counter(layer.choice for layer in evidence.layers)
+    metric, latency = device.metric, device.latency_ms
+    if metric is None:
+        same, noise = "not measured here", ""
+    else:
+        value = metric.compressed if metric.agreement is None else metric.agreement
+        kind = metric.name if metric.agreement is None else f"{metric.samples:,} samples"
+        same = f"{format_percent(value)} ({kind})"
+        noise = "" if metric.noise_db is None else f"{format_number(metric.noise_db)} dB"
+    return (
+        case.name,
+        target,
+        ", ".join(f"{count} {choice}" for choice, count in choices.most_common()),
+        format_bytes(evidence.size_bytes.original),
+        format_bytes(evidence.size_bytes.compressed),
+        format_bytes(device.size_bytes) if device.files else device.reason,
+        same,
+        noise,
+        "" if latency is None else format_ms(latency.original),
+        "" if latency is None else f"{format_ms(latency.compressed)} ({latency.ratio:.2f})",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The compressed model in the file formats of other runtimes than onnxruntime."""

@@ -1,0 +1,30 @@
+"""Writes an ONNX file as an ExecuTorch program; runs in a child process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import executorch.kernels.quantized  # noqa: F401 (codes outside of XNNPACK's parts)
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.exir import to_edge_transform_and_lower
+
+from packlight.devices.exported import export_graph
+from packlight.graph.model import load_model
+
+NAMES = "packlight_names"
+"""The method of the program that says the names of inputs and outputs, as JSON."""
+
+
+def convert(path: str, out: str, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Write the ONNX file at `path` as `out`, for inputs of these shapes, lowered to XNNPACK."""
+    model = load_model(path)
+    program = export_graph(model.ir, shapes)
+    names = [[spec.name for spec in side] for side in (model.inputs, model.outputs)]
+    lowered = to_edge_transform_and_lower(
+        program,
+        partitioner=[XnnpackPartitioner()],
+        constant_methods={NAMES: json.dumps(names)},
+    )
+    Path(out).write_bytes(lowered.to_executorch().buffer)

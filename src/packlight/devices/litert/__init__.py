@@ -1,0 +1,1 @@
+"""ONNX graphs as LiteRT files (.tflite), operator by operator."""
