@@ -35,7 +35,8 @@ from packlight.plan.judge import Figures, measure_figures
 from packlight.plan.prepare import bring_in, common_inputs, prepare_samples, simplify_checked
 from packlight.plan.thinning import parse_share
 from packlight.plan.training import NO_TRAINING, Training, plan_training
-from packlight.plan.trials import Tried, Workbench
+from packlight.plan.trials import Workbench
+from packlight.plan.tried import Tried
 from packlight.plan.workers import parse_workers
 from packlight.progress import SILENT, Progress
 from packlight.proof import Proof, Verification, make_proof, verify

@@ -17,7 +17,7 @@ from packlight.plan.knapsack import Cost
 from packlight.plan.mixed import CLOSE, ROUNDS, Proposal, keeps_drop, search_mixed
 from packlight.plan.solve import Limits
 from packlight.plan.table import Table
-from packlight.plan.trials import Tried
+from packlight.plan.tried import Tried
 from packlight.recipe import Recipe
 
 WORDS = ("float32", "int8", "int4")

@@ -23,7 +23,7 @@ from packlight.plan.rules import Rules
 from packlight.plan.search import BALANCE, SAFETY, search
 from packlight.plan.solve import Limits
 from packlight.plan.table import Table
-from packlight.plan.trials import Tried
+from packlight.plan.tried import Tried
 from packlight.recipe import Recipe, parse_choice
 from packlight.targets import find_target
 

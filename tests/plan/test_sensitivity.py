@@ -10,7 +10,7 @@ from packlight.errors import RuntimeRefused
 from packlight.measure.evidence import MetricEvidence
 from packlight.plan import sensitivity
 from packlight.plan.sensitivity import SAMPLES, measure_sensitivity
-from packlight.plan.trials import Tried
+from packlight.plan.tried import Tried
 from packlight.recipe import Recipe
 
 RECIPE = Recipe(

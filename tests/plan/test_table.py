@@ -14,7 +14,8 @@ from packlight.plan import table as room
 from packlight.plan.mixed import search_mixed
 from packlight.plan.solve import Limits
 from packlight.plan.table import Table, build_table, decibels
-from packlight.plan.trials import Tried, Workbench
+from packlight.plan.trials import Workbench
+from packlight.plan.tried import Tried
 from packlight.recipe import Recipe, parse_choice
 from packlight.samples import open_samples, split_samples
 from packlight.targets import find_target

@@ -13,7 +13,8 @@ from packlight.errors import RuntimeCrashed, RuntimeOutOfMemory, RuntimeRefused
 from packlight.graph.model import Model, load_model
 from packlight.measure.outputs import equal_outputs
 from packlight.plan import trials
-from packlight.plan.trials import Tried, Workbench
+from packlight.plan.trials import Workbench
+from packlight.plan.tried import Tried
 from packlight.recipe import Recipe
 from packlight.samples import open_samples, split_samples
 from packlight.targets import find_target

@@ -10,7 +10,7 @@ from packlight.measure.evidence import Evidence, Trial, Tuning
 from packlight.plan.answer import Answer, Question
 from packlight.plan.goal import average_bits
 from packlight.plan.judge import Figures, environment, judge, layer_evidence
-from packlight.plan.trials import Tried
+from packlight.plan.tried import Tried
 from packlight.runtime import runtime_name
 
 

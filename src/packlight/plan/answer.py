@@ -26,7 +26,8 @@ from packlight.plan.search import Found, option_of, search
 from packlight.plan.solve import choose, violation
 from packlight.plan.thinning import Share, Thinned, thin
 from packlight.plan.training import Training, plan_training
-from packlight.plan.trials import GIVEN, Tried, Workbench
+from packlight.plan.trials import GIVEN, Workbench
+from packlight.plan.tried import Tried
 from packlight.plan.tuning import key_of_choice, recall_choice, remember_choice, tune_chosen
 from packlight.progress import SILENT, Progress
 from packlight.recipe import Recipe

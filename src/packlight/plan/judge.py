@@ -30,7 +30,8 @@ from packlight.plan.candidates import reason_kept
 from packlight.plan.search import Found
 from packlight.plan.solve import SLOWER
 from packlight.plan.speed import layer_times
-from packlight.plan.trials import GIVEN, Tried, Workbench
+from packlight.plan.trials import GIVEN, Workbench
+from packlight.plan.tried import Tried
 from packlight.progress import SILENT, Progress
 from packlight.runtime import cpu_features
 from packlight.version import __version__

@@ -15,7 +15,8 @@ from packlight.plan.exchange import Assignment, Resource
 from packlight.plan.knapsack import nearest_feasible, solve_knapsack
 from packlight.plan.solve import SLOWER, Limits
 from packlight.plan.table import Table
-from packlight.plan.trials import Tried, Workbench
+from packlight.plan.trials import Workbench
+from packlight.plan.tried import Tried
 from packlight.progress import SILENT, Progress
 
 ROUNDS = 8

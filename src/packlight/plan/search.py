@@ -26,7 +26,8 @@ from packlight.plan.solve import (
 )
 from packlight.plan.speed import layer_times, slow_in_integers
 from packlight.plan.table import build_table
-from packlight.plan.trials import Tried, Workbench
+from packlight.plan.trials import Workbench
+from packlight.plan.tried import Tried
 from packlight.progress import SILENT, Progress
 from packlight.recipe import SEARCHED, Recipe, parse_choice
 

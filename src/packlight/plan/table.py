@@ -26,7 +26,8 @@ from packlight.plan.goal import runs_on
 from packlight.plan.knapsack import Border, Cost
 from packlight.plan.sensitivity import SAMPLES
 from packlight.plan.speed import border_times, layer_times
-from packlight.plan.trials import Tried, Workbench
+from packlight.plan.trials import Workbench
+from packlight.plan.tried import Tried
 from packlight.progress import SILENT, Progress
 from packlight.recipe import Recipe, parse_choice
 

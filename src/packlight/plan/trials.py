@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,6 +28,7 @@ from packlight.measure.size import size_of_files
 from packlight.plan.evaluate import Evaluation, read_parts, try_file
 from packlight.plan.forms import Forms
 from packlight.plan.together import unzip
+from packlight.plan.tried import Tried
 from packlight.plan.workers import run_tasks
 from packlight.progress import SILENT, Progress
 from packlight.recipe import Recipe, write_recipe
@@ -52,40 +53,6 @@ BATCH = 32
 
 CACHE_BYTES = 256 << 20
 """Feeds and the original's outputs are kept up to this size, and computed again beyond."""
-
-
-@dataclass(frozen=True)
-class Tried:
-    """One recipe as a file, and what was measured of it on the search samples.
-
-    metric: None where it could not be run. latency_ratio: to the original, one thread.
-    packed_bytes: of the entropy-coded file; None where it was not made.
-    """
-
-    label: str
-    recipe: Recipe
-    path: Path
-    files: tuple[Path, ...]
-    size_bytes: int
-    notes: dict[str, str] = field(default_factory=dict)
-    metric: MetricEvidence | None = None
-    latency_ms: float | None = None
-    latency_ratio: float | None = None
-    latency_interval_95: tuple[float, float] | None = None
-    packed_bytes: int | None = None
-    failure: str = ""
-
-    @property
-    def drop(self) -> float:
-        """Of the metric; infinite where it could not be run."""
-        return self.metric.drop if self.metric is not None else float("inf")
-
-    @property
-    def noise_db(self) -> float:
-        """Signal-to-noise ratio of the worst output; -infinity where it could not be run."""
-        if self.metric is None:
-            return float("-inf")
-        return self.metric.noise_db if self.metric.noise_db is not None else 0.0
 
 
 class Workbench:

@@ -20,7 +20,8 @@ from packlight.graph.model import Graph, load_model
 from packlight.measure.evidence import Tuning
 from packlight.plan.search import Found
 from packlight.plan.training import CHOSEN, Training
-from packlight.plan.trials import Tried, Workbench
+from packlight.plan.trials import Workbench
+from packlight.plan.tried import Tried
 from packlight.progress import Progress
 from packlight.recipe import Recipe, parse_recipe, write_recipe
 
