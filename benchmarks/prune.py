@@ -15,7 +15,7 @@ that the residual stream runs through too. "--prune" rows let packlight share th
 itself, among channels, residual branches and layers of low rank (--no-ranks: without those);
 --of time takes the share out of the time that the model takes in 8 bits, by the clock. "healed"
 ones are trained towards the original for so many minutes, or steps; the compressed rows are
-packlight's answers for the healed file with its default preset, with the smallest, and with each of
+packlight's answers for the healed file with each of --presets, and with each of
 --choices in all layers (trained so for --tune-minutes), packed. --latency asks one command for a
 share of the original's time, and leaves everything to it (at most 10 % other answers). Choices are
 partly by the clock: --recipe repeats one that was printed.
@@ -126,6 +126,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--heal-minutes", type=float, default=20.0, help="0: nothing is healed")
     parser.add_argument("--heal-steps", type=int, default=0, help="instead: so many steps")
     parser.add_argument("--choices", nargs="*", default=("int8", "int4", "weights-coded2.5"))
+    parser.add_argument("--presets", nargs="*", default=("balanced", "smallest"))
     parser.add_argument("--tune-minutes", type=float, default=0.0, help="of training in those")
     parser.add_argument("--no-peers", dest="peers", action="store_false")
     parser.add_argument("--no-ranks", dest="ranks", action="store_false", help="no low rank")
@@ -309,7 +310,7 @@ def _compress(case: Case, healed: Path, name: str, options: argparse.Namespace) 
     """The healed file in fewer bits: by the presets, and with one choice for all layers."""
     rows = []
     asked: list[tuple[str, dict[str, Any]]] = [
-        (preset, {"preset": preset, "max_drop": "0.5%"}) for preset in ("balanced", "smallest")
+        (preset, {"preset": preset, "max_drop": "0.5%"}) for preset in options.presets
     ]
     layers = find_layers(simplify(load_model(healed).ir, check=None)[0])
     for choice in options.choices:
