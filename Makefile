@@ -69,13 +69,15 @@ page: web/node_modules/page.stamp ## the page of packlight serve, from web/ (nee
 test: $(VENV)/dev.stamp ## all tests (TORCH= MODELS= installs no PyTorch, and skips those with it)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-lint: $(VENV)/dev.stamp ## ruff: rules and formatting
+lint: $(VENV)/dev.stamp ## ruff: rules and formatting; the same of the page, once it was built
 	@$(BIN)/ruff check -q .
 	@$(BIN)/ruff format -q --check . || { echo "formatting differs: make format" >&2; exit 1; }
+	@test ! -d web/node_modules || npm --prefix web run --silent check
 
 format: $(VENV)/dev.stamp ## formats the code and mends what ruff can mend
 	@$(BIN)/ruff check -q --fix .
 	@$(BIN)/ruff format -q .
+	@test ! -d web/node_modules || npm --prefix web run --silent format
 
 types: $(VENV)/dev.stamp ## mypy, strict
 	@$(BIN)/mypy --no-error-summary

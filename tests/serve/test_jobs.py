@@ -172,6 +172,18 @@ def test_what_a_child_refuses_is_the_error_of_the_job(browser: Any, work: Work) 
     wait(browser, add(browser, model), "done")
 
 
+def test_a_result_that_was_changed_is_told(browser: Any, work: Work, state: Path) -> None:
+    work.go = True
+    job = add(browser, give(browser))
+    wait(browser, job, "done")
+    assert browser.get(f"/api/jobs/{job}/report").status_code == 404
+    (state / "jobs" / job / "result" / "manifest.json").write_text('{"schema": 9}')
+    for name in ("try", "try/0", "files/model/0"):
+        answer = browser.get(f"/api/jobs/{job}/{name}")
+        assert answer.status_code == 409, name
+        assert "is of schema 9" in answer.json()["error"]
+
+
 def test_what_ran_when_the_server_ended_is_interrupted_and_the_rest_goes_on(
     open_browser: Callable[..., Any], work: Work, state: Path
 ) -> None:

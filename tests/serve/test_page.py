@@ -23,6 +23,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 import packlight
 from packlight.errors import PacklightError
@@ -65,7 +66,7 @@ def play(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Play]:
         server = subprocess.Popen(command, stdout=stream, stderr=stream)
 
     def newest_link() -> str:
-        for _ in range(600):
+        for _ in range(2400):
             links = re.findall(r"http://\S+/open/\S+", said.read_text(encoding="utf-8"))
             if links:
                 return str(links[-1])
@@ -156,6 +157,18 @@ def test_a_reload_loses_nothing(play: Play) -> None:
     assert seen["running"].startswith("Compressing digits.onnx")
     assert seen["settings"]["max_drop"] == "2%" and seen["settings"]["max_size"] == "80%"
     assert seen["state"] == "done"
+
+
+def test_subfolders_of_a_dropped_folder_are_classes(play: Play, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("0", "1"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for at in range(4):
+            picture = Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8))
+            picture.save(tmp_path / "photos" / name / f"{at}.png")
+    seen = play("folder", model=DIGITS / "digits.onnx", samples=tmp_path / "photos")
+    assert "0.png, 0.png and 6 more" in seen["described"]
+    assert "8 samples, with the right answers" in seen["described"]
 
 
 def test_hostile_names_are_text(play: Play, tmp_path: Path) -> None:

@@ -66,6 +66,14 @@ def test_a_port_that_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert "give another --port" in " ".join(said.split())
 
 
+def test_a_history_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(page, "check_page", lambda: None)
+    (tmp_path / "history.sqlite").write_bytes(b"no database at all" * 100)
+    status, said = run("--state", str(tmp_path))
+    assert status == 2
+    assert "history.sqlite cannot be used" in " ".join(said.split())
+
+
 def test_which_addresses_are_this_machines_own() -> None:
     assert all(start.is_loopback(host) for host in ("127.0.0.1", "127.0.0.2", "::1", "localhost"))
     assert not start.is_loopback("192.168.1.5")

@@ -24,6 +24,7 @@ def ask(model: Path, do: str = "forecast", **more: Any) -> dict[str, Any]:
         ({"max_drop": "lots"}, "max_drop", "--max-drop 'lots'"),
         ({"max_size": "0"}, "max_size", "--max-size '0'"),
         ({"max_latency": "-1ms"}, "max_latency", "--max-latency"),
+        ({"max_download": "0"}, "max_download", "--max-download '0'"),
         ({"prune": "130%"}, "prune", "--prune"),
         ({"heal_minutes": -1.0}, "heal_minutes", "--heal-minutes -1.0"),
         ({"target": "toaster"}, "target", "There is no target 'toaster'"),
@@ -38,6 +39,14 @@ def test_a_setting_that_makes_no_sense_is_told_at_its_field(
     answer = ask(model, settings=settings)
     assert answer["field"] == field
     assert answer["error"].startswith(expected)
+
+
+def test_pictures_are_checked_as_they_are_to_be_prepared(tmp_path: Path, small: bytes) -> None:
+    model = tmp_path / "model.onnx"
+    model.write_bytes(small)
+    answer = ask(model, "check", data=str(tmp_path), preprocess="0..2")
+    assert answer["field"] == "preprocess"
+    assert answer["error"].startswith("--preprocess '0..2' is unknown")
 
 
 def test_files_are_named_as_people_know_them(tmp_path: Path) -> None:

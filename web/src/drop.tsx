@@ -56,7 +56,12 @@ export function Drop(props: Props) {
         }}
       />
       <span class="drop-text">{props.children}</span>
-      {busy && <progress aria-label="Sending" max={1} value={sent} />}
+      {busy && (
+        <span class="sending" role="status">
+          {sent < 1 ? "Sending…" : "Reading…"}
+          <progress aria-label="Sent" {...(sent < 1 ? { max: 1, value: sent } : {})} />
+        </span>
+      )}
     </label>
   );
 }

@@ -2,8 +2,6 @@
 // JSON; tests/serve/test_page.py gives it a server and judges.
 import { drop, examine, focused, text, visit } from "./visitor.mjs";
 
-const LONG = { timeout: 240_000 }; // a whole compression on a busy machine
-
 async function giveModel(page, model) {
   await drop(page, ".drop", model);
   await page.waitForSelector("#samples");
@@ -11,14 +9,14 @@ async function giveModel(page, model) {
 
 async function giveSamples(page, samples) {
   await drop(page, ".drop:has(#samples)", samples);
-  await page.waitForSelector(".given .good", LONG);
+  await page.waitForSelector(".given .good");
 }
 
 async function start(page) {
-  await page.waitForSelector(".forecast strong", LONG);
+  await page.waitForSelector(".forecast strong");
   await page.focus("#start");
   await page.keyboard.press("Enter");
-  await page.waitForSelector(".stages li", LONG);
+  await page.waitForSelector(".stages li");
 }
 
 /** From a dropped model to the downloaded file and the comparison in the browser. */
@@ -35,16 +33,16 @@ async function wholePath(given) {
   await page.focus("#max_drop");
   await page.keyboard.press("ArrowRight");
   const meaning = await text(page, ".meaning");
-  await page.waitForSelector(".forecast strong", LONG);
+  await page.waitForSelector(".forecast strong");
   const forecast = await text(page, ".forecast [role=status]");
   await examine(page, noticed, "model");
   await shoot("model");
   await start(page);
   const focus = await focused(page);
-  await page.waitForSelector(".point", LONG);
+  await page.waitForSelector(".point");
   await examine(page, noticed, "running");
   await shoot("running");
-  await page.waitForSelector(".figures", LONG);
+  await page.waitForSelector(".figures");
   const [download] = await Promise.all([
     page.waitForEvent("download"),
     page.click("text=Download"),
@@ -53,7 +51,7 @@ async function wholePath(given) {
   const address = await page.getAttribute("text=Open the report", "href");
   const report = await page.request.get(new URL(address, given.link).href);
   await page.click("text=Try it in this browser");
-  await page.waitForSelector(".speed", LONG);
+  await page.waitForSelector(".speed");
   const agreement = await text(page, ".agreement");
   const classes = await page.$$eval(".scores", (tables) =>
     tables.map((table) => table.querySelector("th").textContent),
@@ -75,7 +73,6 @@ async function wholePath(given) {
   await page.waitForFunction(
     (before) => document.querySelector(".agreement")?.textContent.trim() !== before,
     agreement,
-    LONG,
   );
   const ownClasses = await page.$$eval(".scores", (tables) =>
     tables.map((table) => table.querySelector("th").textContent),
@@ -104,7 +101,7 @@ async function cancelled(given) {
   await start(page);
   await page.click("text=Cancel");
   await page.click("text=Stop it");
-  await page.waitForSelector(".badge.cancelled", LONG);
+  await page.waitForSelector(".badge.cancelled");
   const found = { heading: await text(page, "h1"), focus: await focused(page) };
   await examine(page, noticed, "cancelled");
   const again = await page.isVisible("text=Start it again");
@@ -119,12 +116,12 @@ async function cancelled(given) {
 async function broken(given) {
   const { browser, page, noticed } = await visit(given);
   await drop(page, ".drop", given.broken);
-  await page.waitForSelector("#model-problem .problem", LONG);
+  await page.waitForSelector("#model-problem .problem");
   const model = await text(page, "#model-problem");
   const tied = await page.getAttribute("#model", "aria-describedby");
   await page.fill("#model-path", "/nowhere/net.onnx");
   await page.click("text=Open");
-  await page.waitForSelector("#model-path-problem .problem", LONG);
+  await page.waitForSelector("#model-path-problem .problem");
   const path = await text(page, "#model-path-problem");
   const kept = await page.inputValue("#model-path");
   await examine(page, noticed, "broken model");
@@ -132,16 +129,16 @@ async function broken(given) {
   await page.focus("#max_drop");
   await page.keyboard.press("End");
   await drop(page, ".drop:has(#samples)", given.unfitting);
-  await page.waitForSelector("#samples-problem .problem", LONG);
+  await page.waitForSelector("#samples-problem .problem");
   const samples = await text(page, "#samples-problem");
   await page.click(".given button");
   await page.waitForSelector(".given", { state: "detached" });
   await page.click("text=More budgets and wishes");
   await page.fill("#max_size", "tiny");
-  await page.waitForSelector("#max_size-problem .problem", LONG);
+  await page.waitForSelector("#max_size-problem .problem");
   const size = await text(page, "#max_size-problem");
   await page.click("#start");
-  await page.waitForFunction(() => document.activeElement?.id === "max_size", null, LONG);
+  await page.waitForFunction(() => document.activeElement?.id === "max_size");
   await examine(page, noticed, "broken entries");
   const entered = [await page.inputValue("#max_drop"), await page.inputValue("#max_size")];
   await browser.close();
@@ -159,7 +156,7 @@ async function reloaded(given) {
   await page.click("text=More budgets and wishes");
   await page.fill("#max_size", "80%");
   await page.reload();
-  await page.waitForSelector(".given .good", LONG);
+  await page.waitForSelector(".given .good");
   const entered = {
     drop: await page.inputValue("#max_drop"),
     size: await page.inputValue("#max_size"),
@@ -167,14 +164,14 @@ async function reloaded(given) {
   };
   await start(page);
   await page.reload();
-  await page.waitForSelector(".stages li", LONG);
+  await page.waitForSelector(".stages li");
   const running = await text(page, "h1");
   await page.close();
   // The run goes on without a page; another tab finds it.
   const other = await browser.contexts()[0].newPage();
   await other.goto(new URL("/#/runs", given.link).href);
   await other.click(".runs tbody a");
-  await other.waitForSelector(".figures", LONG);
+  await other.waitForSelector(".figures");
   const asked = await other.evaluate(async () => (await (await fetch("/api/jobs")).json())[0]);
   await browser.close();
   return { entered, running, settings: asked.settings, state: asked.state, noticed };
@@ -187,9 +184,9 @@ async function hostile(given) {
   const shown = await text(page, ".facts");
   await giveSamples(page, given.samples);
   await start(page);
-  await page.waitForSelector(".figures", LONG);
+  await page.waitForSelector(".figures");
   await page.click("text=Try it in this browser");
-  await page.waitForSelector(".speed", LONG);
+  await page.waitForSelector(".speed");
   const input = await text(page, ".try-input h3 code");
   await page.fill("#try-input-0-text", "[1, 2, 3]");
   await page.click("text=Use these");
@@ -198,13 +195,23 @@ async function hostile(given) {
   await page.fill("#try-input-0-text", given.numbers);
   await page.click("text=Use these");
   await page.waitForSelector("#try-input-0-problem .problem", { state: "detached" });
-  await page.waitForSelector(".outputs[aria-busy=false]", LONG);
+  await page.waitForSelector(".outputs[aria-busy=false]");
   const values = await text(page, ".try-input .values");
   const injected = await page.$$eval("img, b, script:not([src])", (found) => found.length);
   await browser.close();
   return { shown, input, tooFew, values, injected, noticed };
 }
 
-const SCENARIOS = { wholePath, cancelled, broken, reloaded, hostile };
+/** A folder of pictures, whose subfolders are classes. */
+async function folder(given) {
+  const { browser, page, noticed } = await visit(given);
+  await giveModel(page, given.model);
+  await giveSamples(page, given.samples);
+  const described = await text(page, ".given");
+  await browser.close();
+  return { described, noticed };
+}
+
+const SCENARIOS = { wholePath, cancelled, broken, reloaded, hostile, folder };
 const [, , name, given] = process.argv;
 console.log(JSON.stringify(await SCENARIOS[name](JSON.parse(given))));

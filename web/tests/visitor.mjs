@@ -1,9 +1,9 @@
 // A visitor in a headless browser, who notices what no page should do.
 import { readFile } from "node:fs/promises";
-import { basename } from "node:path";
 import { chromium } from "playwright-core";
 
 const AXE = new URL("../node_modules/axe-core/axe.min.js", import.meta.url);
+const LONG_MS = 240_000; // a whole compression on a busy machine
 const RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"];
 
 /** Opens the link; the second value gathers errors, requests elsewhere, and inaccessible parts. */
@@ -15,6 +15,7 @@ export async function visit({ link, browser: executablePath, ...options }) {
   // Without motion: clicks wait for what moves to come to rest.
   const usual = { viewport: { width: 1000, height: 850 }, reducedMotion: "reduce" };
   const context = await browser.newContext({ ...usual, ...options });
+  context.setDefaultTimeout(LONG_MS);
   const page = await context.newPage();
   const noticed = { errors: [], elsewhere: [], inaccessible: [] };
   page.on("console", (message) => {
@@ -37,19 +38,17 @@ export async function visit({ link, browser: executablePath, ...options }) {
   return { browser, page, noticed };
 }
 
-/** Drops a file on an element, as from a file manager. */
+/** Drops a file or folder of this machine on an element, as from a file manager. */
 export async function drop(page, selector, path) {
-  const content = (await readFile(path)).toString("base64");
-  const dataTransfer = await page.evaluateHandle(
-    ([name, base64]) => {
-      const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
-      const transfer = new DataTransfer();
-      transfer.items.add(new File([bytes], name));
-      return transfer;
-    },
-    [basename(path), content],
-  );
-  await page.dispatchEvent(selector, "drop", { dataTransfer });
+  await page.locator(selector).scrollIntoViewIfNeeded();
+  const { x, y, width, height } = await page.locator(selector).boundingBox();
+  const at = { x: x + width / 2, y: y + height / 2 };
+  const data = { items: [], files: [path], dragOperationsMask: 1 };
+  const devtools = await page.context().newCDPSession(page);
+  for (const type of ["dragEnter", "dragOver", "drop"]) {
+    await devtools.send("Input.dispatchDragEvent", { type, ...at, data });
+  }
+  await devtools.detach();
 }
 
 /** Looks for what some people could not use, on the screen as it is. */

@@ -16,7 +16,13 @@ from packlight.cli.outcomes import INTERRUPTED, TERMINATED, say_interrupted
 
 __all__ = ["app", "main"]
 
-_COMMANDS = (*(_choices.choices, _serve.serve, _transport.pack, _transport.unpack, _verify.verify),)
+_COMMANDS = (
+    _choices.choices,
+    _serve.serve,
+    _transport.pack,
+    _transport.unpack,
+    _verify.verify,
+)
 
 
 def main() -> None:

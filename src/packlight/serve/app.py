@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from packlight.errors import PacklightError
 from packlight.serve import about, job_routes, models, page, trying
 from packlight.serve.errors import Refused
 from packlight.serve.guard import Door, Guard, answer_refused
@@ -77,6 +78,7 @@ def make_app(
         routes=list(ROUTES),
         exception_handlers={
             Refused: _answer,
+            PacklightError: _answer_error,
             HTTPException: _answer_http,
             Exception: _answer_fault,
         },
@@ -108,6 +110,10 @@ def _tidy(state: State, history: History) -> None:
 async def _answer(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
     return answer_refused(request, error)
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    return answer_refused(request, Refused(409, str(error)))
 
 
 async def _answer_http(request: Request, error: Exception) -> Response:

@@ -14,6 +14,7 @@ from packlight.samples.folders import PICTURES, SOUNDS
 from packlight.serve.bodies import read_json, receive_file
 from packlight.serve.errors import Refused
 from packlight.serve.history import GivenModel, now
+from packlight.serve.settings import read_settings
 from packlight.serve.site import Site, site_of
 from packlight.serve.state import make_id, remove
 from packlight.serve.work import MODEL
@@ -134,14 +135,13 @@ async def give_samples_path(request: Request) -> Response:
 
 
 async def check_samples(request: Request) -> Response:
-    """POST /api/models/{id}/samples/check: open them, and run one."""
+    """POST /api/models/{id}/samples/check: open them as `preprocess` says, and run one."""
     site = site_of(request)
-    await read_json(request)
+    preprocess = read_settings(await read_json(request)).get("preprocess")
     model = site.given_model(request)
     path, data = model_file(site, model), samples_path(site, model)
-    found = await site.ask(
-        {"do": "check", "model": str(path), "data": data, "names": names_of(site, model)}
-    )
+    asked = {"do": "check", "model": str(path), "data": data, "preprocess": preprocess}
+    found = await site.ask({**asked, "names": names_of(site, model)})
     return JSONResponse({**found, "inputs": model.about["inputs"]})
 
 

@@ -86,15 +86,12 @@ async def _end(process: asyncio.subprocess.Process, words: asyncio.Task[str], wo
     """End the child politely, then by force with all of its session, and remove its files."""
     assert process.stdin is not None
     process.stdin.close()  # the child ends itself where it is not at its end
-    try:
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_PATIENCE_SECONDS):
             await process.wait()
-    except TimeoutError:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
     # Runtimes have process groups of their own, but the session is the child's.
     _end_session(process.pid)
+    await process.wait()
     words.cancel()
     await asyncio.to_thread(remove, work)
 

@@ -6,7 +6,10 @@ from typing import Any
 
 from packlight.serve.errors import Refused
 
-_TEXTS = ("target", "preset", "max_drop", "max_size", "max_latency", "prune")
+_TEXTS = (
+    *("target", "preset", "preprocess", "prune"),
+    *("max_drop", "max_size", "max_latency", "max_download"),
+)
 _MOST_CHARACTERS = 64
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from packlight.errors import MissingExtra, WrongUsage
+from packlight.serve.history import History
 from packlight.serve.state import default_folder, open_state
 
 LOOPBACK = "127.0.0.1"
@@ -49,6 +50,7 @@ def serve(
     with contextlib.ExitStack() as stack:
         state = open_state(default_folder() if folder is None else folder)
         stack.callback(state.close)
+        History(state.history).close()  # what is wrong with it is said now, and not by uvicorn
         listening = stack.enter_context(listen(host, port))
         port = listening.getsockname()[1]
         name = f"[{host}]" if ":" in host else host

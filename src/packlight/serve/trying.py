@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from packlight.errors import PacklightError
 from packlight.proof.golden import GoldenSample, read_golden
 from packlight.proof.manifest import GOLDEN, MANIFEST, MOST_BYTES, PAGE, Manifest, read_manifest
 from packlight.samples.naming import is_audio, picture_layout, waveform_axis
@@ -131,10 +130,7 @@ def _golden(site: Site, job: Job) -> tuple[GoldenSample, ...]:
     if entry is None:
         return ()
     path = plain_file(site.state.result(job.id) / GOLDEN, site.state.folder)
-    try:
-        return read_golden(path, entry)
-    except PacklightError as error:
-        raise Refused(409, str(error)) from None
+    return read_golden(path, entry)
 
 
 def _array(array: NDArray[Any]) -> dict[str, Any]:

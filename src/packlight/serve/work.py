@@ -36,7 +36,10 @@ Rename = Callable[[str], str]
 MODEL = "model.onnx"
 _TELL_SECONDS = 0.1
 _MOST_NOTES = 100
-_FIELDS = ("max-drop", "max-size", "max-latency", "prune", "heal-minutes", "target", "preset")
+_FIELDS = (
+    *("max-drop", "max-size", "max-latency", "max-download"),
+    *("preprocess", "prune", "heal-minutes", "target", "preset"),
+)
 
 
 def work(request: Message, tell: Tell) -> Message:
@@ -95,7 +98,8 @@ def _adopt(request: Message, tell: Tell, rename: Rename) -> Message:
 
 def _check(request: Message, tell: Tell, rename: Rename) -> Message:
     """Open the samples and run one."""
-    prepared = prepare_samples(api.load(request["model"]), request["data"])
+    model, preprocess = api.load(request["model"]), request["preprocess"]
+    prepared = prepare_samples(model, request["data"], preprocess=preprocess)
     samples = prepared.samples
     return {
         "samples": len(samples),
