@@ -13,6 +13,7 @@ from pathlib import Path
 from packlight.devices.table import FORMATS, Format
 from packlight.errors import RuntimeFailure
 from packlight.graph.model import save_model
+from packlight.measure.energy import measure_energy
 from packlight.measure.evidence import EXIT_STATUS, DeviceFile, Evidence, Pair, Verdict
 from packlight.measure.latency import measure_latency
 from packlight.measure.size import size_of_files
@@ -135,6 +136,7 @@ def _measured(
         metric=metric,
         latency_ms=latency,
         peak_memory_bytes=measure_peak_memory(path, feeds, engine=engine),
+        energy_mj=measure_energy(path, feeds, engine=engine),
     )
 
 
