@@ -142,3 +142,16 @@ def test_every_format_belongs_to_a_target() -> None:
         assert form.extra == name
         assert form.needs and form.title and form.files
         assert (form.engine is None) == bool(form.elsewhere)
+
+
+def test_names_for_core_ml_are_plain_and_stay_apart() -> None:
+    needs("coreml")
+    from packlight.devices.coreml import plain_names
+
+    assert plain_names(["a.b", "a/b", "1x", "", "a.b", "名"]) == {
+        "a.b": "a_b",
+        "a/b": "a_b_",
+        "1x": "_1x",
+        "": "_",
+        "名": "__",
+    }
