@@ -1,14 +1,15 @@
 """Prints docs/devices.md's table: what each model becomes in the files of other runtimes.
 
-    python benchmarks/devices.py REAL [TARGET ...]
+    python benchmarks/devices.py REAL [--models NAME ...] [--targets NAME ...] [--int8]
 
 REAL: the folder of real models. The layers are chosen once a model, for the first target; the
 others get the same choice, so that their files are of one and the same compressed graph.
+--int8: nothing is searched for, all layers that can be are int8.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 import tempfile
 from collections import Counter
 from dataclasses import replace
@@ -19,7 +20,10 @@ from cases import CASES, Case
 
 import packlight
 from packlight.devices.table import FORMATS
+from packlight.graph.apply import why_not
+from packlight.graph.layers import find_layers
 from packlight.measure.evidence import Evidence
+from packlight.recipe import Recipe
 from packlight.report.units import format_bytes, format_ms, format_number, format_percent
 
 NAMES = ("resnet20", "dscnn_kws", "ad01_autoencoder", "ultraface")
@@ -33,21 +37,30 @@ HEADS = (
 
 
 def main() -> None:
-    real, targets = Path(sys.argv[1]), sys.argv[2:] or [*FORMATS]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("real", type=Path)
+    parser.add_argument("--models", nargs="+", default=NAMES)
+    parser.add_argument("--targets", nargs="+", default=[*FORMATS])
+    parser.add_argument("--int8", action="store_true")
+    asked = parser.parse_args()
     print(f"| {' | '.join(HEADS)} |\n|{'---|' * len(HEADS)}")
     for case in CASES:
-        if case.name in NAMES:
-            for row in rows_of(case, real, targets):
+        if case.name in asked.models:
+            for row in rows_of(case, asked.real, asked.targets, int8=asked.int8):
                 print(f"| {' | '.join(row)} |", flush=True)
 
 
-def rows_of(case: Case, real: Path, targets: list[str]):
+def rows_of(case: Case, real: Path, targets: list[str], *, int8: bool):
     """One row a target."""
     data = case.read(real, real / case.path, 0)
     samples = {name: array[:SAMPLES] for name, array in data.test.items()}
     if data.labels is not None:
         samples["labels"] = data.labels[:SAMPLES]
     recipe = None
+    if int8:
+        layers = find_layers(packlight.load(real / case.path).ir)
+        able = tuple((one.name, "int8") for one in layers if not why_not(one, "int8"))
+        recipe = Recipe(layers=able, pair_limit=False)
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "samples.npz"
         np.savez(archive, **samples)

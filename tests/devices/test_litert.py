@@ -67,6 +67,7 @@ ON_PICTURES = {
         'y = Resize <mode = "nearest", coordinate_transformation_mode = "asymmetric", '
         'nearest_mode = "floor"> (c, , scales)'
     ),
+    "nearest, half pixels": 'y = Resize <mode = "nearest"> (c, , scales)',
     "linear": 'y = Resize <mode = "linear"> (c, , scales)',
     "linear, corners": (
         'y = Resize <mode = "linear", coordinate_transformation_mode = "align_corners">'
@@ -162,12 +163,18 @@ def test_operators_on_rows(case: str, held: Bench) -> None:
         ("y = Erf (x)", r"operator Erf \(node 'y'\): there is no form of it"),
         ("y = CumSum (x, last)", "operator CumSum"),
         ("y = Softmax <axis = 0> (x)", "an axis that is not the last"),
+        (
+            'r = Reshape (x, form) y = Resize <mode = "nearest", nearest_mode = "floor"> '
+            "(r, , scales)",
+            "half_pixel, floor",
+        ),
         ("s = Slice (x, three, one, one, back) y = Neg (s)", "backwards"),
     ],
 )
 def test_what_has_no_form_is_said(body: str, said: str, held: Bench) -> None:
     constants = {"last": np.array(-1), "three": np.array([3]), "one": np.array([1])}
-    constants["back"] = np.array([-1])
+    constants |= {"back": np.array([-1]), "form": np.array([1, 1, 2, 6])}
+    constants["scales"] = np.array([1, 1, 2, 2], np.float32)
     used = {name: array for name, array in constants.items() if name in body}
     graph = held.model(f"g (float[2, 6] x) => (float y) {{ {body} }}", **used).ir
     make_portable(graph, {"x": [2, 6]})

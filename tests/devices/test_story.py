@@ -74,6 +74,7 @@ def test_an_operator_without_a_form_leaves_the_onnx_file(
     assert device is not None and not device.files
     assert "operator Erf (node 'y')" in device.reason
     assert "model.onnx is what there is" in device.reason
+    assert result.verdict in ("best-effort", "not-worth-it")
     names = {file.name for file in result.save(tmp_path / "out").iterdir()}
     assert "model.onnx" in names and "model.tflite" not in names
 
@@ -111,6 +112,9 @@ def test_the_file_that_runs_on_the_device_is_what_is_judged() -> None:
     worse = DeviceFile("LiteRT", ("model.tflite",), 99, verdict="best-effort", reason="it drops")
     found = with_device_file(evidence("litert"), worse)
     assert (found.verdict, found.reason) == ("best-effort", "model.tflite: it drops")
+    absent = replace(worse, files=(), reason="it could not be written")
+    found = with_device_file(evidence("litert"), absent)
+    assert (found.verdict, found.reason) == ("best-effort", "LiteRT: it could not be written")
     better = replace(worse, verdict="met")
     assert with_device_file(evidence("litert"), better).verdict == "met"
     assert with_device_file(evidence("laptop"), None).device_file is None

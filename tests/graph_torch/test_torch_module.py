@@ -342,11 +342,14 @@ import pkgutil, sys
 sys.modules["torch"] = None
 import packlight
 blocks = ("blocks", "blocks_states", "calibrate", "calibrate_curvature", "compress_blocks")
+files = ("exported", "executorch", "coreml", "litert.")
 inside_of = ("packlight.graph.torch.", *(f"packlight.llm.{one}" for one in blocks))
+inside_of += tuple(f"packlight.devices.{one}" for one in files)
+engines = ("openvino", "litert", "executorch")
 apart = ("packlight.llm.blocks_wiring", "packlight.llm.calibrate_outputs")
 for found in pkgutil.walk_packages(packlight.__path__, "packlight."):
     inside = found.name.startswith(inside_of) and found.name not in apart
-    if not inside and not found.name.endswith(("__main__", "worker", "openvino")):
+    if not inside and not found.name.endswith(("__main__", "worker", *engines)):
         __import__(found.name)
 try:
     packlight.to_torch("model.onnx")

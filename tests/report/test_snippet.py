@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
-from packlight.measure.evidence import Evidence
+from packlight.measure.evidence import DeviceFile, Evidence
 from packlight.report.snippet import how_to_run
 from packlight.tensors import TensorSpec
 
@@ -23,3 +24,21 @@ def test_the_snippet_feeds_every_input_by_its_name(
     assert "model.onnx" in ast.unparse(session)
     (feeds,) = (node for node in ast.walk(run) if isinstance(node, ast.Dict))
     assert [key.value for key in feeds.keys if isinstance(key, ast.Constant)] == [name, "mask"]
+
+
+@pytest.mark.parametrize("target", ["openvino", "litert", "executorch", "coreml"])
+def test_a_file_of_the_targets_own_is_run_too(
+    make_evidence: Callable[..., Evidence], target: str
+) -> None:
+    inputs = (str(TensorSpec("x\nimport os\n", "float32", ("n", 3))),)
+    device = DeviceFile("A format", ("model.own",), 10)
+    found = make_evidence(inputs=inputs, target=target, device_file=device)
+    code = ast.parse(how_to_run(found))
+    modules = {
+        node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+        for node in code.body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    assert len(modules) > 1 and "os" not in modules
+    without = replace(found, device_file=replace(device, files=()))
+    assert len(ast.parse(how_to_run(without)).body) == 3

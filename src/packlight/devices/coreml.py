@@ -7,6 +7,7 @@ stay 32-bit floats, since what 16 bits do to them cannot be measured here.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import uuid
 import zipfile
@@ -28,11 +29,10 @@ def convert(path: str, out: str, shapes: Mapping[str, Sequence[int]]) -> None:
     """Write the ONNX file at `path` as `out`, for inputs of these shapes."""
     model = load_model(path)
     program = export_graph(model.ir, shapes).run_decompositions({})
-    inputs = [
-        coremltools.TensorType(name=spec.name, shape=tuple(shapes[spec.name]))
-        for spec in model.inputs
-    ]
-    outputs = [coremltools.TensorType(name=spec.name) for spec in model.outputs]
+    given, wanted = ([spec.name for spec in side] for side in (model.inputs, model.outputs))
+    plain = plain_names([*given, *wanted])
+    inputs = [coremltools.TensorType(name=plain[name], shape=tuple(shapes[name])) for name in given]
+    outputs = [coremltools.TensorType(name=plain[name]) for name in wanted]
     made = coremltools.convert(
         program,
         inputs=inputs,
@@ -48,6 +48,17 @@ def convert(path: str, out: str, shapes: Mapping[str, Sequence[int]]) -> None:
         made.save(str(package))
         _settle(package)
         _zip(package, Path(out))
+
+
+def plain_names(names: Sequence[str]) -> dict[str, str]:
+    """Names as Core ML wants them, of letters, digits and underscores, each once; by ONNX's."""
+    found: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        plain = re.sub(r"\W|^(?=\d)", "_", name, flags=re.ASCII) or "_"
+        while plain in found.values():
+            plain += "_"
+        found[name] = plain
+    return found
 
 
 def _settle(package: Path) -> None:

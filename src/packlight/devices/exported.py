@@ -161,7 +161,7 @@ def _decode_biases(model: ir.Model) -> None:
 def _lay_out(model: ir.Model) -> None:
     """Lay weights of products out as [out, in], and give every code of weights a zero point.
 
-    Sizes stand in for scales of Resize, where both say the same.
+    Sizes stand in for scales of Resize, where both say the same, and what is padded is numbers.
     """
     edit = Editor(model)
     for node in list(model.graph):
@@ -169,6 +169,8 @@ def _lay_out(model: ir.Model) -> None:
             _turn_weight(edit, node)
         elif is_standard(node, "Resize"):
             _say_sizes(edit, node)
+        elif is_standard(node, "Pad"):
+            _pad_numbers(edit, node)
     for node in list(model.graph):
         if is_standard(node, "DequantizeLinear") and constant_of(node.inputs[0]) is not None:
             scale = constant_of(node.inputs[1])
@@ -176,6 +178,26 @@ def _lay_out(model: ir.Model) -> None:
             zeros = np.zeros(scale.shape.numpy(), np.int8)
             node.resize_inputs(3)
             node.replace_input_with(2, edit.constant(model.graph, zeros, f"{node.name}_zeros"))
+
+
+def _pad_numbers(edit: Editor, node: ir.Node) -> None:
+    """Pad with 0 what codes stand for, in the place of the codes: the result is the same."""
+    codes = node.inputs[0]
+    encoder = None if codes is None else codes.producer()
+    if codes is None or encoder is None or not is_standard(encoder, "QuantizeLinear"):
+        return
+    graph, given = edit.model.graph, [*encoder.inputs[1:]]
+    decode = edit.node("DequantizeLinear", [codes, *given], f"{node.name}_in")
+    graph.insert_before(node, decode)
+    node.replace_input_with(0, decode.outputs[0])
+    if len(node.inputs) > 2:
+        node.replace_input_with(2, None)
+    result = node.outputs[0]
+    encode = edit.node("QuantizeLinear", [result, *given], f"{node.name}_out")
+    for use in tuple(result.uses()):
+        if use.node is not encode:
+            use.node.replace_input_with(use.idx, encode.outputs[0])
+    graph.insert_after(node, encode)
 
 
 def _say_sizes(edit: Editor, node: ir.Node) -> None:

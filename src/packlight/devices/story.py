@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from packlight.devices.table import FORMATS, Format
 from packlight.errors import RuntimeFailure
 from packlight.graph.model import save_model
+from packlight.measure.energy import measure_energy
 from packlight.measure.evidence import EXIT_STATUS, DeviceFile, Evidence, Pair, Verdict
 from packlight.measure.latency import measure_latency
 from packlight.measure.size import size_of_files
@@ -41,16 +43,19 @@ def write_for_device(
     form = FORMATS.get(answer.bench.target.name)
     if form is None:
         return None, ()
+    # Where model.onnx runs too, it is judged alone; elsewhere nothing runs without this file.
+    unproven: Verdict | Literal[""] = "" if form.reads_onnx else "best-effort"
     missing = form.missing
     if missing:
-        return DeviceFile(form.title, reason=_not_installed(form, missing)), ()
+        reason = _not_installed(form, missing)
+        return DeviceFile(form.title, verdict=unproven, reason=reason), ()
     progress.stage(f"writing {form.title}")
     shapes = {name: array.shape for name, array in answer.bench.first_feeds().items()}
     try:
         paths = _write(form, answer.chosen.path, folder, shapes)
     except RuntimeFailure as error:
         reason = f"it could not be written, so model.onnx is what there is: {error}"
-        return DeviceFile(form.title, reason=reason), ()
+        return DeviceFile(form.title, verdict=unproven, reason=reason), ()
     names = tuple(path.name for path in paths)
     device = DeviceFile(form.title, names, size_of_files(paths))
     if form.engine is None:
@@ -59,7 +64,8 @@ def write_for_device(
     try:
         device = _measured(device, form, form.engine, question, answer, paths[0], indices, progress)
     except RuntimeFailure as error:
-        return replace(device, reason=f"it could not be measured: {error}"), paths
+        reason = f"it could not be measured: {error}"
+        return replace(device, verdict=unproven, reason=reason), paths
     own = replace(
         figures,
         metric=device.metric,
@@ -80,7 +86,8 @@ def with_device_file(evidence: Evidence, device: DeviceFile | None) -> Evidence:
     form = FORMATS[evidence.target]
     if form.reads_onnx or not device.verdict or not _worse(device.verdict, evidence.verdict):
         return evidence
-    return replace(evidence, verdict=device.verdict, reason=f"{device.files[0]}: {device.reason}")
+    of = device.files[0] if device.files else device.title
+    return replace(evidence, verdict=device.verdict, reason=f"{of}: {device.reason}")
 
 
 def _worse(one: Verdict, other: Verdict) -> bool:
@@ -135,6 +142,7 @@ def _measured(
         metric=metric,
         latency_ms=latency,
         peak_memory_bytes=measure_peak_memory(path, feeds, engine=engine),
+        energy_mj=measure_energy(path, feeds, engine=engine),
     )
 
 

@@ -70,6 +70,8 @@ def describe_targets(layers: Sequence[Layer], targets: Sequence[Target]) -> dict
         dynamic = sum(_first(layer, ("int8-dynamic",), target) != "float32" for layer in layers)
         stored = sum(not why_not(layer, "weights-int8") for layer in layers)
         where = "runs here" if target.measured_here else "same file, not measured here"
+        if target.own_file:
+            where = "a file of its own"
         told[target.name] = (
             f"{target.runtime} ({where}); of {len(layers)} layers {static} can compute in 8-bit "
             f"integers with calibration, {dynamic} without, {stored} can be stored in 8 bits"

@@ -24,6 +24,7 @@ class Target:
     float16: whether it takes weights in 16-bit floats.
     accuracy_level: for MatMulNBits.
     pair_limit: weights must not saturate 16-bit sums (x86 without VNNI).
+    own_file: the runtime has a format of its own, which is written beside model.onnx.
     fast, avoid: for people.
     """
 
@@ -42,6 +43,7 @@ class Target:
     float16: bool = True
     accuracy_level: int = 4
     pair_limit: bool = False
+    own_file: bool = False
 
     @property
     def measured_here(self) -> bool:
@@ -89,6 +91,7 @@ _CONVERTED = replace(
     blocks=_NOTHING,
     block_bits=frozenset(),
     activation_bits=frozenset({8}),
+    own_file=True,
 )
 """What is made of model.onnx for another runtime, from static int8, stored int8 and floats."""
 
@@ -108,6 +111,7 @@ TARGETS: tuple[Target, ...] = (
         avoid=("16-bit activations: refused, or computed wrong",),
         note="needs `pip install packlight[openvino]`; computes in float32, not bfloat16",
         activation_bits=frozenset({4, 8}),
+        own_file=True,
     ),
     replace(
         _LAPTOP,

@@ -148,13 +148,12 @@ def resize(to: Translation, node: ir.Node) -> None:
     options = {"alignCorners": where == "align_corners", "halfPixelCenters": where == "half_pixel"}
     known = where in ("half_pixel", "align_corners", "asymmetric")
     if mode == "nearest":
-        # What LiteRT does with each: floor(x / scale), or floor of that with half pixels.
+        # LiteRT's is floor(x / scale). Enlarged a whole number of times every pixel is repeated,
+        # also where half pixels are counted from and what is nearest is rounded.
         whole = all(after % before == 0 for before, after in zip(given, wanted, strict=True))
-        known = where == "asymmetric" and nearest == "floor"
-        if whole and where in ("asymmetric", "half_pixel") and nearest != "ceil":
-            # Enlarged a whole number of times every pixel is repeated, however it is rounded.
-            known = where == "half_pixel" or nearest == "floor"
-            options["halfPixelCenters"] = False
+        repeats = whole and where == "half_pixel" and nearest.startswith("round")
+        known = repeats or (where == "asymmetric" and nearest == "floor")
+        options["halfPixelCenters"] = False
     if not known or mode not in ("nearest", "linear"):
         raise Unwritable(f"its mode ({mode}, {where}, {nearest}) is none of LiteRT's")
     name = "RESIZE_NEAREST_NEIGHBOR" if mode == "nearest" else "RESIZE_BILINEAR"
