@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from packlight.errors import WrongUsage
 from packlight.language.ask import DEFAULT_BITS, Ask
 from packlight.language.proof import agreement_lost
-from packlight.language.target import Made
+from packlight.language.target import Made, spread_over
 from packlight.llm.calibrate_outputs import SlopeStore
 from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.compress import Compressed, compress_checkpoint, uniform_types
-from packlight.llm.compress_alone import Spread, spread_over_threads
+from packlight.llm.compress_alone import Spread
 from packlight.llm.compress_forecast import (
     CompressionForecast,
     forecast_compression,
@@ -27,7 +26,6 @@ from packlight.llm.rounding import Settings
 from packlight.llm.text import Windows
 from packlight.nearest import did_you_mean
 from packlight.plan.types import CANDIDATES, NARROW, plan_types
-from packlight.plan.workers import run_in_turn
 from packlight.progress import Progress
 from packlight.runtime.llamacpp import LLAMACPP
 from packlight.scratch import Scratch
@@ -194,9 +192,7 @@ class _Planner:
         self.target = target
         self.checkpoint, self.ask, self.windows = checkpoint, ask, windows
         self.scratch, self.settings, self.progress = scratch, settings, progress
-        self.spread: Spread = spread_over_threads
-        if workers != 1:
-            self.spread = partial(run_in_turn, workers=workers)
+        self.spread = spread_over(workers)
         self.slopes = SlopeStore(scratch.path, ".slopes-")
         self.costs: Sequence[TensorCosts] = ()
         self.other = 0
