@@ -60,6 +60,7 @@ OWNERS = {
     "tokenizers": {"llm", "runtime/transformers_engine.py", "runtime/ort_text.py"},
     "openvino": {"runtime"},
     "llama_cpp": {"runtime"},
+    "gguf": {"llm/formats"},
     "joblib": {"plan"},
     "ray": {"plan"},
 }
