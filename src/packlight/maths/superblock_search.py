@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 from array_api_compat import array_namespace, device
 
 from packlight.maths.codewords import nearest_words
@@ -156,7 +157,10 @@ def nearest_levels(
 def round_to_levels(ratio: Array, grid: SuperBlockGrid) -> Array:
     """Give the nearest level of each number; may work in place."""
     if grid.even:  # methods that NumPy and PyTorch share: this is called for every single input
-        return ratio.round().clip(float(grid.levels[0]), float(grid.levels[-1]))
+        low, high = float(grid.levels[0]), float(grid.levels[-1])
+        if isinstance(ratio, np.ndarray):
+            return ratio.round(out=ratio).clip(low, high, out=ratio)
+        return ratio.round().clip(low, high)
     xp = array_namespace(ratio)
     low, high = grid.levels[0], grid.levels[-1]
     table = xp.asarray(_half_steps(grid.levels), dtype=xp.float32, device=device(ratio))
@@ -195,24 +199,33 @@ def refit_super(target: Array, weight: Array, levels: Array, scales: BlockScales
 def _search_plain(x: Array, w: Array, grid: SuperBlockGrid, rounds: int) -> tuple[Array, Array]:
     """The step of each sub-block without offset, and sum w level^2."""
     xp = array_namespace(x)
+    # A copy whose rows of memory are inputs, where sums take a fifth of the time.
+    quick = isinstance(x, np.ndarray) and x.strides[0] == x.itemsize and x.shape[0] % 8 == 0
+    alike = w.shape[1:] == (1, 1) and bool(xp.all(w == 1))
+    quick = quick and alike and grid.even
+    x = np.ascontiguousarray(x) if quick else x
     high, low = xp.max(x, axis=0), xp.min(x, axis=0)
     extreme = xp.where(high > -low, high, low if grid.codebook is None else -low)
     alive = xp.abs(extreme) > _LEAST
     inverse = 1 / xp.where(alive, extreme, xp.ones_like(extreme))
     best, least = xp.zeros_like(extreme), xp.zeros_like(extreme)
     bend = xp.zeros_like(extreme)
-    wx = w * x
+    wx = x if alike else w * x
+    room = np.empty_like(x) if quick else None
 
     def consider(ratio: Array) -> None:
         nonlocal best, least, bend
         if grid.codebook is None:
-            level = round_to_levels(x * ratio, grid)
+            level = round_to_levels(
+                x * ratio if room is None else np.multiply(x, ratio, room), grid
+            )
         else:
             level = nearest_words(x * ratio, w, grid.codebook)
-        reach = xp.sum(wx * level, axis=0)
+        reach = _add_up(xp, wx * level, quick)
         level *= level
-        level *= w
-        own = xp.sum(level, axis=0)
+        if not alike:
+            level *= w
+        own = _add_up(xp, level, quick)
         fine = own > 0
         step = reach / xp.where(fine, own, xp.ones_like(own))
         gain = step * reach
@@ -235,7 +248,27 @@ def _search_plain(x: Array, w: Array, grid: SuperBlockGrid, rounds: int) -> tupl
     for _ in range(rounds):
         fine = best != 0
         consider(xp.where(fine, 1 / xp.where(fine, best, xp.ones_like(best)), 0 * best))
-    return best, bend
+    return (np.asfortranarray(best), np.asfortranarray(bend)) if quick else (best, bend)
+
+
+def _add_up(xp: Any, values: Array, quick: bool) -> Array:
+    """Sum over the first axis; quick: over rows of memory, in the order of NumPy's own sum.
+
+    That adds up eight sums of each eighth number, two and two.
+    """
+    if not quick:
+        return xp.sum(values, axis=0)
+    one, two, three, four, five, six, seven, eight = np.add.reduce(
+        values.reshape(-1, 8, *values.shape[1:]), axis=0
+    )
+    one += two
+    three += four
+    five += six
+    seven += eight
+    one += three
+    five += seven
+    one += five
+    return one
 
 
 def _search_offset(

@@ -88,7 +88,7 @@ class WordLayout:
 
     @property
     def _width(self) -> int:
-        return _words_of(self.name).shape[1]
+        return int(_words_of(self.name).shape[1])
 
     @cached_property
     def _places(self) -> Bytes:
