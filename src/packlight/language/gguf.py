@@ -82,7 +82,8 @@ class GgufTarget:
     ) -> tuple[CompressionForecast, tuple[str, ...]]:
         """What a run will take, and what else there is to say."""
         weights = sum(info.weights for info in checkpoint.tensors.values())
-        types = {**(ask.types or _likely_types(checkpoint, ask)), **ask.pins}
+        likely = self._likely_types(checkpoint, ask) if ask.types is None else ask.types
+        types = {**likely, **ask.pins}
         found = forecast_compression(
             checkpoint,
             types,
@@ -97,6 +98,13 @@ class GgufTarget:
         elif ask.max_size_bytes is not None:
             found = replace(found, size_bytes=ask.max_size_bytes)
         return found, ()
+
+    def _likely_types(self, checkpoint: Checkpoint, ask: Ask) -> dict[str, str]:
+        """One type for all tensors, of about the size that was asked for."""
+        bits = _bits_asked(checkpoint, ask)
+        found = self.candidates(checkpoint, ask)
+        nearest = min(found, key=lambda kind: abs(FORMATS[kind].bits_per_weight - bits))
+        return uniform_types(checkpoint, nearest)
 
     def make(
         self,
@@ -287,10 +295,3 @@ def _pinned(one: TensorCosts, kind: str | None) -> TensorCosts:
         known = ", ".join(option.type for option in one.options)
         raise WrongUsage(f"--pin {one.name}={kind}: beside a budget pin one of {known}.")
     return replace(one, options=options)
-
-
-def _likely_types(checkpoint: Checkpoint, ask: Ask) -> dict[str, str]:
-    """One type for all tensors, of about the size that was asked for."""
-    bits = _bits_asked(checkpoint, ask)
-    nearest = min(CANDIDATES, key=lambda kind: abs(FORMATS[kind].bits_per_weight - bits))
-    return uniform_types(checkpoint, nearest)

@@ -123,7 +123,7 @@ def _find_moves(
     """
     xp = array_namespace(near)
     inputs, outputs = near.shape
-    ahead = 1 if every else min(max(_AHEAD // outputs, 1), 16)
+    ahead = 1 if every else min(max(_AHEAD // max(outputs, 1), 1), 16)
     place = 0
     while place < inputs:
         some = slice(place, min(place + ahead, inputs))
