@@ -70,6 +70,7 @@ OWNERS = {
     "llama_cpp": {"runtime"},
     "starlette": {"serve"},
     "uvicorn": {"serve"},
+    "gguf": {"llm/formats"},
     "joblib": {"plan"},
     "ray": {"plan"},
 }

@@ -11,6 +11,7 @@ import pytest
 from language_zoo import TEXT, make_model
 
 from packlight.llm import compress_gguf
+from packlight.llm.onnx import run as onnx_run
 
 SHAPE = {
     "hidden_size": 256,
@@ -27,6 +28,7 @@ MakeLlama = Callable[..., Path]
 def little_effort(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compress_gguf, "SMALL", 0)
     monkeypatch.setattr(compress_gguf, "PARTS", 2)
+    monkeypatch.setattr(onnx_run, "PARTS", 2)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("torch", reason="it makes the model")
 pytest.importorskip("transformers", reason="it makes the model")
 
-from language_zoo import TEXT, make_model
+from language_zoo import make_model
 
 import packlight
 from packlight.errors import UnusableModel, WrongUsage
@@ -17,10 +17,9 @@ from packlight.errors import UnusableModel, WrongUsage
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def test_a_folder_is_made_and_proven_in_onnxruntime(tmp_path: Path) -> None:
-    model, text = tmp_path / "model", tmp_path / "text.txt"
-    make_model(model, "llama-tied", hidden_size=128, intermediate_size=128)
-    text.write_text(TEXT * 40)
+def test_a_folder_is_made_and_proven_in_onnxruntime(tmp_path: Path, text: Path) -> None:
+    model = tmp_path / "model"
+    make_model(model, "llama-tied")
     found = packlight.compress(model, data=text, target="onnxruntime", bits=6)
     evidence = found.evidence
     assert evidence.divergence is not None

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from packlight.maths import superblock_search
 from packlight.maths.superblock_descent import lower_mixing
 from packlight.maths.superblock_layer import solve_super_blocks
 from packlight.maths.superblock_moves import Scales, try_scales
@@ -232,3 +233,11 @@ def test_golden(grid: SuperBlockGrid, codes: Any, sub_scales: Any, sub_offsets: 
     assert blocks.codes[0].tolist() == codes
     assert blocks.sub_scales[0].tolist() == sub_scales
     assert sub_offsets is None or blocks.sub_offsets[0].tolist() == sub_offsets
+
+
+@pytest.mark.parametrize("size", [16, 32])
+def test_sums_over_rows_of_memory_are_those_of_numpy_bit_for_bit(size: int) -> None:
+    draw = np.random.default_rng(0).standard_normal((20, 3, size)).astype(np.float32)
+    values = draw.transpose(2, 1, 0)  # as weights come: a sub-block's are neighbours
+    found = superblock_search._add_up(np, np.ascontiguousarray(values), True)
+    np.testing.assert_array_equal(found, values.sum(axis=0))

@@ -271,7 +271,8 @@ def compress(
         typer.Option(
             "--workers",
             metavar="N|auto|ray://HOST:PORT",
-            help="Processes that try candidates at the same time, or a Ray cluster.",
+            help="Processes that try candidates at the same time, or round the tensors of a "
+            "language model without --data; or a Ray cluster.",
             rich_help_panel=MORE,
         ),
     ] = "1",

@@ -4,30 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from packlight.errors import WrongUsage
 from packlight.language.ask import DEFAULT_BITS, Ask
 from packlight.language.proof import agreement_lost
-from packlight.language.target import Made
+from packlight.language.target import Made, spread_over
 from packlight.llm.calibrate_outputs import SlopeStore
 from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.compress import Compressed, compress_checkpoint, uniform_types
-from packlight.llm.compress_alone import Spread, spread_over_threads
+from packlight.llm.compress_alone import Spread
 from packlight.llm.compress_forecast import (
     CompressionForecast,
     forecast_compression,
     rounded_names,
 )
 from packlight.llm.costs import GGUF, Choose, TensorCosts
-from packlight.llm.formats import FORMATS
+from packlight.llm.formats import FORMATS, has_codebooks
 from packlight.llm.gguf import plain_contents, write_gguf
 from packlight.llm.rounding import Settings
 from packlight.llm.text import Windows
 from packlight.nearest import did_you_mean
-from packlight.plan.types import CANDIDATES, NARROW, plan_types
-from packlight.plan.workers import run_in_turn
+from packlight.plan.types import CANDIDATES, CODEBOOKS, FEW_BITS, NARROW, plan_types
 from packlight.progress import Progress
 from packlight.runtime.llamacpp import LLAMACPP
 from packlight.scratch import Scratch
@@ -44,6 +42,11 @@ KL_OF_LOST = 1.0
 """Estimated divergence over the square of the share of changed tokens, to begin with. On a Llama of
 5.8 million weights the measured one was 1.9 of it in files of 3.6 to 5.1 bits, whoever made them,
 and estimates came to about half of what was measured."""
+
+_NO_CODEBOOKS = (
+    "types with a codebook (IQ2_XXS to IQ3_S), which lose less at few bits, were not weighed: they "
+    "need the package gguf (pip install 'packlight[llm]')"
+)
 
 _KEPT = "a norm, bias or router: small, and kept in 32 bits"
 
@@ -79,12 +82,13 @@ class GgufTarget:
     ) -> tuple[CompressionForecast, tuple[str, ...]]:
         """What a run will take, and what else there is to say."""
         weights = sum(info.weights for info in checkpoint.tensors.values())
-        types = {**(ask.types or _likely_types(checkpoint, ask, weights)), **ask.pins}
+        likely = self._likely_types(checkpoint, ask) if ask.types is None else ask.types
+        types = {**likely, **ask.pins}
         found = forecast_compression(
             checkpoint,
             types,
             tokens=0 if windows is None else int(windows.calibration.size),
-            weighed=0 if ask.types is not None else len(CANDIDATES),
+            weighed=0 if ask.types is not None else len(self.candidates(checkpoint, ask)),
         )
         if ask.max_drop is not None:
             said = "The size depends on what the text shows: 4.5 bits a weight are assumed."
@@ -94,6 +98,13 @@ class GgufTarget:
         elif ask.max_size_bytes is not None:
             found = replace(found, size_bytes=ask.max_size_bytes)
         return found, ()
+
+    def _likely_types(self, checkpoint: Checkpoint, ask: Ask) -> dict[str, str]:
+        """One type for all tensors, of about the size that was asked for."""
+        bits = _bits_asked(checkpoint, ask)
+        found = self.candidates(checkpoint, ask)
+        nearest = min(found, key=lambda kind: abs(FORMATS[kind].bits_per_weight - bits))
+        return uniform_types(checkpoint, nearest)
 
     def make(
         self,
@@ -145,12 +156,24 @@ class GgufTarget:
             write_gguf(path, checkpoint, plain_contents(checkpoint, kind))
         return path
 
+    def candidates(self, checkpoint: Checkpoint, ask: Ask) -> tuple[str, ...]:
+        """The types that are weighed, fewest bits first: those of short blocks where rows need
+        them, those with a codebook where few bits are asked for.
+        """
+        widths = {checkpoint.tensors[name].shape[-1] for name in rounded_names(checkpoint)}
+        if any(width % 256 for width in widths):
+            return (*CANDIDATES, *NARROW)
+        few = _bits_asked(checkpoint, ask) < FEW_BITS and has_codebooks()
+        found = (*CODEBOOKS, *CANDIDATES) if few else CANDIDATES
+        return tuple(sorted(found, key=lambda kind: FORMATS[kind].bits_per_weight))
+
     def compress(
         self,
         checkpoint: Checkpoint,
         path: Path,
         types: Mapping[str, str] | Choose,
         *,
+        candidates: Sequence[str],
         windows: Windows | None,
         budget: str,
         settings: Settings,
@@ -164,7 +187,7 @@ class GgufTarget:
             path,
             types,
             windows=windows,
-            candidates=_candidates(checkpoint),
+            candidates=candidates,
             budget=budget,
             settings=settings,
             spread=spread,
@@ -194,12 +217,13 @@ class _Planner:
         self.target = target
         self.checkpoint, self.ask, self.windows = checkpoint, ask, windows
         self.scratch, self.settings, self.progress = scratch, settings, progress
-        self.spread: Spread = spread_over_threads
-        if workers != 1:
-            self.spread = partial(run_in_turn, workers=workers)
+        self.spread = spread_over(workers)
         self.slopes = SlopeStore(scratch.path, ".slopes-")
         self.costs: Sequence[TensorCosts] = ()
         self.other = 0
+        few = ask.types is None and _bits_asked(checkpoint, ask) < FEW_BITS
+        lacking = few and target.formats is GGUF and not has_codebooks()
+        self.notes = (_NO_CODEBOOKS,) if lacking else ()
 
     def make(self, name: str, kl: float | None = None, *, label: str = "") -> Made:
         """The file of the best types under the budget; kl: the estimated divergence allowed."""
@@ -219,6 +243,7 @@ class _Planner:
             self.checkpoint,
             self.scratch.file(name.replace(" ", "-"), self.target.model),
             types,
+            candidates=self.target.candidates(self.checkpoint, self.ask),
             windows=self.windows,
             budget=budget,
             settings=self.settings,
@@ -236,7 +261,7 @@ class _Planner:
             held / max(weights, 1),
             found.rows,
             dict.fromkeys(found.kept, _KEPT),
-            found.notes,
+            (*found.notes, *self.notes),
         )
 
     def plan(self, kl: float | None) -> Mapping[str, str]:
@@ -255,10 +280,11 @@ class _Planner:
         return plan_types(costs, max_size_bytes=most, other_bytes=4 * (total - rounded)).types
 
 
-def _candidates(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """The types that are weighed: those of short blocks too where rows need them."""
-    widths = {checkpoint.tensors[name].shape[-1] for name in rounded_names(checkpoint)}
-    return CANDIDATES if all(width % 256 == 0 for width in widths) else (*CANDIDATES, *NARROW)
+def _bits_asked(checkpoint: Checkpoint, ask: Ask) -> float:
+    """Bits a weight, or about as many; what most people load where a quality is asked for."""
+    weights = sum(info.weights for info in checkpoint.tensors.values())
+    size = ask.max_size_bytes
+    return ask.bits or (8 * size / weights if size else DEFAULT_BITS)
 
 
 def _pinned(one: TensorCosts, kind: str | None) -> TensorCosts:
@@ -269,10 +295,3 @@ def _pinned(one: TensorCosts, kind: str | None) -> TensorCosts:
         known = ", ".join(option.type for option in one.options)
         raise WrongUsage(f"--pin {one.name}={kind}: beside a budget pin one of {known}.")
     return replace(one, options=options)
-
-
-def _likely_types(checkpoint: Checkpoint, ask: Ask, weights: int) -> dict[str, str]:
-    """One type for all tensors, of about the size that was asked for."""
-    bits = ask.bits or (8 * ask.max_size_bytes / weights if ask.max_size_bytes else 4.5)
-    nearest = min(CANDIDATES, key=lambda kind: abs(FORMATS[kind].bits_per_weight - bits))
-    return uniform_types(checkpoint, nearest)

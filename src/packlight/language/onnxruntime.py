@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,7 +43,7 @@ class OnnxTarget(GgufTarget):
         weights = sum(info.weights for info in checkpoint.tensors.values())
         size = ask.max_size_bytes or int((ask.bits or DEFAULT_BITS) * weights / 8)
         tokens = 0 if windows is None else int(windows.calibration.size)
-        weighed = 0 if ask.types is not None else len(CANDIDATES)
+        weighed = 0 if ask.types is not None else len(self.candidates(checkpoint, ask))
         names = rounded_names(checkpoint)
         work = forecast_work(checkpoint, names, size, tokens=tokens, weighed=weighed)
         if ask.max_drop is None:
@@ -59,12 +59,17 @@ class OnnxTarget(GgufTarget):
             compress_decoder(checkpoint, path, uniform_types(checkpoint, FLOAT, ONNX))
         return path.parent
 
+    def candidates(self, checkpoint: Checkpoint, ask: Ask) -> tuple[str, ...]:
+        """The formats that are weighed, fewest bits first."""
+        return CANDIDATES
+
     def compress(
         self,
         checkpoint: Checkpoint,
         path: Path,
         types: Mapping[str, str] | Choose,
         *,
+        candidates: Sequence[str],
         windows: Windows | None,
         budget: str,
         settings: Settings,
@@ -78,7 +83,7 @@ class OnnxTarget(GgufTarget):
             path,
             types,
             windows=windows,
-            candidates=CANDIDATES,
+            candidates=candidates,
             budget=budget,
             settings=settings,
             spread=spread,

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from packlight.language.ask import Ask
 from packlight.llm.checkpoint import Checkpoint
+from packlight.llm.compress_alone import Spread, spread_over_threads
 from packlight.llm.compress_forecast import CompressionForecast
 from packlight.llm.journal import Row
 from packlight.llm.text import Windows
+from packlight.plan.workers import run_in_turn
 from packlight.progress import Progress
 from packlight.runtime.text import TextRuntime
 from packlight.scratch import Scratch
@@ -88,3 +91,8 @@ class LanguageTarget(Protocol):
 
     def texts(self, ask: Ask) -> Mapping[str, str]:
         """Other files of the output folder, by name."""
+
+
+def spread_over(workers: int | str) -> Spread:
+    """Over whom tensors are spread that are rounded on their own: this process's threads for 1."""
+    return spread_over_threads if workers == 1 else partial(run_in_turn, workers=workers)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from packlight.language.ask import Ask
-from packlight.language.target import Made
+from packlight.language.target import Made, spread_over
 from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.compress_forecast import CompressionForecast, forecast_work
 from packlight.llm.rounding import Settings
@@ -69,6 +69,7 @@ class VllmTarget:
             scheme,
             windows=windows,
             settings=Settings(seed=seed),
+            spread=spread_over(workers),
             progress=progress,
         )
         weights = sum(info.weights for info in checkpoint.tensors.values())

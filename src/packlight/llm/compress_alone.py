@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -20,8 +21,8 @@ from packlight.errors import UnusableModel
 from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.checkpoint.parts import Part, read_part
 from packlight.llm.costs import FormatTable, TensorCosts, costs_without_text
-from packlight.llm.formats import decode, quantize, row_bytes
 from packlight.llm.formats.quantizing import THREADS
+from packlight.llm.rounding import Rounding
 
 PIECE = 1 << 20
 """Weights that are rounded at a time."""
@@ -68,6 +69,29 @@ def spread_over_threads(
                 left.cancel()
 
 
+def round_spread(
+    run: Rounding,
+    spread: Spread,
+    function: Callable[[Task], Result],
+    tasks: Mapping[str, Sequence[Task]],
+    write: Callable[[str, Iterator[Result]], None],
+) -> None:
+    """Round tensors in pieces, write each once all its pieces are there, and keep what is kept.
+
+    tasks: the pieces of each tensor that is to be rounded and is not finished. write: is given a
+    tensor's name and what `function` made of its pieces, which it must take.
+    """
+    tensors = run.checkpoint.tensors
+    run.progress.stage("rounding", len(tensors))
+    rounded = spread(function, [*chain.from_iterable(tasks.values())])
+    for name in tensors:
+        if name in tasks:
+            write(name, islice(rounded, len(tasks[name])))
+        elif not run.wants(name):
+            run.keep(name)
+        run.progress.step(name)
+
+
 @dataclass(frozen=True)
 class Piece:
     """Rows begin..end of a tensor, and the type that they get."""
@@ -75,6 +99,7 @@ class Piece:
     name: str
     part: Part
     kind: str
+    formats: FormatTable
     begin: int
     end: int
 
@@ -88,30 +113,37 @@ class RoundedPiece:
     power: float
 
 
-def pieces_of(checkpoint: Checkpoint, name: str, kind: str) -> tuple[Piece, ...]:
+def cut_rows(rows: int, inputs: int) -> Iterator[tuple[int, int]]:
+    """Where pieces of `PIECE` weights of a matrix begin and end."""
+    step = max(PIECE // inputs, 1)
+    return ((at, min(at + step, rows)) for at in range(0, rows, step))
+
+
+def pieces_of(
+    checkpoint: Checkpoint, name: str, kind: str, formats: FormatTable
+) -> tuple[Piece, ...]:
     """A tensor in pieces, from its first rows to its last."""
     part = checkpoint.parts[name]
-    step = max(PIECE // part.shape[-1], 1)
     return tuple(
-        Piece(name, part, kind, at, min(at + step, part.rows)) for at in range(0, part.rows, step)
+        Piece(name, part, kind, formats, *rows) for rows in cut_rows(part.rows, part.shape[-1])
     )
 
 
 def round_piece(piece: Piece) -> RoundedPiece:
     """Round rows of a tensor to the nearest that their type can say. Raises UnusableModel."""
     weight = read_part(piece.part, piece.begin, piece.end)
-    inputs = weight.shape[1]
-    data = np.empty((len(weight), row_bytes(piece.kind, inputs)), np.uint8)
+    inputs, formats = weight.shape[1], piece.formats
+    data = np.empty((len(weight), formats.row_bytes(piece.kind, inputs)), np.uint8)
     step = max(STEP // inputs, 1)
     error = power = 0.0
     for at in range(0, len(weight), step):
         some = weight[at : at + step]
         try:
-            data[at : at + step] = quantize(piece.kind, some, threads=1)
+            data[at : at + step] = formats.encode(piece.kind, some)
         except ValueError as broken:
             message = f"{piece.name} cannot be rounded to {piece.kind}: {broken}"
             raise UnusableModel(message) from broken
-        gap = some - decode(piece.kind, data[at : at + step])
+        gap = some - formats.decode(piece.kind, data[at : at + step])
         error += float((gap * gap).sum())
         power += float((some * some).sum())
     return RoundedPiece(data, error, power)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain, islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +12,14 @@ from numpy.typing import NDArray
 from packlight.errors import UnusableModel
 from packlight.llm.calibrate_outputs import PARTS, SlopeStore, round_in_parts
 from packlight.llm.checkpoint import Checkpoint
-from packlight.llm.compress_alone import RoundedPiece, Spread, pieces_of, round_piece
+from packlight.llm.compress_alone import (
+    RoundedPiece,
+    Spread,
+    pieces_of,
+    round_piece,
+    round_spread,
+)
+from packlight.llm.costs import GGUF
 from packlight.llm.formats import FORMATS, decode, quantize_with_info
 from packlight.llm.gguf import Writing
 from packlight.llm.journal import Journal, Row
@@ -87,20 +93,12 @@ class GgufRun:
 
     def round_alone(self, spread: Spread) -> None:
         """All tensors without text, pieces of them spread over whoever takes them."""
-        tensors = self.checkpoint.tensors
-        self.progress.stage("rounding", len(tensors))
         pieces = {
-            name: pieces_of(self.checkpoint, name, self.types[name])
-            for name in tensors
+            name: pieces_of(self.checkpoint, name, self.types[name], GGUF)
+            for name in self.checkpoint.tensors
             if self.wants(name) and not self._is_finished(name)
         }
-        rounded = spread(round_piece, [*chain.from_iterable(pieces.values())])
-        for name in tensors:
-            if name in pieces:
-                self._write_pieces(name, islice(rounded, len(pieces[name])))
-            elif not self.wants(name):
-                self.keep(name)
-            self.progress.step(name)
+        round_spread(self, spread, round_piece, pieces, self._write_pieces)
 
     def _is_finished(self, name: str) -> bool:
         return name in self.writing.finished and name in self.journal.rows

@@ -10,19 +10,29 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from packlight.llm.formats import FORMATS, decode, fallback, fits, quantize_with_info, row_bytes
+from packlight.llm.formats import (
+    FORMATS,
+    decode,
+    fallback,
+    fits,
+    quantize,
+    quantize_with_info,
+    row_bytes,
+)
 
 Floats: TypeAlias = NDArray[np.float32]
+Bytes: TypeAlias = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class FormatTable:
-    """The formats of a kind of file, as far as they are chosen among.
+    """The formats of a kind of file, whichever it is.
 
     blocks: by name, the weights that are stored together. fits: whether rows of so many inputs are
     whole blocks. fallback: the format, or the next that fits such rows. row_bytes: of such rows.
     round_quickly: the values of a weight [out, in] in a format, under second moments [in, in],
-    their diagonal [in], or None, and a damping.
+    their diagonal [in], or None, and a damping. encode: the bytes [out, row_bytes] of a weight
+    rounded on its own, on one thread; decode: what they stand for.
     """
 
     blocks: Mapping[str, int]
@@ -30,6 +40,8 @@ class FormatTable:
     fallback: Callable[[str, int], str]
     row_bytes: Callable[[str, int], int]
     round_quickly: Callable[[str, Floats, Floats | None, float], Floats]
+    encode: Callable[[str, Floats], Bytes]
+    decode: Callable[[str, Bytes], Floats]
 
 
 def _round_to_gguf(kind: str, weight: Floats, moments: Floats | None, damping: float) -> Floats:
@@ -40,8 +52,18 @@ def _round_to_gguf(kind: str, weight: Floats, moments: Floats | None, damping: f
     )
 
 
+def _encode_for_gguf(kind: str, weight: Floats) -> Bytes:
+    return quantize(kind, weight, threads=1)
+
+
 GGUF = FormatTable(
-    {name: one.block for name, one in FORMATS.items()}, fits, fallback, row_bytes, _round_to_gguf
+    {name: one.block for name, one in FORMATS.items()},
+    fits,
+    fallback,
+    row_bytes,
+    _round_to_gguf,
+    _encode_for_gguf,
+    decode,
 )
 
 

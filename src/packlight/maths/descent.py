@@ -6,6 +6,8 @@ in one matrix product a block: nearly all work is then done by matrix products.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from array_api_compat import array_namespace, device
 
 from packlight.maths.grids import Array, Grid
@@ -13,6 +15,9 @@ from packlight.maths.layer import ByInput, row_slices
 from packlight.maths.pairs import code_limits, fit_partner
 
 _BLOCK = 128  # even, so that pairs of inputs stay together
+
+_AHEAD = 1024
+"""Codes that are looked at together: where no input wants to move, none is gone through alone."""
 
 
 def slopes(
@@ -22,10 +27,8 @@ def slopes(
     xp = array_namespace(weight)
     off = xp.empty(codes.shape, dtype=h.dtype, device=device(weight))
     for rows in row_slices(codes.shape[0]):
-        wide = xp.asarray(xp.astype(weight[:, rows], xp.float64).T, copy=True)
-        for i in range(rows.start, rows.stop):
-            value = grid.steps_of(codes[i, :], zero.at(i)) * scale.at(i)
-            off[i, :] = xp.astype(wide[i - rows.start, :] - value, h.dtype)
+        value = grid.steps_of(codes[rows, :], zero.of_inputs(rows)) * scale.of_inputs(rows)
+        off[rows, :] = xp.astype(xp.astype(weight[:, rows], xp.float64).T - value, h.dtype)
     return xp.matmul(h, off)
 
 
@@ -53,13 +56,17 @@ def sweep_codes(
         stop = min(start + _BLOCK, inputs)
         near = pull[start:stop, :]  # a view, kept up to date; the rest follows in one product
         steps = xp.zeros((stop - start, outputs), dtype=h.dtype, device=device(q))
-        for i in range(start, stop):
+        scales, zeros = (values.of_inputs(slice(start, stop)) for values in (scale, zero))
+        old = xp.astype(q[start:stop, :], xp.float64)
+        olds = grid.steps_of(old, zeros)
+        bends = xp.asarray(curvature[start:stop], dtype=xp.float64, device=device(q))
+        bends = scales * xp.where(bends > 0, bends, xp.ones_like(bends))[:, None]
+        for i, best in _find_moves(near, old, olds, bends, zeros, grid, pair_limit is not None):
+            i += start
             if curvature[i] <= 0:
                 continue
-            scale_i, zero_i = scale.at(i), zero.at(i)
-            code = xp.astype(q[i, :], xp.float64)
-            now = grid.steps_of(code, zero_i)
-            best = grid.codes_of(now + near[i - start, :] / (scale_i * curvature[i]), zero_i)
+            scale_i, zero_i = scales[i - start, :], zeros[i - start, :]
+            code, now = old[i - start, :], olds[i - start, :]
             if pair_limit is not None:
                 best = best.clip(lowest, highest)
                 if (i ^ 1) < inputs:
@@ -94,9 +101,37 @@ def sweep_codes(
                         near -= h[start:stop, k][:, None] * step[None, :]
                         steps[k - start, :] += step
                     moved |= gains
+                    after = i + 1 - start
+                    old[after, :] = q[i + 1, :]
+                    olds[after, :] = grid.steps_of(old[after, :], zeros[after, :])
         if bool(xp.any(steps != 0)):
             for first, last in ((0, start), (stop, inputs)):
                 for piece in row_slices(last - first, 1024):
                     far = slice(first + piece.start, first + piece.stop)
                     pull[far, :] -= xp.matmul(h[far, start:stop], steps)
     return moved
+
+
+def _find_moves(
+    near: Array, old: Array, olds: Array, bends: Array, zeros: Array, grid: Grid, every: bool
+) -> Iterator[tuple[int, Array]]:
+    """Yield one input after another with its best codes, where some of them are other than `old`.
+
+    near, old: slopes and codes [inputs, out], looked at anew after each input that is yielded.
+    olds: steps of the codes. bends: what a step costs, zeros: zero points. every: inputs whose
+    codes are the best are yielded too.
+    """
+    xp = array_namespace(near)
+    inputs, outputs = near.shape
+    ahead = 1 if every else min(max(_AHEAD // max(outputs, 1), 1), 16)
+    place = 0
+    while place < inputs:
+        some = slice(place, min(place + ahead, inputs))
+        best = grid.codes_of(olds[some, :] + near[some, :] / bends[some, :], zeros[some, :])
+        moving = xp.nonzero(xp.any(best != old[some, :], axis=1))[0]
+        if every or moving.shape[0]:
+            first = 0 if every else int(moving[0])
+            yield place + first, best[first, :]
+            place += first + 1
+        else:
+            place = some.stop

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias
 
+import array_api_compat.numpy
 import numpy as np
 from array_api_compat import array_namespace, device
 
@@ -371,4 +372,6 @@ def _zeros(xp: Any, shape: Sequence[int], like: Array) -> Array:
 def _namespace(*values: Array) -> Any:
     """Give the array library of the first value that is an array; NumPy for plain numbers."""
     arrays = [value for value in values if not isinstance(value, (int, float))]
-    return array_namespace(*arrays) if arrays else array_namespace(np.zeros(1))
+    if all(type(value) is np.ndarray for value in arrays):  # at once: rounding asks at every input
+        return array_api_compat.numpy
+    return array_namespace(*arrays)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from packlight.maths.grids import Array, block_counts, expand_blocks
 
@@ -30,6 +30,12 @@ class ByInput:
     def at(self, place: int) -> Array:
         """Give the values of one input, [out or 1]."""
         return self.rows[min(place // self.size, self.rows.shape[0] - 1), :]
+
+    def of_inputs(self, some: slice) -> Array:
+        """Give the values of some inputs, [inputs, out or 1]."""
+        xp = array_namespace(self.rows)
+        place = xp.arange(some.start, some.stop, device=device(self.rows)) // self.size
+        return xp.take(self.rows, place.clip(0, self.rows.shape[0] - 1), axis=0)
 
     def of_outputs(self, chosen: Array) -> ByInput:
         """Keep some outputs. chosen: their indices."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
+from packlight.maths.codewords import GROUP, Codebook, improve_words, nearest_words
 from packlight.maths.grids import Array
 from packlight.maths.superblock_moves import Columns, Scales, choose, pick_rows, try_scales
 from packlight.maths.superblock_rounding import round_tries
@@ -137,6 +138,9 @@ def _move_codes(
     xp: Any, slope: Array, near: Array, scales: Scales, levels: Array, grid: SuperBlockGrid
 ) -> None:
     """Move each code of a sub-block once to its best value, in place; slope follows."""
+    if grid.codebook is not None:
+        _move_words(xp, slope, near, scales.step, levels, grid.codebook)
+        return
     step = scales.step  # the shift is part of the value before and after: it drops out
     usable = step != 0
     inverse = xp.where(usable, 1 / xp.where(usable, step, xp.ones_like(step)), xp.zeros_like(step))
@@ -152,6 +156,32 @@ def _move_codes(
         change = (level - levels[i, :]) * step
         levels[i, :] = level
         slope -= near[:, i][:, None] * change[None, :]
+
+
+def _move_words(
+    xp: Any, slope: Array, near: Array, step: Array, levels: Array, codebook: Codebook
+) -> None:
+    """Move the codes of eight inputs at a time to a better word, in place; slope follows."""
+    usable = step != 0
+    inverse = xp.where(usable, 1 / xp.where(usable, step, xp.ones_like(step)), xp.zeros_like(step))
+    for start in range(0, levels.shape[0], GROUP):
+        some = slice(start, start + GROUP)
+        mixing = lower_mixing(near[some, some])
+        metric = xp.matmul(mixing.T, mixing)
+        old = levels[some, :]
+        aim = old + xp.linalg.solve(mixing, xp.linalg.solve(mixing.T, slope[some, :])) * inverse
+        afresh = nearest_words(aim, xp.linalg.diagonal(metric)[:, None], codebook)
+        best, least = old, 0 * step
+        for words in (old, afresh):
+            new = improve_words(aim, metric, words, codebook)
+            change = (new - old) * step
+            cost = xp.matmul(near[some, some], change) - 2 * slope[some, :]
+            cost = xp.sum(cost * change, axis=0)
+            gains = cost < least
+            best, least = xp.where(gains, new, best), xp.where(gains, cost, least)
+        change = (best - old) * step
+        levels[some, :] = best
+        slope -= xp.matmul(near[:, some], change)
 
 
 def _refit(

@@ -120,9 +120,9 @@ def try_scales(now: Scales, grid: SuperBlockGrid, spread: Sequence[float]) -> Sc
     if grid.scale_limits[0] == grid.scale_limits[1]:
         scale = to_half(scale * factor)
     else:
-        away = xp.where(factor > 1, every + 1, every - 1)
+        away = xp.where(factor > 1, every + 1, every - 1) * (1 if grid.codebook is None else 2)
         least = sub + xp.where(sub < 0, -away, away)
-        other = xp.round(sub * factor)
+        other = grid.nearest_scales(sub * factor)
         other = xp.where(other == sub, least, other)
         other = other.clip(float(grid.scale_limits[0]), float(grid.scale_limits[1]))
         sub = xp.where(factor == 1, sub, other)

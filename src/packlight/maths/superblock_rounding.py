@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array_api_compat import array_namespace
 
+from packlight.maths.codewords import GROUP, Codebook, improve_words, nearest_words
 from packlight.maths.grids import Array
 from packlight.maths.superblock_moves import Columns, Scales, choose, pick_rows, try_scales
 from packlight.maths.superblock_search import round_to_levels, search_scales
@@ -68,6 +69,8 @@ def round_tries(
     target: [sub_size, n]. mixing: [sub_size, sub_size], lower triangular.
     Returns levels [sub_size, tries, n] and |M (T - V)|^2 [tries, n].
     """
+    if grid.codebook is not None:
+        return _round_tries_to_words(target, mixing, tried, grid.codebook)
     xp = array_namespace(target)
     step, shift = tried.step, tried.shift
     tries, count = step.shape
@@ -95,3 +98,55 @@ def round_tries(
         value *= value
         errors += value
     return levels, errors
+
+
+def _round_tries_to_words(
+    target: Array, mixing: Array, tried: Scales, codebook: Codebook
+) -> tuple[Array, Array]:
+    """The same, eight inputs at a time, which then make up for those before them together.
+
+    With A = M_jj^T M_jj of the eight, words are first the nearest under A's diagonal, for every
+    try; of the best try all words are held against A itself.
+    """
+    xp = array_namespace(target)
+    step = tried.step
+    levels, errors = _round_to_words(target, mixing, step, codebook, whole=False)
+    best = xp.argmin(errors, axis=0)
+    one = pick_rows(step, best)[None, :]
+    better, error = _round_to_words(target, mixing, one, codebook, whole=True)
+    chosen = xp.arange(step.shape[0], dtype=best.dtype)[:, None] == best
+    gains = chosen & (error < errors)
+    return xp.where(gains, better, levels), xp.where(gains, error, errors)
+
+
+def _round_to_words(
+    target: Array, mixing: Array, step: Array, codebook: Codebook, *, whole: bool
+) -> tuple[Array, Array]:
+    """Levels [sub_size, tries, n] and errors [tries, n]. whole: words are held against A."""
+    xp = array_namespace(target)
+    size, (tries, count) = target.shape[0], step.shape
+    flat = xp.reshape(step, (1, -1))
+    usable = flat != 0
+    inverse = xp.where(usable, 1 / xp.where(usable, flat, xp.ones_like(flat)), 0 * flat)
+    every = xp.zeros((1, tries, 1), dtype=target.dtype)
+    wide = xp.reshape(target[:, None, :] + every, (size, -1))
+    levels, off = xp.empty_like(wide), xp.empty_like(wide)
+    errors = 0 * flat
+    for start in range(0, size, GROUP):
+        some = slice(start, start + GROUP)
+        corner = mixing[some, some]
+        aim = wide[some, :]
+        if start:
+            carried = xp.matmul(mixing[some, :start], off[:start, :])
+            aim = aim + xp.linalg.solve(corner, carried)
+        metric = xp.matmul(corner.T, corner)
+        x = aim * inverse
+        near = nearest_words(x, xp.linalg.diagonal(metric)[:, None], codebook)
+        if whole:
+            near = improve_words(x, metric, near, codebook)
+        levels[some, :] = near
+        value = near * flat
+        off[some, :] = wide[some, :] - value
+        missed = xp.matmul(corner, aim - value)
+        errors += xp.sum(missed * missed, axis=0)
+    return xp.reshape(levels, (size, tries, count)), xp.reshape(errors, (tries, count))

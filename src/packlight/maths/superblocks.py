@@ -16,6 +16,7 @@ from functools import cached_property
 
 from array_api_compat import array_namespace, device
 
+from packlight.maths.codewords import Codebook
 from packlight.maths.grids import Array
 
 LARGEST_HALF = 65504.0
@@ -27,14 +28,16 @@ class SuperBlockGrid:
 
     sub_size: inputs of a sub-block. sub_blocks: of them in a super-block. levels: what codes
     0, 1, ... stand for, ascending. scale_limits: the lowest and highest sub-scale.
-    offset_limits: those of the sub-offsets, or None for a grid without offsets.
+    offset_limits: those of the sub-offsets, or None for a grid without offsets. codebook: which
+    levels neighbouring inputs may have together, where not any; sub-scales are odd then.
     """
 
     sub_size: int
     sub_blocks: int
-    levels: tuple[int, ...]
+    levels: tuple[float, ...]
     scale_limits: tuple[int, int] = (1, 1)
     offset_limits: tuple[int, int] | None = None
+    codebook: Codebook | None = None
 
     @property
     def size(self) -> int:
@@ -45,6 +48,13 @@ class SuperBlockGrid:
     def even(self) -> bool:
         """Whether the levels are neighbouring whole numbers."""
         return self.levels[-1] - self.levels[0] == len(self.levels) - 1
+
+    def nearest_scales(self, numbers: Array) -> Array:
+        """Give the nearest sub-scales, as floats."""
+        xp = array_namespace(numbers)
+        low, high = self.scale_limits
+        whole = xp.round(numbers) if self.codebook is None else 2 * xp.round(numbers / 2 - 0.5) + 1
+        return whole.clip(float(low), float(high))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,12 @@ from packlight.plan.knapsack import solve_knapsack
 CANDIDATES = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 """Types that are weighed where rows divide by 256, fewest bits first."""
 
+CODEBOOKS = ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
+"""Types that are weighed besides where fewer than `FEW_BITS` are asked for: of the same size they
+lose less than types without a codebook, and llama.cpp takes longer to compute with them."""
+
+FEW_BITS = 3.5
+
 NARROW = ("IQ4_NL", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 """Types that are weighed for other rows."""
 

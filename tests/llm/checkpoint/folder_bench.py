@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,43 @@ def write_hollow_llama(folder: Path, feed_forward: int) -> Path:
     with (folder / "model.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", len(coded)) + coded)
         file.truncate(8 + len(coded) + end)
+    return folder
+
+
+def write_tall_llama(folder: Path, layers: int, width: int, feed_forward: int) -> Path:
+    """Write a Llama of many blocks with the same random numbers, a block at a time.
+
+    In 64 bits, so that a large file has few weights.
+    """
+    changes = {"hidden_size": width, "intermediate_size": feed_forward, "num_hidden_layers": layers}
+    write_llama(folder, **changes, num_attention_heads=4, num_key_value_heads=4)
+    draw = np.random.default_rng(0)
+    sides = {64: width, 32: width, 96: feed_forward, 300: 300}
+    block: dict[str, NDArray[np.float64]] = {}
+    outer: dict[str, NDArray[np.float64]] = {}
+    for name, array in llama_tensors().items():
+        shape = tuple(sides[axis] for axis in array.shape)
+        values = draw.standard_normal(shape) / width**0.5
+        if ".layers.0." in name:
+            block[name] = values
+        elif ".layers." not in name:
+            outer[name] = values
+    head: dict[str, Any] = {}
+    end = 0
+    parts: list[Iterable[tuple[str, NDArray[np.float64]]]] = [outer.items()]
+    parts += (
+        [(name.replace(".0.", f".{layer}."), values) for name, values in block.items()]
+        for layer in range(layers)
+    )
+    for name, array in chain.from_iterable(parts):
+        offsets = [end, end + array.nbytes]
+        head[name] = {"dtype": "F64", "shape": [*array.shape], "data_offsets": offsets}
+        end += array.nbytes
+    coded = json.dumps(head).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(coded)) + coded)
+        for _, array in chain.from_iterable(parts):
+            file.write(array.data)
     return folder
 
 

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 
-from packlight.errors import WrongUsage
-from packlight.llm.formats import FORMATS, decode, encode, fallback, fits, quantize, row_bytes
+from packlight.errors import MissingExtra, WrongUsage
+from packlight.llm.formats import (
+    FORMATS,
+    codebooks,
+    decode,
+    encode,
+    fallback,
+    fits,
+    quantize,
+    row_bytes,
+)
+from packlight.llm.formats.codebooks import LAYOUTS
 from packlight.maths.superblocks import SuperBlocks
 
 BLOCKED = [name for name, entry in FORMATS.items() if entry.layout is not None]
+PLAIN_BLOCKS = [name for name in BLOCKED if name not in LAYOUTS]
 
 # One block, all scales 1 and offsets 0 where there is a choice, codes 0, 1, 2, ... as far as
 # they go and again; written down by hand from the layouts.
@@ -49,6 +62,8 @@ def test_read_as_by_the_gguf_package(name: str) -> None:
 
 @pytest.mark.parametrize("name", BLOCKED)
 def test_codes_and_scales_come_back_as_the_same_bytes(name: str) -> None:
+    if name in LAYOUTS:
+        pytest.importorskip("gguf", reason="codebooks are read from the gguf package")
     entry = FORMATS[name]
     layout = entry.layout
     assert layout is not None
@@ -94,7 +109,7 @@ def test_golden_bytes_of_small_blocks(name: str) -> None:
 
 def test_golden_bytes_of_super_blocks() -> None:
     """Codes 0, 1, ... repeat with a period that divides a run, so bytes are whole runs alike."""
-    found = {name: encode(name, example(name)).tobytes().hex() for name in BLOCKED}
+    found = {name: encode(name, example(name)).tobytes().hex() for name in PLAIN_BLOCKS}
     assert found["Q2_K"] == "11" * 16 + "0055aaff" * 16 + HALF_ONE * 2
     # Codes 0 to 7: low bits 0 to 3 twice, high bits 0 0 0 0 1 1 1 1; a scale of 1 is stored as 33.
     assert (
@@ -130,6 +145,7 @@ def test_scales_of_six_bits_lie_as_llama_cpp_reads_them() -> None:
         ("Q5_K", 96, "Q5_1"),
         ("Q6_K", 96, "Q8_0"),
         ("Q2_K", 96, "IQ4_NL"),
+        ("IQ2_XS", 96, "IQ4_NL"),
         ("IQ4_XS", 288, "IQ4_NL"),
         ("Q6_K", 50, "F16"),
         ("Q3_K", 50, "F16"),
@@ -151,3 +167,61 @@ def test_bad_input_is_refused_in_a_sentence() -> None:
         decode("Q4_K", np.zeros((2, 145), np.uint8))
     with pytest.raises(WrongUsage, match="F16 has no blocks"):
         encode("F16", example("Q4_K"))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_golden_bytes_of_the_first_word(name: str) -> None:
+    """All magnitudes those of word 0, the first input of each sub-block below 0."""
+    pytest.importorskip("gguf", reason="codebooks are read from the gguf package")
+    layout = LAYOUTS[name]
+    data = np.zeros((1, FORMATS[name].block_bytes), np.uint8)
+    data[:, :2] = np.frombuffer(bytes.fromhex(HALF_ONE), np.uint8)
+    blocks = layout.decode(data)
+    least = codebooks._words_of(name).min() * layout.unit
+    assert (decode(name, data) == least).all()  # word 0 is the smallest everywhere
+    half = len(layout.grid.levels) // 2
+    codes = blocks.codes.copy()
+    codes[:, :: layout.sub_size] = half - 1
+    codes[:, 1 :: layout.sub_size] = half - 1
+    scales = np.full_like(blocks.sub_scales, 5)  # stored as 2
+    found = layout.encode(SuperBlocks(codes, scales, blocks.scales)).tobytes().hex()
+    assert (
+        found
+        == HALF_ONE
+        + {
+            "IQ2_XXS": ("00" * 4 + "03000020") * 8,
+            "IQ2_XS": "00060000" * 16 + "22" * 8,
+            "IQ2_S": "00" * 32 + "0300" * 16 + "00" * 8 + "22" * 8,
+            "IQ3_XXS": "00" * 64 + "03000020" * 8,
+            "IQ3_S": "00" * 64 + "00" * 8 + "03000000" * 8 + "22" * 4,
+        }[name]
+    )
+
+
+@pytest.mark.parametrize("name", ["IQ2_XXS", "IQ3_XXS"])
+def test_what_no_word_says_is_refused(name: str) -> None:
+    pytest.importorskip("gguf", reason="codebooks are read from the gguf package")
+    layout = LAYOUTS[name]
+    blocks = layout.decode(random_bytes(name).reshape(-1, FORMATS[name].block_bytes))
+    half = len(layout.grid.levels) // 2
+    one = blocks.codes.copy()
+    one[0, 0] = 2 * half - 1 - one[0, 0]
+    with pytest.raises(ValueError, match="odd number of eight weights is below 0"):
+        layout.encode(SuperBlocks(one, blocks.sub_scales, blocks.scales))
+    with pytest.raises(ValueError, match=f"no word of {name}'s codebook"):
+        layout.encode(
+            SuperBlocks(np.full_like(one, 2 * half - 1), blocks.sub_scales, blocks.scales)
+        )
+
+
+def test_without_the_package_a_codebook_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    monkeypatch.setattr(codebooks, "_words_of", codebooks._words_of.__wrapped__)
+    fresh = codebooks.WordLayout(**vars_of(LAYOUTS["IQ2_S"]))
+    with pytest.raises(MissingExtra, match=r"package gguf.*packlight\[llm\].*Q2_K"):
+        fresh.decode(random_bytes("IQ2_S").reshape(-1, 82))
+    assert fits("IQ2_S", 512) and row_bytes("IQ2_S", 512) == 164  # sizes need no codebook
+
+
+def vars_of(layout: codebooks.WordLayout) -> dict[str, Any]:
+    return {one.name: getattr(layout, one.name) for one in dataclasses.fields(layout)}

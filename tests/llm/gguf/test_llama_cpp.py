@@ -29,6 +29,9 @@ from numpy.typing import NDArray
 
 from packlight.errors import UnusableModel
 from packlight.llm.checkpoint import Checkpoint, open_checkpoint
+from packlight.llm.compress import compress_checkpoint
+from packlight.llm.compress_forecast import rounded_names
+from packlight.llm.formats.codebooks import LAYOUTS
 from packlight.llm.gguf import write_gguf
 from packlight.llm.vocabulary.tokens import scores_of_merges
 
@@ -213,3 +216,27 @@ def test_a_model_without_a_tokenizer_computes_the_same(real: Path, tmp_path: Pat
     tokens = np.random.default_rng(0).integers(3, 500, 100).tolist()
     expected, found = logits_of(model, tokens), run_llama(path, tokens)
     assert np.abs(found - expected).max() / expected.std() < 2e-4
+
+
+def test_codebooks_are_computed_with_as_they_are_read(tmp_path: Path):
+    """Each tensor in another type, against a file with the same weights in 32 bits.
+
+    llama.cpp rounds what it multiplies such weights by to 8 bits, so that the two agree but for
+    that; of a wrong layout nothing would agree.
+    """
+    pytest.importorskip("transformers")
+    pytest.importorskip("gguf", reason="codebooks are read from the gguf package")
+    shape = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 4}
+    make_model(tmp_path, "llama", **shape, num_key_value_heads=4, head_dim=64)
+    checkpoint = open_checkpoint(tmp_path)
+    kinds = ("IQ3_S", *LAYOUTS)
+    types = {name: kinds[i % 6] for i, name in enumerate(rounded_names(checkpoint))}
+    packed = compress_checkpoint(checkpoint, tmp_path / "packed.gguf", types)
+    assert {row.type for row in packed.rows} == set(LAYOUTS)
+    back = open_checkpoint(packed.path)
+    plain = write(back, tmp_path / "plain.gguf")
+    found, expected = run_llama_on([(packed.path, TOKENS), (plain, TOKENS)])
+    error = float(np.abs(found - expected).mean())
+    original = run_llama(write(checkpoint, tmp_path / "m.gguf"), TOKENS)
+    assert error < 0.1 * expected.std()
+    assert error < 0.3 * np.abs(original - expected).mean()

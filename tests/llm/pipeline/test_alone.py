@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from folder_bench import write_llama
 
 from packlight.errors import WrongUsage
+from packlight.language import story
+from packlight.language import target as language_target
 from packlight.language.enter import enter
 from packlight.llm import compress_alone
 from packlight.llm.checkpoint import open_checkpoint
 from packlight.llm.compress import compress_checkpoint, uniform_types
+from packlight.llm.compress_alone import Spread
+from packlight.llm.onnx.compress import compress_decoder
+from packlight.llm.onnx.formats import ONNX
+from packlight.llm.schemes import compress_folder, find_scheme
+from packlight.measure.language_proof import LanguageProof
 from packlight.plan.workers import run_in_turn
 from packlight.progress import SILENT
 
@@ -33,21 +41,98 @@ def test_workers_and_pieces_decide_no_byte(
     )
 
 
+@pytest.mark.parametrize("kind", ["int4-32", "int8-32"])
+def test_workers_and_pieces_decide_no_byte_of_a_decoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    checkpoint = open_checkpoint(write_llama(tmp_path / "model"))
+    types = uniform_types(checkpoint, kind, ONNX)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    whole = compress_decoder(checkpoint, tmp_path / "a" / "m.onnx", types)
+    monkeypatch.setattr(compress_alone, "PIECE", 1000)
+    spread, taken = count_tasks(workers=2)
+    pieces = compress_decoder(checkpoint, tmp_path / "b" / "m.onnx", types, spread=spread)
+    assert len(taken) > len(types)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+    assert [row.error for row in pieces.rows] == pytest.approx(
+        [row.error for row in whole.rows], rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("scheme", ["w4a16", "w8a8", "nvfp4", "50%"])
+def test_workers_and_pieces_decide_no_byte_of_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    checkpoint = open_checkpoint(write_llama(tmp_path / "model"))
+    whole = compress_folder(checkpoint, tmp_path / "a", find_scheme(scheme))
+    monkeypatch.setattr(compress_alone, "PIECE", 1000)
+    spread, taken = count_tasks(workers=2)
+    pieces = compress_folder(checkpoint, tmp_path / "b", find_scheme(scheme), spread=spread)
+    assert len(taken) > len(whole.rows)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+    assert [row.error for row in pieces.rows] == pytest.approx(
+        [row.error for row in whole.rows], rel=1e-5
+    )
+
+
+def count_tasks(workers: int) -> tuple[Spread, list[object]]:
+    """Workers, and a list that fills with what they have done."""
+    taken: list[object] = []
+
+    def spread(function: Any, tasks: Any) -> Any:
+        for result in run_in_turn(function, tasks, workers=workers):
+            taken.append(result)
+            yield result
+
+    return spread, taken
+
+
+@pytest.mark.parametrize("target", ["llama.cpp", "onnxruntime", "vllm"])
+def test_workers_that_are_asked_for_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    """From the door on: no target takes the number and leaves it unused."""
+    asked = []
+
+    def watch(function: Any, tasks: Any, *, workers: int) -> Any:
+        asked.append((workers, function.__name__))
+        return run_in_turn(function, tasks, workers=1)
+
+    monkeypatch.setattr(language_target, "run_in_turn", watch)
+    monkeypatch.setattr(story, "_prove", lambda *_: (LanguageProof(None, None, None, (), ()), ""))
+    enter_with(write_llama(tmp_path / "model"), target=target, scratch=tmp_path / "scratch")
+    rounding = "round_rows" if target == "vllm" else "round_piece"
+    assert (2, rounding) in asked
+
+
 def test_workers_are_refused_with_a_text(tmp_path: Path) -> None:
     with pytest.raises(WrongUsage, match="leave --workers or --data out"):
-        enter(
+        enter_with(
             write_llama(tmp_path / "model"),
-            data=tmp_path / "text.txt",
             target="llama.cpp",
-            bits=4.5,
-            max_size=None,
-            max_drop=None,
-            recipe=None,
-            scheme=None,
-            pins={},
+            data=tmp_path / "text.txt",
             scratch=tmp_path / "scratch",
-            seed=0,
-            workers="2",
-            dry_run=False,
-            progress=SILENT,
         )
+
+
+def enter_with(model: Path, *, target: str, scratch: Path, data: Path | None = None) -> object:
+    """The door with two workers and nothing else of note."""
+    return enter(
+        model,
+        data=data,
+        target=target,
+        bits=None,
+        max_size=None,
+        max_drop=None,
+        recipe=None,
+        scheme=None,
+        pins={},
+        scratch=scratch,
+        seed=0,
+        workers="2",
+        dry_run=False,
+        progress=SILENT,
+    )

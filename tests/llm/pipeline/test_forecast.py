@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from folder_bench import write_llama
+from folder_bench import write_llama, write_tall_llama
 
 from packlight.llm.checkpoint import Checkpoint, open_checkpoint
 from packlight.llm.compress import compress_checkpoint, uniform_types
@@ -25,6 +25,16 @@ def test_the_size_is_the_file_s_to_the_byte(
     done = compress_checkpoint(checkpoint, tmp_path / "m.gguf", types)
     assert said.size_bytes == done.size_bytes
     assert (said.rounded, said.kept) == (len(done.rows), len(done.kept))
+
+
+def test_codebooks_take_longer_than_types_of_about_their_size(tmp_path: Path):
+    wide = open_checkpoint(write_tall_llama(tmp_path, 1, 256, 256))
+    for tokens in (0, 1000):
+        words, plain = (
+            forecast_compression(wide, uniform_types(wide, kind), tokens=tokens)
+            for kind in ("IQ2_S", "Q2_K")
+        )
+        assert 1.5 * plain.seconds < words.seconds and words.size_bytes < plain.size_bytes
 
 
 def test_gradients_cost_memory_that_states_do_not(checkpoint: Checkpoint):

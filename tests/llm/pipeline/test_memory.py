@@ -1,13 +1,15 @@
-"""A checkpoint larger than memory is compressed: tensor by tensor, some rows at a time."""
+"""A checkpoint larger than memory is compressed: tensor by tensor, block by block with a text."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-from folder_bench import write_hollow_llama
+import pytest
+from folder_bench import write_hollow_llama, write_tall_llama
 
 LIMIT = 56 << 20
 PROGRAM = """
@@ -28,11 +30,67 @@ compress_checkpoint(checkpoint, Path(sys.argv[2]), uniform_types(checkpoint, "Q8
 
 def test_a_model_three_times_as_large_as_the_memory_is_compressed(tmp_path: Path) -> None:
     folder = write_hollow_llama(tmp_path / "model", feed_forward=120_000)
-    command = [sys.executable, "-c", PROGRAM, str(folder), str(tmp_path / "out"), str(LIMIT)]
+    run(PROGRAM, folder, tmp_path / "out", LIMIT)
+    assert (tmp_path / "out").stat().st_size > 40 << 20
+
+
+def run(program: str, *arguments: object) -> str:
+    """What a process of its own prints."""
     # A thread's arena is address space that is set aside, not memory in use.
-    env = {**os.environ, "MALLOC_ARENA_MAX": "1"}
+    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(
-        command, check=False, timeout=300, capture_output=True, text=True, env=env
-    )
+        [sys.executable, "-c", program, *map(str, arguments)],
+        check=False, timeout=600, capture_output=True, text=True,
+        env={**os.environ, **threads, "MALLOC_ARENA_MAX": "1"},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+WITH_TEXT = """
+import json, resource, sys
+from pathlib import Path
+import numpy as np
+import torch
+from packlight.llm.checkpoint import open_checkpoint
+from packlight.llm import compress_gguf
+from packlight.llm.compress import compress_checkpoint, uniform_types
+from packlight.llm.compress_forecast import forecast_compression
+from packlight.llm.text import Windows
+
+checkpoint = open_checkpoint(sys.argv[1])
+compress_gguf.SMALL = 0  # one beginning of descent, as for large models
+draw = np.random.default_rng(0).integers(0, 300, (6, 32)).astype(np.int32)
+windows = Windows("drawn", draw[:2], draw[2:4], draw[4:], draw.size)
+# Rounding takes long: two tensors show what memory it needs.
+types = uniform_types(checkpoint, "F16")
+types |= {f"blk.1.{name}.weight": "Q4_0" for name in ("attn_q", "ffn_down")}
+said = forecast_compression(checkpoint, types, tokens=int(windows.calibration.size))
+# What libraries set aside at their first use is no part of it.
+some = torch.ones(300, 300, requires_grad=True)
+(some @ some).sum().backward()
+np.linalg.cholesky(np.ones((300, 300)) @ np.ones((300, 300)).T + np.eye(300))
+limit = int(sys.argv[3])
+if limit:
+    assert checkpoint.size_bytes > 3 * limit
+    status = Path("/proc/self/status").read_text()
+    used = 1024 * int(status.split("VmData:")[1].split()[0])
+    resource.setrlimit(resource.RLIMIT_DATA, (used + limit, used + limit))
+compress_checkpoint(checkpoint, Path(sys.argv[2]), types, windows=windows)
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps([said.memory_bytes, 1024 * after]))
+"""
+
+
+def test_with_a_text_memory_stays_below_what_was_said_before(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="blocks are computed with PyTorch")
+    folder = write_tall_llama(tmp_path / "model", 2, 256, 1024)
+    said, after = json.loads(run(WITH_TEXT, folder, tmp_path / "out", 0))
+    assert after < said < after + (200 << 20)  # enough, and not far more than that
+
+
+def test_with_a_text_blocks_three_times_as_large_as_the_memory(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="blocks are computed with PyTorch")
+    folder = write_tall_llama(tmp_path / "model", 32, 256, 512)
+    run(WITH_TEXT, folder, tmp_path / "out", 50 << 20)
     assert (tmp_path / "out").stat().st_size > 40 << 20

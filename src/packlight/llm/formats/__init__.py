@@ -1,5 +1,6 @@
 """GGUF's block formats: weights to bytes and back, bit-exact with llama.cpp's layouts."""
 
+from packlight.llm.formats.codebooks import has_codebooks
 from packlight.llm.formats.quantizing import Quantized, quantize, quantize_with_info
 from packlight.llm.formats.table import (
     FORMATS,
@@ -19,6 +20,7 @@ __all__ = [
     "encode",
     "fallback",
     "fits",
+    "has_codebooks",
     "quantize",
     "quantize_with_info",
     "row_bytes",

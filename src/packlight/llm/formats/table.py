@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from packlight.errors import WrongUsage
-from packlight.llm.formats import legacy, plain, superblocks
+from packlight.llm.formats import codebooks, legacy, plain, superblocks
 from packlight.llm.formats.bits import Bytes
 from packlight.llm.storage import TYPES
 from packlight.maths.superblocks import SuperBlockGrid, SuperBlocks, values_of
@@ -20,9 +21,25 @@ CHUNK = 1 << 18
 """Weights that are encoded or decoded at a time: what is computed of them stays in the cache."""
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(Protocol):
     """How numbers of blocks become bytes: a grid, and functions that are each other's inverse."""
+
+    @property
+    def grid(self) -> SuperBlockGrid:
+        """What weights may be. Raises MissingExtra for a codebook that cannot be read."""
+
+    @property
+    def encode(self) -> Callable[[SuperBlocks], Bytes]:
+        """Numbers to bytes."""
+
+    @property
+    def decode(self) -> Callable[[Bytes], SuperBlocks]:
+        """The way back."""
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """A `Layout` whose levels any input may have."""
 
     grid: SuperBlockGrid
     encode: Callable[[SuperBlocks], Bytes]
@@ -54,18 +71,19 @@ class BlockFormat:
 def _layouts() -> dict[str, Layout]:
     old, new = legacy, superblocks
     return {
-        "Q8_0": Layout(old.Q8_0, old.encode_q8_0, old.decode_q8_0),
-        "Q4_0": Layout(old.Q4_0, old.encode_q4, old.decode_q4_0),
-        "Q4_1": Layout(old.Q4_1, old.encode_q4, old.decode_q4_1),
-        "Q5_0": Layout(old.Q5_0, old.encode_q5, old.decode_q5_0),
-        "Q5_1": Layout(old.Q5_1, old.encode_q5, old.decode_q5_1),
-        "IQ4_NL": Layout(old.IQ4_NL, old.encode_q4, old.decode_q4_0),
-        "Q2_K": Layout(new.Q2_K, new.encode_q2_k, new.decode_q2_k),
-        "Q3_K": Layout(new.Q3_K, new.encode_q3_k, new.decode_q3_k),
-        "Q4_K": Layout(new.Q4_K, new.encode_q4_k, new.decode_q4_k),
-        "Q5_K": Layout(new.Q5_K, new.encode_q5_k, new.decode_q5_k),
-        "Q6_K": Layout(new.Q6_K, new.encode_q6_k, new.decode_q6_k),
-        "IQ4_XS": Layout(new.IQ4_XS, new.encode_iq4_xs, new.decode_iq4_xs),
+        **codebooks.LAYOUTS,
+        "Q8_0": BlockLayout(old.Q8_0, old.encode_q8_0, old.decode_q8_0),
+        "Q4_0": BlockLayout(old.Q4_0, old.encode_q4, old.decode_q4_0),
+        "Q4_1": BlockLayout(old.Q4_1, old.encode_q4, old.decode_q4_1),
+        "Q5_0": BlockLayout(old.Q5_0, old.encode_q5, old.decode_q5_0),
+        "Q5_1": BlockLayout(old.Q5_1, old.encode_q5, old.decode_q5_1),
+        "IQ4_NL": BlockLayout(old.IQ4_NL, old.encode_q4, old.decode_q4_0),
+        "Q2_K": BlockLayout(new.Q2_K, new.encode_q2_k, new.decode_q2_k),
+        "Q3_K": BlockLayout(new.Q3_K, new.encode_q3_k, new.decode_q3_k),
+        "Q4_K": BlockLayout(new.Q4_K, new.encode_q4_k, new.decode_q4_k),
+        "Q5_K": BlockLayout(new.Q5_K, new.encode_q5_k, new.decode_q5_k),
+        "Q6_K": BlockLayout(new.Q6_K, new.encode_q6_k, new.decode_q6_k),
+        "IQ4_XS": BlockLayout(new.IQ4_XS, new.encode_iq4_xs, new.decode_iq4_xs),
     }
 
 
@@ -82,6 +100,7 @@ def _formats() -> Iterator[BlockFormat]:
         ("Q5_0", "F16"),
         ("Q5_1", "F16"),
         ("IQ4_NL", "F16"),
+        *((name, "IQ4_NL") for name in codebooks.LAYOUTS),
         ("Q2_K", "IQ4_NL"),
         ("Q3_K", "IQ4_NL"),
         ("IQ4_XS", "IQ4_NL"),

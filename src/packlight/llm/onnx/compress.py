@@ -84,7 +84,7 @@ def compress_decoder(
             journal.add_types(chosen)
         run = OnnxRun(checkpoint, chosen, writing, journal, settings, progress, own)
         if windows is None:
-            run.round_alone()
+            run.round_alone(spread)
         else:
             from packlight.llm.compress_blocks import round_blocks
 

@@ -241,5 +241,11 @@ def _round_quickly(kind: str, weight: Floats, moments: Floats | None, damping: f
 
 
 ONNX = FormatTable(
-    {name: one.block for name, one in FORMATS.items()}, fits, fallback, row_bytes, _round_quickly
+    {name: one.block for name, one in FORMATS.items()},
+    fits,
+    fallback,
+    row_bytes,
+    _round_quickly,
+    quantize,
+    decode,
 )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 
@@ -13,21 +12,25 @@ from packlight.errors import UnusableModel
 from packlight.llm.architectures import ROPE
 from packlight.llm.calibrate_outputs import PARTS, SlopeStore, round_in_parts
 from packlight.llm.checkpoint import Checkpoint
+from packlight.llm.compress_alone import (
+    RoundedPiece,
+    Spread,
+    pieces_of,
+    round_piece,
+    round_spread,
+)
 from packlight.llm.journal import Journal, Row
 from packlight.llm.onnx.formats import (
     FLOAT,
     FORMATS,
+    ONNX,
     Bytes,
     decode,
     quantize,
-    row_bytes,
 )
 from packlight.llm.onnx.writing import Writing
 from packlight.llm.rounding import Floats, Moments, Settings, relative_error
 from packlight.progress import Progress
-
-_PIECE = 1 << 21
-"""Weights that are rounded at a time without text."""
 
 
 @dataclass
@@ -64,33 +67,25 @@ class OnnxRun:
         near = decode(self.types[name], data)
         lost, power = relative_error(weight, near, moments)
         self._add(name, data, lost / power if power else 0.0, moments is not None, begun)
+        self.progress.step(f"{name} {self.types[name]}")
         return near
 
-    def round_alone(self) -> None:
-        """All tensors without text, some rows at a time."""
-        self.progress.stage("rounding", len(self.checkpoint.tensors))
-        for name, info in self.checkpoint.tensors.items():
-            if self.wants(name) and not self._is_finished(name):
-                self._round_rows(name, info.shape)
-                continue
-            if not self.wants(name):
-                self.keep(name)
-            self.progress.step(name)
+    def round_alone(self, spread: Spread) -> None:
+        """All tensors without text, pieces of them spread over whoever takes them."""
+        pieces = {
+            name: pieces_of(self.checkpoint, name, self.types[name], ONNX)
+            for name in self.checkpoint.tensors
+            if self.wants(name) and not self._is_finished(name)
+        }
+        round_spread(self, spread, round_piece, pieces, self._write_pieces)
 
     def _is_finished(self, name: str) -> bool:
         return name in self.writing.finished and name in self.journal.rows
 
-    def _round_rows(self, name: str, shape: tuple[int, ...]) -> None:
-        begun = time.monotonic()
-        kind, inputs, rows = self.types[name], shape[-1], prod(shape[:-1])
-        data = np.empty((rows, row_bytes(kind, inputs)), np.uint8)
-        step = max(_PIECE // inputs, 1)
-        error = power = 0.0
-        for at in range(0, rows, step):
-            weight = self.checkpoint.read_rows(name, at, min(at + step, rows))
-            data[at : at + step] = self._quantize(name, weight, None)
-            lost, whole = relative_error(weight, decode(kind, data[at : at + step]), None)
-            error, power = error + lost, power + whole
+    def _write_pieces(self, name: str, pieces: Iterator[RoundedPiece]) -> None:
+        begun, rounded = time.monotonic(), [*pieces]
+        error, power = (sum(getattr(one, what) for one in rounded) for what in ("error", "power"))
+        data = np.concatenate([one.data for one in rounded])
         self._add(name, data, error / power if power else 0.0, False, begun)
 
     def _add(self, name: str, data: Bytes, error: float, compensated: bool, begun: float) -> None:
@@ -99,7 +94,6 @@ class OnnxRun:
         # Before the tensor itself: a tensor without its row would stay without.
         self.journal.add(Row(name, kind, bits, weights, error, compensated, seconds))
         self.writing.add(name, kind, data)
-        self.progress.step(f"{name} {kind}")
 
     def _quantize(self, name: str, weight: Floats, moments: Moments | None) -> Bytes:
         """Bytes of a matrix, its rows making up for each other where gradients are known."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from packlight.llm.calibrate_outputs import SlopeStore
 from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.compress import compression_key
+from packlight.llm.compress_alone import Spread, spread_over_threads
 from packlight.llm.journal import Journal, Row
 from packlight.llm.rounding import Settings, check_torch
 from packlight.llm.schemes.config import small_files
@@ -43,12 +44,14 @@ def compress_folder(
     *,
     windows: Windows | None = None,
     settings: Settings | None = None,
+    spread: Spread = spread_over_threads,
     progress: Progress = SILENT,
 ) -> FolderCompressed:
     """Write a checkpoint as a folder whose linear layers are stored in a scheme.
 
     path: of the folder, which must not exist. windows: of text; without it tensors are rounded on
-    their own, and an architecture need not be known. A run with the same arguments that was
+    their own, and an architecture need not be known. spread: over whom pieces of tensors are
+    spread without text, which changes no byte. A run with the same arguments that was
     killed is gone on with. Raises UnusableModel, UnusableOutput, WrongUsage, MissingExtra
     (PyTorch, for windows).
     """
@@ -64,7 +67,7 @@ def compress_folder(
         slopes = SlopeStore(path.parent, f".{path.name}.slopes-")
         run = FolderRun(checkpoint, plan, writing, journal, settings, progress, slopes)
         if windows is None:
-            run.round_alone()
+            run.round_alone(spread)
         else:
             from packlight.llm.compress_blocks import estimate_costs, round_blocks
 

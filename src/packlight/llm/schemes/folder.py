@@ -6,22 +6,22 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
-from packlight.errors import UnusableModel
 from packlight.llm.calibrate_outputs import PARTS, SlopeStore, round_in_parts
 from packlight.llm.checkpoint import Checkpoint
-from packlight.llm.checkpoint.stored import read_rows
+from packlight.llm.compress_alone import RoundedPiece, Spread, round_spread
 from packlight.llm.journal import Journal, Row
-from packlight.llm.rounding import Floats, Moments, Settings, relative_error, round_experts
+from packlight.llm.rounding import Floats, Moments, Settings, round_experts
 from packlight.llm.schemes.layouts import (
     Bytes,
     decode_parts,
     list_parts,
     to_half,
 )
-from packlight.llm.schemes.rows import RowFormat
+from packlight.llm.schemes.rows import RowFormat, cannot_round, cut_stored, round_rows
 from packlight.llm.schemes.shards import SHARD_BYTES, FolderWriting, ShardPlan, plan_shards
 from packlight.llm.schemes.solve import global_scale_of
 from packlight.llm.schemes.sources import (
@@ -38,9 +38,6 @@ from packlight.progress import Progress
 
 _FLOATS = {"F32": "<f4", "F64": "<f8"}
 """Those that are stored in 16 bits."""
-
-_PIECE = 1 << 21
-"""Weights that are rounded at a time without text."""
 
 _FUSED = (("attn_q.", "attn_k.", "attn_v."), ("ffn_gate.", "ffn_up."))
 """Layers that vLLM computes as one: in nvfp4 they share the number of their tensors."""
@@ -166,34 +163,36 @@ class FolderRun:
         if note:
             self.notes.append(f"{name}: {note} and were rounded without")
         self._tell(name, error, begun, moments is not None, note)
+        self.progress.step(f"{name} {self.plan.scheme.name}")
         return near
 
-    def round_alone(self) -> None:
-        """All tensors without text."""
-        self.progress.stage("rounding", len(self.checkpoint.tensors))
-        for name in self.checkpoint.tensors:
-            if self.wants(name) and not self._is_finished(name):
-                self._round_rows(name)
-                continue  # and told of it
-            if not self.wants(name):
-                self.keep(name)
-            self.progress.step(name)
+    def round_alone(self, spread: Spread) -> None:
+        """All tensors without text, pieces of them spread over whoever takes them.
 
-    def _round_rows(self, name: str) -> None:
-        """A tensor some rows at a time, as the folder has them: they do not know each other."""
+        Rows as the folder has them: they do not know each other.
+        """
+        pieces = {
+            name: [
+                piece
+                for stored in self.checkpoint.parts[name].sources
+                for piece in cut_stored(name, self._rows(name), stored)
+            ]
+            for name in self.checkpoint.tensors
+            if self.wants(name) and not self._is_finished(name)
+        }
+        round_spread(self, spread, round_rows, pieces, self._write_pieces)
+
+    def _write_pieces(self, name: str, pieces: Iterator[RoundedPiece]) -> None:
         begun, rows = time.monotonic(), self._rows(name)
-        step = max(_PIECE // rows.inputs, 1)
         error = power = 0.0
         for base, stored in zip(
             self._bases(name), self.checkpoint.parts[name].sources, strict=True
         ):
-            pieces = []
-            for at in range(0, stored.rows, step):
-                weight = read_rows(stored, at, min(at + step, stored.rows))
-                pieces.append(self._encode(name, rows, weight, None))
-                lost, size = relative_error(weight, rows.decode(pieces[-1]), None)
-                error, power = error + lost, power + size
-            self._write(base, rows.parts(np.concatenate(pieces)))
+            count = len(cut_stored(name, rows, stored))
+            some = [*islice(pieces, count)]
+            error += sum(one.error for one in some)
+            power += sum(one.power for one in some)
+            self._write(base, rows.parts(np.concatenate([one.data for one in some])))
         self._tell(name, error / power if power else 0.0, begun, False, "")
 
     def _encode(self, name: str, rows: RowFormat, weight: Floats, moments: Floats | None) -> Bytes:
@@ -211,8 +210,7 @@ class FolderRun:
                 weight, slopes, lambda some: rows.encode(some, moments), rows.decode, parts=PARTS
             )
         except ValueError as broken:
-            kind = self.plan.scheme.name
-            raise UnusableModel(f"{name} cannot be rounded to {kind}: {broken}") from broken
+            raise cannot_round(name, self.plan.scheme, broken) from broken
 
     def _rows(self, name: str) -> RowFormat:
         inputs = self.checkpoint.tensors[name].shape[-1]
@@ -261,7 +259,6 @@ class FolderRun:
         weights, kind = self.checkpoint.tensors[name].weights, self.plan.scheme.name
         seconds = round(time.monotonic() - begun, 3)
         self.journal.add(Row(name, kind, 8 * held / weights, weights, error, seen, seconds, note))
-        self.progress.step(f"{name} {kind}")
 
     def _copy(self, output: str, stored: Stored) -> None:
         dtype = self.writing.plan.slots[output].dtype

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from packlight.errors import UnusableModel
+from packlight.llm.checkpoint.stored import read_rows
+from packlight.llm.compress_alone import RoundedPiece, cut_rows
+from packlight.llm.rounding import relative_error
 from packlight.llm.schemes.layouts import (
     Bytes,
     Coded,
@@ -21,6 +25,7 @@ from packlight.llm.schemes.layouts import (
 )
 from packlight.llm.schemes.solve import solve_codes, sparsify
 from packlight.llm.schemes.table import Scheme
+from packlight.llm.storage import Stored
 
 
 @dataclass(frozen=True)
@@ -73,3 +78,34 @@ class RowFormat:
         if self.scheme.grid is not None and self.scheme.grid.minimum < 0:
             codes = codes.view(np.int8)
         return Coded(codes, scale, self.global_scale)
+
+
+@dataclass(frozen=True)
+class RowsPiece:
+    """Rows begin..end of a tensor of a folder, for the tensor of the model with this name."""
+
+    name: str
+    rows: RowFormat
+    stored: Stored
+    begin: int
+    end: int
+
+
+def cut_stored(name: str, rows: RowFormat, stored: Stored) -> list[RowsPiece]:
+    """A tensor of a folder in pieces, from its first rows to its last."""
+    return [RowsPiece(name, rows, stored, *some) for some in cut_rows(stored.rows, rows.inputs)]
+
+
+def round_rows(piece: RowsPiece) -> RoundedPiece:
+    """Round rows without knowing what reaches them. Raises UnusableModel."""
+    weight = read_rows(piece.stored, piece.begin, piece.end)
+    try:
+        data = piece.rows.encode(weight, None)
+    except ValueError as broken:
+        raise cannot_round(piece.name, piece.rows.scheme, broken) from broken
+    return RoundedPiece(data, *relative_error(weight, piece.rows.decode(data), None))
+
+
+def cannot_round(name: str, scheme: Scheme, broken: ValueError) -> UnusableModel:
+    """What is said of a tensor that a scheme does not take."""
+    return UnusableModel(f"{name} cannot be rounded to {scheme.name}: {broken}")

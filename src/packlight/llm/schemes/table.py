@@ -43,6 +43,10 @@ class Scheme:
     pattern: Pattern | None = None
     solver: Literal["refit", "sparsegpt", "wanda"] = "refit"
 
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        """A scheme goes to another process by its name."""
+        return find_scheme, (self.name,)
+
     def group_of(self, inputs: int) -> int | None:
         """Inputs that share a scale, in rows of so many; None where no group divides them."""
         if not self.groups:

@@ -1,0 +1,114 @@
+"""Rounding to a codebook, against all its words and signs tried one by one."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+
+from packlight.maths.codewords import Codebook, improve_words, nearest_words
+from packlight.maths.superblock_layer import solve_super_blocks
+from packlight.maths.superblocks import SuperBlockGrid, values_of
+
+
+def book(width: int, even: bool, words: int = 12) -> Codebook:
+    draw = np.random.default_rng(0)
+    rows = draw.choice([1.0, 3.125, 5.375], (words, width)).astype(np.float32)
+    return Codebook(np.unique(rows, axis=0), even)
+
+
+def all_values(codebook: Codebook) -> Any:
+    """Everything that eight inputs may be."""
+    halves = product(codebook.words, repeat=8 // codebook.width)
+    magnitudes = np.array([np.concatenate(one) for one in halves])
+    signs = np.array(list(product([1.0, -1.0], repeat=8)))
+    if codebook.even_signs:
+        signs = signs[np.prod(signs, axis=1) > 0]
+    return (magnitudes[:, None, :] * signs[None, :, :]).reshape(-1, 8)
+
+
+def targets(count: int = 40) -> tuple[Any, Any]:
+    draw = np.random.default_rng(1)
+    x = (3 * draw.standard_normal((8, count))).astype(np.float32)
+    return x, np.exp(draw.standard_normal((8, 1))).astype(np.float32)
+
+
+@pytest.mark.parametrize("width", [4, 8])
+def test_the_nearest_of_all_words_and_signs_is_found(width: int) -> None:
+    codebook = book(width, even=False)
+    x, weight = targets()
+    found = nearest_words(x, weight, codebook)
+    costs = ((x.T[:, None, :] - all_values(codebook)) ** 2 * weight[:, 0]).sum(axis=2)
+    cost = ((x - found) ** 2 * weight).sum(axis=0)
+    np.testing.assert_allclose(cost, costs.min(axis=1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("width", [4, 8])
+def test_an_even_number_of_signs_costs_little_more_than_it_must(width: int) -> None:
+    codebook = book(width, even=True)
+    x, weight = targets(200)
+    found = nearest_words(x, weight, codebook)
+    values = all_values(codebook)
+    costs = ((x.T[:, None, :] - values) ** 2 * weight[:, 0]).sum(axis=2)
+    cost = ((x - found) ** 2 * weight).sum(axis=0)
+    known = {tuple(one) for one in values}
+    assert all(tuple(one) in known for one in found.T)
+    assert (cost > costs.min(axis=1) * (1 - 1e-4)).all()
+    assert cost.sum() < 1.03 * costs.min(axis=1).sum()
+
+
+@pytest.mark.parametrize("width", [4, 8])
+def test_words_under_a_whole_metric(width: int) -> None:
+    codebook = book(width, even=True)
+    x, _ = targets()
+    mixing = np.random.default_rng(2).standard_normal((8, 8)).astype(np.float32)
+    metric = mixing.T @ mixing + np.eye(8, dtype=np.float32)
+    start = nearest_words(x, np.diag(metric)[:, None], codebook)
+    found = improve_words(x, metric, start, codebook)
+
+    def cost(levels: Any) -> Any:
+        return np.einsum("in,ij,jn->n", x - levels, metric, x - levels)
+
+    assert (np.sign(found) == np.sign(start)).all()
+    assert (cost(found) <= cost(start) * (1 + 1e-5)).all() and (cost(found) < cost(start)).any()
+    if width == 8:  # all words with these signs
+        each = np.array(
+            [cost(np.sign(start) * word[:, None]) for word in codebook.words.astype(np.float32)]
+        )
+        np.testing.assert_allclose(cost(found), each.min(axis=0), rtol=1e-4)
+
+
+def test_a_layer_keeps_to_the_codebook_and_gains_by_second_moments() -> None:
+    codebook = book(8, even=True, words=60)
+    levels = (-5.375, -3.125, -1.0, 1.0, 3.125, 5.375)
+    grid = SuperBlockGrid(16, 2, levels, (1, 31), None, codebook)
+    draw = np.random.default_rng(3)
+    weight = draw.standard_normal((10, 64)).astype(np.float32)
+    x = draw.standard_normal((200, 16)) @ draw.standard_normal((16, 64))
+    moments = (x.T @ x / 200 + 0.1 * np.eye(64)).astype(np.float32)
+    errors = []
+    for second in (np.diag(np.diag(moments)), moments):
+        blocks, info = solve_super_blocks(weight, second, grid)
+        off = weight - values_of(blocks, grid)
+        errors.append(float((off @ moments * off).sum()))
+        assert (blocks.sub_scales % 2 == 1).all()
+        magnitudes = np.abs(np.array(levels)[blocks.codes]).reshape(-1, 8)
+        assert {tuple(one) for one in magnitudes} <= {tuple(one) for one in codebook.words}
+        assert ((blocks.codes.reshape(-1, 8) < 3).sum(axis=1) % 2 == 0).all()
+    assert info.error == pytest.approx(errors[1], rel=1e-3)
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_pytorch_gives_the_same_words() -> None:
+    torch = pytest.importorskip("torch")
+    x, weight = targets()
+    for width in (4, 8):
+        ours = book(width, even=True)
+        theirs = Codebook(torch.from_numpy(ours.words), True)
+        found = nearest_words(torch.from_numpy(x), torch.from_numpy(weight), theirs)
+        np.testing.assert_array_equal(found.numpy(), nearest_words(x, weight, ours))
+        metric = np.eye(8, dtype=np.float32) + 0.3
+        better = improve_words(torch.from_numpy(x), torch.from_numpy(metric), found, theirs)
+        np.testing.assert_array_equal(better.numpy(), improve_words(x, metric, found.numpy(), ours))
