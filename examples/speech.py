@@ -112,8 +112,10 @@ def main() -> int:
             f"| {name} | {errors[name]} | {errors[name] / max(words, 1):.2%} "
             f"| {spent[name] / length:.5f} | {sizes[name]:,} |"
         )
+    download = packlight.pack(packed, force=True).packed_bytes
     print(
-        f"\n{sizes['original'] / sizes['compressed']:.1f}x smaller, "
+        f"\n{sizes['original'] / sizes['compressed']:.2f}x smaller (packed for the download "
+        f"{download:,} bytes, {sizes['original'] / download:.2f}x), "
         f"{spent['original'] / spent['compressed']:.1f}x faster; "
         f"{same} of {len(paths)} recordings are written down alike"
     )

@@ -2,13 +2,13 @@
 
     pip install packlight tokenizers sacrebleu
     python examples/train_translation.py multi30k/ --out translation/
-    python examples/translate.py --model translation/ --out packed/
-    python examples/translate.py --model translation/ --out packed/ --test test.en.gz test.de.gz
+    python examples/translate.py --model translation/ --out translated/
+    python examples/translate.py --model translation/ --out translated/ --test test.en.gz test.de.gz
 
 The network reads a sentence once (encoder.onnx) and writes one piece of a word at a time
 (decoder.onnx), the most probable one, with what it computed for those before as `past`. Both are
-compressed once, with the samples that the training script left beside them: packed/encoder and
-packed/decoder hold the smaller models and their reports. Without --test a prompt asks for
+compressed once, with the samples that the training script left beside them: translated/encoder and
+translated/decoder hold the smaller models and their reports. Without --test a prompt asks for
 sentences (what pictures show is all that it learned) and translates them with both. With --test
 it translates the sentences of the first file, a line each, and prints a table: BLEU against the
 second file (sacrebleu), and how many words a second are written, one sentence at a time.
@@ -78,14 +78,15 @@ def main() -> int:
         return ask(translators)
     sentences, references = (read_lines(path)[: options.most] for path in options.test)
     found, seconds = translate_in_turns(translators, sentences)
-    print_table(found, seconds, references, files)
+    downloads = [packlight.pack(options.out / part, force=True).packed_bytes for part in PARTS]
+    print_table(found, seconds, references, files, download=sum(downloads))
     return 0
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, required=True, help="what the training wrote")
-    parser.add_argument("--out", type=Path, default=Path("packed"))
+    parser.add_argument("--out", type=Path, default=Path("translated"))
     parser.add_argument("--test", type=Path, nargs=2, metavar=("ENGLISH", "GERMAN"))
     parser.add_argument("--most", type=int, default=None, help="only so many sentences")
     parser.add_argument("--seed", type=int, default=0)
@@ -158,8 +159,10 @@ def print_table(
     seconds: dict[str, float],
     references: Sequence[str],
     files: dict[str, list[Path]],
+    *,
+    download: int,
 ) -> None:
-    """BLEU, words a second and bytes of both."""
+    """BLEU, words a second and bytes of both, and how large the smaller one is as a download."""
     from sacrebleu.metrics import BLEU  # the prompt does without
 
     bleu = BLEU()
@@ -176,7 +179,8 @@ def print_table(
     first, second = found.values()
     same = sum(one == other for one, other in zip(first, second, strict=True))
     print(
-        f"\n{sizes['original'] / sizes['compressed']:.1f}x smaller, "
+        f"\n{sizes['original'] / sizes['compressed']:.2f}x smaller (packed for the download "
+        f"{download:,} bytes, {sizes['original'] / download:.2f}x), "
         f"{speeds['compressed'] / speeds['original']:.2f}x faster, "
         f"{scores['compressed'] / scores['original'] - 1:+.2%} BLEU; "
         f"{same} of {len(references)} translations are the same"
