@@ -7,8 +7,9 @@ The detector is UltraFace (version-RFB-320.onnx of github.com/Linzaer/Ultra-Ligh
 Face-Detector-1MB, MIT): `input` [1, 3, 240, 320] from RGB pixels as (x - 127) / 128, `scores`
 [1, n, 2] and `boxes` [1, n, 4] (left, top, right, bottom, as shares of width and height).
 
-Crops of every second photo are the samples that it is compressed with, once: found/packed holds
-the smaller model and its report. The other photos, which it has not seen, are searched by both.
+Crops of every second photo are the samples that it is compressed with, once, to a third of its
+size at most; what must be kept are the faces that it finds. found/packed holds the smaller model
+and its report. The other photos, which it has not seen, are searched by both.
 found/ gets them with the faces drawn (green: the original's, orange: the compressed model's), and
 a table is printed: whether both see the same faces, and how long a photo takes.
 """
@@ -76,7 +77,8 @@ def main() -> int:
         row = [len(first.boxes), len(second.boxes), len(shared), sum(shared), first.ms, second.ms]
         totals += row
         print(f"| {path.name} {_cells(row)}", flush=True)
-        draw(photo, first.boxes, second.boxes).save(options.out / f"{path.stem}.jpg")
+        sheet = Image.new("RGB", photo.size, "white") if options.blank else photo
+        draw(sheet, first.boxes, second.boxes).save(options.out / f"{path.stem}.jpg")
     count = len(photos[1::2])
     print(f"| all {_cells([*totals[:4], *totals[4:] / count])}")
     f1 = 2 * totals[2] / max(totals[0] + totals[1], 1)
@@ -95,6 +97,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("photos", type=Path, help="a folder of photos")
     parser.add_argument("--model", type=Path, required=True, help="the detector")
     parser.add_argument("--out", type=Path, default=Path("found"))
+    parser.add_argument("--blank", action="store_true", help="draw the boxes without the photo")
     parser.add_argument("--rounds", type=int, default=20, help="timed runs of each photo")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()

@@ -47,3 +47,18 @@ def test_each_box_is_matched_once():
     assert faces.match(two, one) == [np.float32(0.9)]
     assert faces.match(one, two) == [1.0]
     assert faces.match(one, np.zeros((0, 4), np.float32)) == []
+
+
+def test_the_metric_is_the_share_of_the_original_s_faces_that_are_left():
+    boxes = np.float32([[0, 0, 1, 1], [2, 2, 3, 3], [4, 4, 5, 5]])
+    sure, unsure = [0.1, 0.9], [0.9, 0.1]
+    truth = np.float32([[sure, sure, unsure], [unsure] * 3])
+    labels = np.concatenate([truth, np.stack([boxes, boxes])], axis=2)
+
+    def score(*scores: list[list[float]]) -> list[float]:
+        outputs = {"scores": np.float32(scores), "boxes": np.stack([boxes, boxes])}
+        return faces.share_of_faces(outputs, labels).tolist()
+
+    assert score(*truth.tolist()) == [1.0, 1.0]
+    assert score([sure, unsure, unsure], [unsure] * 3) == [2 / 3, 1.0]
+    assert score([unsure, unsure, sure], [unsure, sure, unsure]) == [0.0, 0.0]
