@@ -30,7 +30,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn  # noqa: T
 from translate import BEGIN, END, PAD
 from translation_network import Decoder, Encoder, Translation
 
-PIECES = 8000
+PIECES = 4000
 BATCH = 3072
 """Pieces in a batch, both languages together."""
 
