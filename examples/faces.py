@@ -38,7 +38,7 @@ CONFIDENT = 0.7
 OVERLAP = 0.5
 """Two boxes whose intersection is more than this share of their union are one face."""
 
-CROPS = 40
+CROPS = 60
 """Samples of each photo."""
 
 GREEN, ORANGE = "#2ca02c", "#ff7f0e"

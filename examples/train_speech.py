@@ -35,7 +35,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Recordings:
-    """Spoken digits: sounds, and which digit each is."""
+    """Spoken digits: sounds in -1..1, and which digit each is."""
 
     sounds: list[Floats]
     labels: NDArray[np.int64]
@@ -56,7 +56,6 @@ class Speech(nn.Module):
             )
             for dilation in self.dilations
         )
-        self.drop = nn.Dropout(0.1)
         self.last = nn.Conv1d(width, 11, 1)
         self.state_shape = (width, 2 * sum(self.dilations))
 
@@ -70,20 +69,19 @@ class Speech(nn.Module):
         for block, past, dilation in zip(self.blocks, pasts, self.dilations, strict=True):
             window = torch.cat([past, x], dim=2)
             seen.append(window[:, :, -2 * dilation :])
-            x = x + self.drop(torch.relu(block(window)))
+            x = x + torch.relu(block(window))
         return self.last(x).transpose(1, 2), torch.cat(seen, dim=2)
 
 
 def read_recordings(path: Path) -> tuple[Recordings, dict[str, Recordings]]:
-    """Those to train with, and those held out by their speaker; all equally loud (0.06)."""
+    """Those to train with, and those held out by their speaker."""
     with np.load(path) as data:
         ends = np.cumsum(data["length"])[:-1]
-        sounds = np.split(data["audio"].astype(np.float32), ends)
+        sounds = np.split(data["audio"].astype(np.float32) / 32768, ends)
         labels, speakers = data["label"], data["speaker"]
 
     def of(chosen: NDArray[np.bool_]) -> Recordings:
-        taken = [sounds[i] for i in np.flatnonzero(chosen)]
-        return Recordings([0.06 * one / one.std() for one in taken], labels[chosen])
+        return Recordings([sounds[i] for i in np.flatnonzero(chosen)], labels[chosen])
 
     held = {name: of(speakers == name) for name in HELD_OUT}
     return of(~np.isin(speakers, HELD_OUT)), held
@@ -116,14 +114,6 @@ def join(
     return whole.astype(np.float32), "".join(str(recordings.labels[one]) for one in chosen)
 
 
-def warp(frames: Floats, factor: float) -> Floats:
-    """The frames [MELS, n] of a voice that is lower (factor above 1) or higher (Jaitly 2013)."""
-    places = np.minimum(np.arange(MELS) * factor, MELS - 1)
-    low, above = places.astype(int), np.ceil(places).astype(int)
-    share = (places - low)[:, None].astype(np.float32)
-    return (1 - share) * frames[low] + share * frames[above]
-
-
 def make_batch(
     recordings: Recordings, size: int, random: np.random.Generator
 ) -> tuple[Tensor, list[str]]:
@@ -137,7 +127,6 @@ def make_batch(
         room = FRAMES * HOP + WINDOW - HOP - len(sound)
         quiet = sound[:400].std() * random.standard_normal(room)
         frames = compute_features(np.concatenate([sound, quiet.astype(np.float32)]))
-        frames = warp(frames, random.uniform(0.85, 1.18))
         low = random.integers(MELS - 6)
         frames[low : low + random.integers(7)] = frames.mean()  # SpecAugment's mask of tones
         features.append(frames)

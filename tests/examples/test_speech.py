@@ -146,16 +146,6 @@ def test_strings_hold_their_digits_and_training_strings_their_length(tmp_path: P
     assert len(said) == 4
 
 
-def test_a_voice_is_warped_along_the_tones():
-    pytest.importorskip("torch", reason="the network is trained with PyTorch")
-    import train_speech
-
-    rows = np.tile(np.arange(speech.MELS, dtype=np.float32)[:, None], (1, 3))
-    assert np.array_equal(train_speech.warp(rows, 1.0), rows)
-    lower = np.minimum(1.1 * rows, speech.MELS - 1)
-    assert np.allclose(train_speech.warp(rows, 1.1), lower, atol=1e-4)
-
-
 def test_the_whole_program_on_made_up_digits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
