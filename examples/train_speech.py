@@ -8,7 +8,7 @@ CC BY-SA 4.0): `audio` (all recordings behind each other, 8 kHz), `length`, `lab
 Digits of four speakers are joined to strings with pauses, noise and changes of speed. The other
 two are never heard in training: strings of theirs become speech/test/*.wav. Also written:
 speech.onnx, and speech.samples.npz, chunks of the four to compress it with. Nothing is chosen by
-looking at the two: the number of steps is fixed, the last weights are taken. Seeded; about ten
+looking at the two: the number of steps is fixed, the last weights are taken. Seeded; about six
 minutes on one core.
 """
 

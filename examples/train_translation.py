@@ -9,8 +9,7 @@ github.com/multi30k/dataset: what pictures show). A small Transformer learns the
 Written are words.json (the pieces), encoder.onnx, decoder.onnx (one step, with what it computed
 before as `past`), and samples of both to compress them with. Every epoch leaves a checkpoint, from
 which the same command goes on; with fewer --epochs than are done it only writes. Nothing is
-chosen by looking at test sentences: the mean of the last weights is taken. Seeded; five minutes
-an epoch on one core.
+chosen by looking at test sentences: the mean of the last weights is taken. Seeded.
 """
 
 from __future__ import annotations
