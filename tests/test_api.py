@@ -726,9 +726,7 @@ def test_progress_is_told(steady: None, mlp: Path, rows: Array) -> None:
         def step(self, detail: str = "", advance: int = 1) -> None:
             self.steps += 1
 
-        def tried(
-            self, choice: str, *, size_bytes: int, quality: float | None, kept: bool
-        ) -> None:
+        def tried(self, choice: str, *, size_bytes: int, quality: float | None, kept: bool) -> None:
             self.points.append((choice, size_bytes, quality, kept))
 
     heard = Heard()
