@@ -1,7 +1,7 @@
 // What to expect of the settings as they stand, before anything is run.
 import { useEffect, useState } from "preact/hooks";
 import { type Refused, asRefused, forecast } from "./api";
-import { formatBytes, formatSeconds, formatTimes } from "./format";
+import { formatBytes } from "./format";
 import type { Forecast, Model, Samples, Settings } from "./shapes";
 
 const PAUSE_MS = 250; // a slider that is being dragged asks once it rests
@@ -31,6 +31,7 @@ export function ForecastView({ model, samples, settings, onRefused }: Props) {
       } catch (error) {
         if (gone) return;
         setFound(null);
+        setStale(false);
         onRefused(asRefused(error));
       }
     }, PAUSE_MS);
@@ -40,8 +41,13 @@ export function ForecastView({ model, samples, settings, onRefused }: Props) {
     };
   }, [model.id, asked, samples.path, samples.count]);
 
-  if (!found) return <p class="forecast fine">Looking ahead…</p>;
-  const { speed } = found;
+  if (!found) {
+    return (
+      <p class="forecast fine">
+        {stale ? "Looking ahead…" : "Nothing can be said before what is wrong above is mended."}
+      </p>
+    );
+  }
   // What is rounded is not for those who want nothing rounded.
   const exact = settings.preset === "lossless";
   const size = exact ? { ...found.size_bytes, low: found.size_bytes.high } : found.size_bytes;
@@ -61,9 +67,7 @@ export function ForecastView({ model, samples, settings, onRefused }: Props) {
             {size.high > 1.02 * size.low && ` to ${formatBytes(size.high)}`}
           </strong>{" "}
           instead of {formatBytes(model.size_bytes)}
-          {exact ? ", and smaller when packed for download" : ", as far down as the budget allows"}
-          {speed && `, ${formatTimes(speed.low)} to ${formatTimes(speed.high)} times as fast`}
-          {found.seconds !== null && `; it takes about ${formatSeconds(found.seconds)}`}.
+          {exact ? ", and smaller when packed for download" : ", as far down as the budget allows"}.
         </p>
       </div>
       <details>

@@ -19,9 +19,13 @@ const STOPPED: Partial<Record<RunningJob["state"], string>> = {
   interrupted: "This run was interrupted",
 };
 
+/** The button that had the focus has gone. */
+const focus = (button: HTMLButtonElement | null) => button?.focus();
+
 function Cancel({ job, onDone }: { job: RunningJob; onDone: (job: RunningJob) => void }) {
-  const [asking, setAsking] = useState(false);
+  const [asking, setAsking] = useState<boolean | null>(null);
   const [error, setError] = useState<Refused | null>(null);
+  const asked = asking !== null;
   const cancel = async () => {
     try {
       onDone(await cancelJob(job.id));
@@ -36,7 +40,7 @@ function Cancel({ job, onDone }: { job: RunningJob; onDone: (job: RunningJob) =>
         {asking ? (
           <>
             <span>Stop this run? What it found so far is lost.</span>
-            <button type="button" onClick={cancel}>
+            <button type="button" ref={focus} onClick={cancel}>
               Stop it
             </button>
             <button type="button" class="quiet" onClick={() => setAsking(false)}>
@@ -44,7 +48,7 @@ function Cancel({ job, onDone }: { job: RunningJob; onDone: (job: RunningJob) =>
             </button>
           </>
         ) : (
-          <button type="button" onClick={() => setAsking(true)}>
+          <button type="button" ref={asked ? focus : null} onClick={() => setAsking(true)}>
             Cancel
           </button>
         )}

@@ -41,7 +41,7 @@ export function ModelEntry({ about }: { about: About }) {
         id = missing.id;
       }
     }
-    setWaiting(missing?.id ?? waiting);
+    setWaiting(id);
     setError(missing);
     setSent(null);
   };

@@ -10,7 +10,7 @@ export type Route =
 
 const ID = /^[0-9a-f]{32}$/;
 
-export function parseRoute(hash: string): Route {
+function parseRoute(hash: string): Route {
   const [screen, rest = ""] = hash.replace(/^#\/?/, "").split("/");
   if ((screen === "model" || screen === "job") && ID.test(rest)) return { screen, id: rest };
   if (screen === "runs") return { screen };

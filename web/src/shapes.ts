@@ -25,7 +25,7 @@ export interface About {
   paths: boolean;
 }
 
-export interface Layer {
+interface Layer {
   name: string;
   operator: string;
   weights_bytes: number;
@@ -33,7 +33,7 @@ export interface Layer {
   ms: number | null;
 }
 
-export interface OperatorTime {
+interface OperatorTime {
   operator: string;
   ms: number | null;
   share: number | null;
@@ -82,24 +82,15 @@ export interface Settings {
   golden?: boolean;
 }
 
-export interface Span {
-  low: number;
-  high: number;
-}
-
-/** candidates: sizes in bytes by what would be tried; text: the lines of a terminal. */
+/** Sizes to expect, and the lines of a terminal. */
 export interface Forecast {
-  seconds: number | null;
-  size_bytes: Span;
-  speed: Span | null;
-  memory_bytes: number | null;
-  candidates: Record<string, number>;
+  size_bytes: { low: number; high: number };
   text: string[];
 }
 
 export type State = "queued" | "running" | "done" | "failed" | "cancelled" | "interrupted";
 
-export type Tone = "better" | "worse" | "same" | "unknown";
+type Tone = "better" | "worse" | "same" | "unknown";
 
 /** A row of the table of before and after. */
 export interface Figure {
@@ -129,7 +120,7 @@ export interface Job {
   figures: { rows: Figure[] } | null;
 }
 
-export interface Stage {
+interface Stage {
   name: string;
   done: number;
   total: number | null;

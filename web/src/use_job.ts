@@ -3,7 +3,7 @@ import { useEffect, useState } from "preact/hooks";
 import { type Refused, asRefused, followJob, isOver, readJob } from "./api";
 import type { RunningJob } from "./shapes";
 
-export interface Followed {
+interface Followed {
   job: RunningJob | null;
   error: Refused | null;
   /** The line to the server is broken; the browser is trying again. */

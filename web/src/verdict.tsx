@@ -5,7 +5,7 @@ import { Heading } from "./heading";
 import { StateMark } from "./job_state";
 import type { Figure, Job } from "./shapes";
 
-export function Figures({ figures }: { figures: Figure[] }) {
+function Figures({ figures }: { figures: Figure[] }) {
   return (
     <table class="figures">
       <thead>

@@ -5,7 +5,7 @@ import { layoutOf } from "./picture";
 const LEAST_PICTURE = 8; // fewer pixels a side are numbers
 const MOST_CLASSES = 100_000;
 
-export type OutputKind = "classes" | "picture" | "numbers";
+type OutputKind = "classes" | "picture" | "numbers";
 
 /** What an output is taken to be, by its shape. */
 export function kindOf({ dims, type }: Value): OutputKind {
@@ -19,7 +19,7 @@ export function kindOf({ dims, type }: Value): OutputKind {
   return "numbers";
 }
 
-export interface Score {
+interface Score {
   place: number;
   score: number;
   /** Of 1: the score itself where all are shares of 1, else what softmax makes of it. */

@@ -51,7 +51,7 @@ function Output({ value, about }: { value: Value; about: string }) {
   );
 }
 
-export function describeAgreement(found: Agreement): string {
+function describeAgreement(found: Agreement): string {
   const range = Number.isFinite(found.share)
     ? `${formatNumber(found.largest)}, ${formatPercent(found.share)} of the output’s range`
     : formatNumber(found.largest);

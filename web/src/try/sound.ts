@@ -6,7 +6,7 @@ const RATE = 16000; // where nothing says which
 const MOST_SECONDS = 30;
 
 /** What the input takes: hertz and numbers, as far as they are known. */
-export interface Window {
+interface Window {
   rate: number | null;
   length: number | null;
 }

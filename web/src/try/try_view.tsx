@@ -88,6 +88,7 @@ export function TryView({ job }: { job: Job }) {
       <Problem id="try-problem" error={error} />
       {plan && (
         <>
+          {plan.samples === 0 && <p class="fine">{plan.why_no_samples}</p>}
           {plan.samples > 0 && (
             <div class="field">
               <label for="try-sample">A sample that nothing was chosen with</label>
