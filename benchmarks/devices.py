@@ -78,10 +78,11 @@ def row_of(case: Case, target: str, evidence: Evidence) -> tuple[str, ...]:
     choices = Counter(layer.choice for layer in evidence.layers)
     metric, latency = device.metric, device.latency_ms
     if metric is None:
-        same, noise = "not measured here", ""
+        same, noise = device.reason, ""
     else:
-        value = metric.compressed if metric.agreement is None else metric.agreement
-        kind = metric.name if metric.agreement is None else f"{metric.samples:,} samples"
+        classes = metric.agreement is not None and metric.name != "explained variance"
+        value = metric.agreement if classes else metric.compressed
+        kind = f"{metric.samples:,} samples" if classes else metric.name
         same = f"{format_percent(value)} ({kind})"
         noise = "" if metric.noise_db is None else f"{format_number(metric.noise_db)} dB"
     return (

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import executorch.kernels.quantized  # noqa: F401 (codes outside of XNNPACK's parts)
+from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS, CatConfig
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import to_edge_transform_and_lower
 
@@ -17,6 +18,11 @@ NAMES = "packlight_names"
 """The method of the program that says the names of inputs and outputs, as JSON."""
 
 
+# XNNPACK puts codes together only where their scales are the same; the partitioner does not look,
+# and a program with others does not load (ExecuTorch 1.5).
+_LOWERED = [config for config in ALL_PARTITIONER_CONFIGS if config is not CatConfig]
+
+
 def convert(path: str, out: str, shapes: Mapping[str, Sequence[int]]) -> None:
     """Write the ONNX file at `path` as `out`, for inputs of these shapes, lowered to XNNPACK."""
     model = load_model(path)
@@ -24,7 +30,7 @@ def convert(path: str, out: str, shapes: Mapping[str, Sequence[int]]) -> None:
     names = [[spec.name for spec in side] for side in (model.inputs, model.outputs)]
     lowered = to_edge_transform_and_lower(
         program,
-        partitioner=[XnnpackPartitioner()],
+        partitioner=[XnnpackPartitioner(configs=_LOWERED)],
         constant_methods={NAMES: json.dumps(names)},
     )
     Path(out).write_bytes(lowered.to_executorch().buffer)
