@@ -167,7 +167,7 @@ def test_subfolders_of_a_dropped_folder_are_classes(play: Play, tmp_path: Path) 
             picture = Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8))
             picture.save(tmp_path / "photos" / name / f"{at}.png")
     seen = play("folder", model=DIGITS / "digits.onnx", samples=tmp_path / "photos")
-    assert "0.png, 0.png and 6 more" in seen["described"]
+    assert "0.png, 1.png and 6 more" in seen["described"]
     assert "8 samples, with the right answers" in seen["described"]
 
 
