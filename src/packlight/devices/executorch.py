@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import executorch.kernels.quantized  # noqa: F401 (codes outside of XNNPACK's parts)
 from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS, CatConfig
@@ -28,9 +29,18 @@ def convert(path: str, out: str, shapes: Mapping[str, Sequence[int]]) -> None:
     model = load_model(path)
     program = export_graph(model.ir, shapes)
     names = [[spec.name for spec in side] for side in (model.inputs, model.outputs)]
-    lowered = to_edge_transform_and_lower(
-        program,
-        partitioner=[XnnpackPartitioner(configs=_LOWERED)],
-        constant_methods={NAMES: json.dumps(names)},
-    )
+    constants = {NAMES: json.dumps(names)}
+    try:
+        lowered = _lower(program, constants, one_by_one=False)
+    except Exception:
+        # Its passes trip over some graphs that are lowered in large parts, but not in small ones.
+        program = export_graph(load_model(path).ir, shapes)
+        lowered = _lower(program, constants, one_by_one=True)
     Path(out).write_bytes(lowered.to_executorch().buffer)
+
+
+def _lower(program: Any, constants: dict[str, str], *, one_by_one: bool) -> Any:
+    partitioner = XnnpackPartitioner(configs=_LOWERED, per_op_mode=one_by_one)
+    return to_edge_transform_and_lower(
+        program, partitioner=[partitioner], constant_methods=constants
+    )
