@@ -181,10 +181,17 @@ def print_table(
     print(
         f"\n{sizes['original'] / sizes['compressed']:.2f}x smaller (packed for the download "
         f"{download:,} bytes, {sizes['original'] / download:.2f}x), "
-        f"{speeds['compressed'] / speeds['original']:.2f}x faster, "
-        f"{scores['compressed'] / scores['original'] - 1:+.2%} BLEU; "
+        f"{divide(speeds['compressed'], speeds['original']):.2f}x faster, "
+        f"{divide(scores['compressed'], scores['original']) - 1:+.2%} BLEU; "
         f"{same} of {len(references)} translations are the same"
     )
+
+
+def divide(one: float, other: float) -> float:
+    """One part by another; not a number where the other is 0: nothing was written, or nothing
+    right.
+    """
+    return one / other if other else float("nan")
 
 
 def read_lines(path: Path) -> list[str]:

@@ -127,6 +127,20 @@ def test_training_goes_on_where_it_was_stopped(folder: Path, tmp_path: Path):
     assert torch.equal(run("whole.pt", 2), run("parts.pt", 1, 2))
 
 
+def test_a_network_that_writes_nothing_gets_its_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    pytest.importorskip("sacrebleu", reason="it computes BLEU")
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"12")
+    names = ("original", "compressed")
+    found, files = (dict.fromkeys(names, value) for value in (["", ""], [path]))
+    translate.print_table(found, dict.fromkeys(names, 1.0), ["Ja.", "So."], files, download=1)
+    table = capsys.readouterr().out
+    assert "2 of 2 translations are the same" in table
+    assert "nanx faster" in table
+
+
 def test_the_whole_program_on_made_up_pairs(
     folder: Path,
     tmp_path: Path,
