@@ -63,7 +63,7 @@ def main() -> int:
         raise SystemExit(f"{options.photos} holds {len(photos)} photos: give 2 at least.")
     packed = options.out / "packed"
     if not (packed / "model.onnx").is_file():
-        result = compress(options.model, photos[::2], seed=options.seed)
+        result = compress(options.model, photos[::2], options.heal_minutes, seed=options.seed)
         result.save(packed)
         print(result)
     sessions = [open_detector(path) for path in (options.model, packed / "model.onnx")]
@@ -98,12 +98,17 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True, help="the detector")
     parser.add_argument("--out", type=Path, default=Path("found"))
     parser.add_argument("--blank", action="store_true", help="draw the boxes without the photo")
+    parser.add_argument(
+        "--heal-minutes", type=float, default=0.0, help="train the smaller one so long (PyTorch)"
+    )
     parser.add_argument("--rounds", type=int, default=20, help="timed runs of each photo")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
 
-def compress(model: Path, photos: Sequence[Path], *, seed: int = 0) -> packlight.Result:
+def compress(
+    model: Path, photos: Sequence[Path], heal_minutes: float = 0.0, *, seed: int = 0
+) -> packlight.Result:
     """Make the detector smaller with random crops of photos as its samples."""
     random = np.random.default_rng(seed)
     crops = [crop for path in photos for crop in crop_at_random(Image.open(path), random)]
@@ -115,7 +120,13 @@ def compress(model: Path, photos: Sequence[Path], *, seed: int = 0) -> packlight
         "labels": np.concatenate([np.concatenate(one, axis=2) for one in found]),
     }
     result = packlight.compress(
-        model, data=data, metric=share_of_faces, max_drop=0.01, max_size="33%", seed=seed
+        model,
+        data=data,
+        metric=share_of_faces,
+        max_drop=0.01,
+        max_size="33%",
+        heal_minutes=heal_minutes,
+        seed=seed,
     )
     assert isinstance(result, packlight.Result)
     return result
