@@ -53,6 +53,8 @@ export async function drop(page, selector, path) {
 
 /** Looks for what some people could not use, on the screen as it is. */
 export async function examine(page, noticed, screen) {
+  // What is being computed anew is dimmed for a moment.
+  await page.locator(".stale").first().waitFor({ state: "detached" });
   await page.evaluate(await readFile(AXE, "utf8"));
   const found = await page.evaluate((tags) => window.axe.run(document, { runOnly: tags }), RULES);
   for (const { id, nodes } of found.violations) {

@@ -48,7 +48,7 @@ def run(program: str, *arguments: object) -> str:
 
 
 WITH_TEXT = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 import numpy as np
 from packlight.llm.checkpoint import open_checkpoint
@@ -66,8 +66,9 @@ types = uniform_types(checkpoint, "F16")
 types |= {f"blk.1.{name}.weight": "Q4_0" for name in ("attn_q", "ffn_down")}
 said = forecast_compression(checkpoint, types, tokens=int(windows.calibration.size))
 compress_checkpoint(checkpoint, Path(sys.argv[2]), types, windows=windows)
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps([said.memory_bytes, 1024 * after]))
+# Not getrusage, which begins with what the process had that started this one.
+(peak,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM:"))
+print(json.dumps([said.memory_bytes, 1024 * int(peak.split()[1])]))
 """
 
 
