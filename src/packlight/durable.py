@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def is_full(error: OSError) -> bool:
+    """Whether there was no more room for what was to be written."""
+    return error.errno in _FULL
 
 
 def sync_folder(folder: Path) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 
 import typer
 
+from packlight.durable import is_full
 from packlight.errors import PacklightError, UnusableOutput
 
 FAULT = 1
@@ -28,7 +29,6 @@ INTERRUPTED = 130
 TERMINATED = 143
 _BROKEN_PIPE = 141
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
@@ -69,7 +69,7 @@ def explain_os_error(error: OSError) -> UnusableOutput | None:
     """A sentence for a full disk or a forbidden place; None for what is no such thing."""
     named = error.filename2 or error.filename
     place = os.fsdecode(named) if isinstance(named, (str, bytes)) else ""
-    if error.errno in _FULL:
+    if is_full(error):
         where = f" while writing {place}" if place else ""
         return UnusableOutput(
             f"The disk is full{where}: free some space, or choose another disk with --out "

@@ -65,10 +65,8 @@ def serve(
     """Serve the page until Ctrl-C."""
     with one_sentence(debug=debug):
         from packlight.plan.budget import parse_size
-        from packlight.serve.start import check_extra
         from packlight.serve.start import serve as run
 
-        check_extra()
         limit = parse_size(max_upload, 0, option="max-upload")
         run(
             host=host,

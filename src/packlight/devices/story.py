@@ -20,9 +20,9 @@ from packlight.measure.latency import measure_latency
 from packlight.measure.size import size_of_files
 from packlight.plan.answer import Answer, Question
 from packlight.plan.judge import ROUNDS, Figures, judge
-from packlight.plan.trials import BATCH
 from packlight.progress import Progress
 from packlight.runtime import Engine, convert_file, measure_peak_memory, runtime_name
+from packlight.samples import BATCH
 
 SAME_FILE = "the original written in the same way could not be timed"
 

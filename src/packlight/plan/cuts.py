@@ -11,7 +11,7 @@ from packlight.graph.coupling.groups import CoupledGroup
 from packlight.graph.layers import Layer, find_layers
 from packlight.graph.model import Graph
 from packlight.graph.rewrite.branches import Branch, find_branches, remove_part
-from packlight.graph.rewrite.factorize import factorize, largest_rank, share_of_rank
+from packlight.graph.rewrite.factorize import factorize, largest_rank, part_names, share_of_rank
 from packlight.graph.rewrite.prune import remove_channels
 from packlight.graph.thin import gone_of
 from packlight.maths.channels import ChannelOrder
@@ -165,6 +165,6 @@ def layers_behind(
         if one.name in cuts.removed
     ]
     spans += [(place[name], place[name]) for name, _ in cuts.ranks if name in place]
-    apart = {name: f"{name}_b" for name, _ in cuts.ranks}
+    apart = {name: part_names(name)[1] for name, _ in cuts.ranks}
     found = {name for first, last in spans for name in names[first : last + 1 + reach]}
     return {apart.get(name, name) for name in found}

@@ -16,7 +16,7 @@ from packlight.graph.model import Graph
 from packlight.graph.observe import observe, wants_moments
 from packlight.graph.repair import repair
 from packlight.graph.rewrite.branches import Branch, with_stand_ins
-from packlight.graph.rewrite.factorize import factorize
+from packlight.graph.rewrite.factorize import factorize, part_names
 from packlight.graph.thin import gone_of, order_groups, rows_left
 from packlight.maths.channels import ChannelOrder
 from packlight.maths.moments import Moments
@@ -32,7 +32,7 @@ from packlight.plan.timed import as_computed
 from packlight.progress import SILENT, Progress
 from packlight.recipe import Recipe
 from packlight.runtime import Process
-from packlight.samples import Samples, Split, batches_of, shapes_of_one
+from packlight.samples import Samples, Split, feeds_of_one, shapes_of_one
 from packlight.tensors import TensorSpec
 
 PROBED = 256
@@ -75,8 +75,7 @@ class Ground:
     @cached_property
     def one_feed(self) -> dict[str, NDArray[Any]]:
         """What the clock feeds models with: one sample."""
-        batches = batches_of(self.samples, self.probed[:1], self.inputs, batch=1)
-        return dict(next(iter(batches)).feeds)
+        return feeds_of_one(self.samples, self.probed, self.inputs)
 
     @cached_property
     def timed_original(self) -> Graph:
@@ -150,7 +149,7 @@ class Ground:
                 self.fitted_on,
                 self.inputs,
                 process=self.process,
-                rows=rows | {f"{name}_b": rows[name] for name, _ in cuts.ranks if name in rows},
+                rows=rows | {part_names(n)[1]: rows[n] for n, _ in cuts.ranks if n in rows},
                 names=names,
                 samples_each=samples,
                 seed=self.seed,

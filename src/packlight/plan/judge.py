@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from packlight.errors import RuntimeFailure
 from packlight.graph.layers import Layer, find_layers, find_unquantizable
 from packlight.graph.model import save_model
+from packlight.graph.rewrite.factorize import part_names
 from packlight.graph.sizes import stored_bytes
 from packlight.measure.evidence import (
     Budget,
@@ -209,7 +210,7 @@ def _bytes_before(originals: Sequence[Layer], layers: Sequence[Layer]) -> dict[s
     now = {layer.name: layer.bytes for layer in layers}
     found = {name: known.get(name, size) for name, size in now.items()}
     for name, size in known.items():
-        first, second = f"{name}_a", f"{name}_b"
+        first, second = part_names(name)
         if name not in now and {first, second} <= now.keys() - known.keys():
             found[first] = size * now[first] // max(now[first] + now[second], 1)
             found[second] = size - found[first]

@@ -18,6 +18,7 @@ from packlight.graph.apply import apply_recipe, why_not
 from packlight.graph.layers import find_layers
 from packlight.graph.model import Graph, save_model
 from packlight.graph.observe import Observations, with_outputs
+from packlight.graph.rewrite.factorize import part_names
 from packlight.graph.rewrite.quantize import tensors_to_observe
 from packlight.maths.histograms import add_to_histogram, empty_histogram
 from packlight.recipe import Recipe
@@ -36,7 +37,7 @@ def as_computed(graph: Graph, recipe: Recipe | None, feeds: Arrays, process: Pro
         return graph
     layers = find_layers(graph)
     known = dict(recipe.layers)
-    known |= {f"{name}{part}": choice for name, choice in recipe.layers for part in ("_a", "_b")}
+    known |= {part: choice for name, choice in recipe.layers for part in part_names(name)}
     chosen = [layer for layer in layers if layer.name in known]
     static = [layer for layer in chosen if not why_not(layer, "int8")]
     names = tensors_to_observe(graph, static)

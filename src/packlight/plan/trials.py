@@ -33,7 +33,7 @@ from packlight.plan.workers import run_tasks
 from packlight.progress import SILENT, Progress
 from packlight.recipe import Recipe, write_recipe
 from packlight.runtime import Engine, Process, Session, cpu_features
-from packlight.samples import Batch, Samples, Split, batches_of
+from packlight.samples import BATCH, Batch, Samples, Split, batches_of, feeds_of_one
 from packlight.targets import Target
 from packlight.transport import packed_size
 
@@ -47,9 +47,6 @@ _AT_ONCE = 8
 LEAST_SEARCH = 32
 SEARCH_SECONDS = 2.0
 """One candidate's run over the search samples takes about so long, on `LEAST_SEARCH` at least."""
-
-BATCH = 32
-"""Samples in a run, where the model's first axis is open."""
 
 CACHE_BYTES = 256 << 20
 """Feeds and the original's outputs are kept up to this size, and computed again beyond."""
@@ -128,8 +125,7 @@ class Workbench:
 
     def first_feeds(self) -> Outputs:
         """One sample as it is fed: what latency is measured with."""
-        inputs, index = self.model.inputs, self.split.calibration[:1]
-        return dict(next(iter(batches_of(self.samples, index, inputs, batch=1))).feeds)
+        return feeds_of_one(self.samples, self.split.calibration, self.model.inputs)
 
     def search_indices(self) -> tuple[int, ...]:
         """The samples on which candidates are compared: fewer where the model is slow."""

@@ -25,11 +25,11 @@ _TYPES = {
     ".wasm": "application/wasm",
 }
 _POLICY = "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; connect-src 'self'"
-_HEADERS = {
+HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    # A page that shares nothing with others gets a clock of microseconds, not of tenths of ms.
+    # A page that shares nothing with others gets a clock of microseconds, and threads.
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Embedder-Policy": "require-corp",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -149,7 +149,7 @@ class _Request(BaseHTTPRequestHandler):
 
     def _begin(self, status: int, kind: str, length: int | None) -> None:
         self.send_response(status)
-        for name, value in _HEADERS.items():
+        for name, value in HEADERS.items():
             self.send_header(name, value)
         self.send_header("Content-Security-Policy", self.server.policy)
         self.send_header("Content-Type", kind)

@@ -21,7 +21,7 @@ Feeds = Mapping[str, NDArray[Any]]
 Engine = Literal["onnxruntime", "openvino", "litert", "executorch"]
 """What a child can run a model in; all but onnxruntime are extras."""
 
-_MODULES = {"litert": "ai_edge_litert"}  # where they differ from the engine's name
+_PACKAGES = {"litert": "ai_edge_litert"}  # where they differ from the engine's name
 
 _DEFAULT = Limits()
 _ROUNDS_LIMIT = 1_000_000
@@ -280,10 +280,14 @@ def _carrier(dtype: str) -> str:
     return _CARRIERS.get(dtype, dtype)
 
 
+def package_of(engine: Engine) -> str:
+    """The Python package of an engine."""
+    return _PACKAGES.get(engine, engine)
+
+
 def has_engine(engine: Engine) -> bool:
     """Whether an engine is installed here; nothing of it is imported."""
-    module = _MODULES.get(engine, engine)
-    return engine == "onnxruntime" or importlib.util.find_spec(module) is not None
+    return engine == "onnxruntime" or importlib.util.find_spec(package_of(engine)) is not None
 
 
 def check_engine(engine: Engine) -> None:

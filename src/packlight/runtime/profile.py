@@ -13,13 +13,12 @@ import numpy as np
 from packlight.errors import RuntimeCrashed, RuntimeRefused, UnusableOutput, WrongUsage
 from packlight.runtime.channel import Channel
 from packlight.runtime.limits import Limits
-from packlight.runtime.process import Engine, Feeds, Process, check_engine
+from packlight.runtime.process import Engine, Feeds, Process, check_engine, package_of
 
 # What the runtime does to a graph before it runs it: "basic" folds and removes; "extended"
 # also fuses, integer operators included; "all" also changes the layout for this machine.
 Level = Literal["basic", "extended", "all"]
 
-_DISTRIBUTIONS = {"litert": "ai-edge-litert"}  # where they differ from the engine's name
 _WARMUP_RUNS = 3
 _DEFAULT = Limits()
 
@@ -144,7 +143,7 @@ def runtime_name(engine: Engine = "onnxruntime") -> str:
     """
     check_engine(engine)
     try:
-        version = importlib.metadata.version(_DISTRIBUTIONS.get(engine, engine))
+        version = importlib.metadata.version(package_of(engine))
     except importlib.metadata.PackageNotFoundError:
         # They come under other names too (onnxruntime-gpu, ...): ask the one that is imported.
         channel = Channel(_DEFAULT)

@@ -1,7 +1,14 @@
 """Turns what people have (arrays, pictures, sound, a DataLoader, or nothing) into samples."""
 
 from packlight.samples.axes import alternative_axes
-from packlight.samples.batches import Batch, batches_of, feeds_of, shapes_of_one
+from packlight.samples.batches import (
+    BATCH,
+    Batch,
+    batches_of,
+    feeds_of,
+    feeds_of_one,
+    shapes_of_one,
+)
 from packlight.samples.generate import generate_samples
 from packlight.samples.open import open_samples
 from packlight.samples.preprocess import PREPROCESS_CANDIDATES
@@ -9,6 +16,7 @@ from packlight.samples.protocol import Samples, class_names_of
 from packlight.samples.split import Split, fingerprints_of, hold_out, split_samples
 
 __all__ = [
+    "BATCH",
     "PREPROCESS_CANDIDATES",
     "Batch",
     "Samples",
@@ -17,6 +25,7 @@ __all__ = [
     "batches_of",
     "class_names_of",
     "feeds_of",
+    "feeds_of_one",
     "fingerprints_of",
     "generate_samples",
     "hold_out",

@@ -13,6 +13,9 @@ from packlight.samples.naming import dynamic
 from packlight.samples.protocol import Array, Samples
 from packlight.tensors import TensorSpec
 
+BATCH = 32
+"""Samples in a run, where the model's first axis is open."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -46,7 +49,7 @@ class Batch:
 
 
 def batches_of(
-    samples: Samples, indices: Sequence[int], inputs: Sequence[TensorSpec], *, batch: int = 32
+    samples: Samples, indices: Sequence[int], inputs: Sequence[TensorSpec], *, batch: int = BATCH
 ) -> Iterator[Batch]:
     """The runs that take these samples through the model, in order.
 
@@ -82,12 +85,19 @@ def feeds_of(
         yield run.feeds
 
 
+def feeds_of_one(
+    samples: Samples, indices: Sequence[int], inputs: Sequence[TensorSpec]
+) -> dict[str, Array]:
+    """What the model is fed with for the first of these samples alone, by input."""
+    return dict(next(iter(batches_of(samples, indices[:1], inputs, batch=1))).feeds)
+
+
 def shapes_of_one(
     samples: Samples, indices: Sequence[int], inputs: Sequence[TensorSpec]
 ) -> dict[str, tuple[int, ...]]:
     """By input, the shape of what the model is fed with for the first of these samples alone."""
-    run = next(iter(batches_of(samples, indices[:1], inputs, batch=1)))
-    return {name: array.shape for name, array in run.feeds.items()}
+    feeds = feeds_of_one(samples, indices, inputs)
+    return {name: array.shape for name, array in feeds.items()}
 
 
 def _batch_size(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
 import os
 import tempfile
@@ -12,6 +11,7 @@ from typing import Any
 
 from starlette.requests import Request
 
+from packlight.durable import is_full
 from packlight.errors import WrongUsage
 from packlight.serve.errors import Refused
 from packlight.strict_json import parse_json
@@ -74,7 +74,7 @@ async def receive_file(request: Request, path: Path, *, limit: int, field: str) 
             raise Refused(422, "The file is empty: choose it again.", field=field)
         Path(part).rename(path)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if not is_full(error):
             raise
         raise Refused(507, "The disk is full: free some space.", field=field) from None
     finally:

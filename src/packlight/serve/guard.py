@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from packlight.runtime import page_server
 from packlight.serve.errors import Refused
 
 POLICY = (
@@ -25,16 +26,7 @@ POLICY = (
     "img-src 'self' data: blob:; connect-src 'self'; worker-src 'self' blob:; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
 )
-HEADERS = {
-    "Content-Security-Policy": POLICY,
-    "Cache-Control": "no-store",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    # A page that shares nothing with others gets a clock of microseconds, and threads.
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Embedder-Policy": "require-corp",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
+HEADERS = {"Content-Security-Policy": POLICY, **page_server.HEADERS}
 OPENING = "/open/"
 _READING = ("GET", "HEAD")
 _TYPES = ("application/json", "application/octet-stream")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import re
 import shutil
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from packlight import api
+from packlight.durable import is_full
 from packlight.errors import (
     PacklightError,
     RuntimeFailure,
@@ -61,7 +61,7 @@ def work(request: Message, tell: Tell) -> Message:
         sentence = "This machine's memory is used up: close other programs, or give fewer samples."
         return {"error": sentence, "field": None}
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if not is_full(error):
             raise
         return {"error": "The disk is full: free some space.", "field": None}
 

@@ -11,6 +11,7 @@ from packlight.devices.litert.draft import Unwritable
 from packlight.devices.litert.graph import (
     CHANNELS_LAST,
     NO_ACTIVATION,
+    PICTURE,
     PLACE,
     Stored,
     Translation,
@@ -23,7 +24,6 @@ from packlight.graph.rewrite.single import float_of, int_of
 from packlight.graph.walk import constant_of
 
 Write = Callable[[Translation, ir.Node], None]
-_PICTURE = 4
 
 
 def unary(name: str, options: str = "") -> Write:
@@ -46,7 +46,7 @@ def binary(name: str, options: str = "") -> Write:
         if len(node.inputs) != 2:
             raise Unwritable("it has more than two inputs")
         rank = len(shape_of(node.outputs[0]))
-        last = rank == _PICTURE and any(to.is_last(value) for value in node.inputs)
+        last = rank == PICTURE and any(to.is_last(value) for value in node.inputs)
         inputs = [_spread(to, value, last=last) for value in node.inputs]
         made, activation = to.write(node, last=last, clamps=clamps)
         fields = {"fusedActivationFunction": activation} if clamps else {}
@@ -58,12 +58,12 @@ def binary(name: str, options: str = "") -> Write:
 def _spread(to: Translation, value: ir.Value | None, *, last: bool) -> int:
     """An input with as many axes as the others where channels come last."""
     rank = len(shape_of(value))
-    if not last or rank == _PICTURE:
+    if not last or rank == PICTURE:
         return to.read(value, last=last)
     found = stored_in(value)
-    if value is None or found is None or found.quantization is not None or rank > _PICTURE:
+    if value is None or found is None or found.quantization is not None or rank > PICTURE:
         raise Unwritable(f"tensor {value.name if value else ''!r} has fewer axes than the other")
-    whole = Stored(found.array.reshape((1,) * (_PICTURE - rank) + found.array.shape))
+    whole = Stored(found.array.reshape((1,) * (PICTURE - rank) + found.array.shape))
     return to.store(str(value.name), turned(whole, CHANNELS_LAST))
 
 
@@ -113,7 +113,7 @@ def softmax(to: Translation, node: ir.Node) -> None:
     """Softmax along the last axis, or along the channels of a picture."""
     rank = len(shape_of(node.inputs[0]))
     axis = int_of(node, "axis", -1) % rank
-    last = rank == _PICTURE and axis == 1
+    last = rank == PICTURE and axis == 1
     if not last and axis != rank - 1:
         raise Unwritable("it runs along an axis that is not the last")
     number = to.read(node.inputs[0], last=last)

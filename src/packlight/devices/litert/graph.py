@@ -22,9 +22,11 @@ from packlight.graph.rewrite.single import int_of, is_standard, static_shape
 from packlight.graph.walk import constant_of
 
 CHANNELS_LAST = (0, 2, 3, 1)
-_BACK = (0, 3, 1, 2)
 PLACE = (0, 3, 1, 2)
-"""Where each axis of a picture lies with channels last."""
+"""Where each axis of a picture lies with channels last: what turns it back."""
+
+PICTURE = 4
+"""Axes of one."""
 
 NO_ACTIVATION, RELU, RELU6 = 0, 1, 3
 
@@ -82,7 +84,7 @@ class Translation:
             held = self._held[value] = self._decoded(value, codes)
         if last not in held:
             (there,) = held.values()
-            order = CHANNELS_LAST if last else _BACK
+            order = CHANNELS_LAST if last else PLACE
             shape = shape_of(value)
             target = [shape[axis] for axis in CHANNELS_LAST] if last else shape
             kind = dtype_of(value)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import onnx_ir as ir
 
 from packlight.devices.litert.draft import Unwritable
 from packlight.devices.litert.graph import (
+    PICTURE,
     PLACE,
     Translation,
     dtype_of,
@@ -18,8 +17,6 @@ from packlight.devices.litert.graph import (
 )
 from packlight.graph.rewrite.single import int_of
 from packlight.graph.walk import constant_of
-
-_PICTURE = 4
 
 
 def keeps_codes(to: Translation, node: ir.Node) -> bool:
@@ -38,7 +35,7 @@ def reshape(to: Translation, node: ir.Node) -> None:
     source = node.inputs[0]
     given = shape_of(source)
     # With one channel, or one pixel, the order of the values is the same either way.
-    either = len(given) == _PICTURE and (given[1] == 1 or given[2:] == (1, 1))
+    either = len(given) == PICTURE and (given[1] == 1 or given[2:] == (1, 1))
     number = to.read(source, last=either and to.is_last(source))
     made, _ = to.write(node)
     wanted = shape_of(node.outputs[0])
@@ -154,14 +151,6 @@ def identity(to: Translation, node: ir.Node) -> None:
     to.same(node, last=to.is_last(node.inputs[0]))
 
 
-def cast(to: Translation, node: ir.Node) -> None:
-    """Cast."""
-    last = to.is_last(node.inputs[0])
-    number = to.read(node.inputs[0], last=last)
-    made, _ = to.write(node, last=last)
-    to.draft.operator("CAST", [number], [made])
-
-
 def _axis(node: ir.Node, axis: int, *, last: bool) -> int:
     """Where an axis lies in the order at hand."""
     axis %= max(len(shape_of(node.inputs[0])), 1)
@@ -176,6 +165,3 @@ def _whole_numbers(node: ir.Node, place: int) -> list[int]:
     if tensor is None:
         raise Unwritable("its sizes are computed while the model runs")
     return [int(number) for number in tensor.numpy().reshape(-1)]
-
-
-Write = Callable[[Translation, ir.Node], None]

@@ -13,7 +13,7 @@ OPERATORS: dict[str, Callable[[Translation, ir.Node], None]] = {
     "Abs": arithmetic.unary("ABS", "AbsOptions"),
     "Add": arithmetic.binary("ADD", "AddOptions"),
     "AveragePool": windows.average_pool,
-    "Cast": moves.cast,
+    "Cast": arithmetic.unary("CAST"),
     "Ceil": arithmetic.unary("CEIL"),
     "Clip": arithmetic.clip,
     "Concat": moves.concat,

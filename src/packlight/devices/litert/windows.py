@@ -11,16 +11,17 @@ from packlight.devices.litert.draft import Quantization, Unwritable
 from packlight.devices.litert.graph import (
     CHANNELS_LAST,
     NO_ACTIVATION,
+    PICTURE,
     Stored,
     Translation,
     dtype_of,
     shape_of,
     stored_in,
 )
+from packlight.graph.patches import conv_pads, ints
 from packlight.graph.rewrite.single import int_of
 
 _SAME, _VALID = 0, 1
-_PICTURE = 4
 _AFTER_PADDING = "its result has another size than LiteRT would give it"
 
 
@@ -28,11 +29,11 @@ def conv(to: Translation, node: ir.Node) -> None:
     """Conv: CONV_2D, or DEPTHWISE_CONV_2D where every channel has filters of its own."""
     source, weight = node.inputs[0], node.inputs[1]
     given, filters = shape_of(source), shape_of(weight)
-    if len(given) != _PICTURE or source is None or weight is None:
+    if len(given) != PICTURE or source is None or weight is None:
         raise Unwritable("only convolutions of two dimensions are written")
     groups = int_of(node, "group", 1)
-    dilations = _ints(node, "dilations", (1, 1))
-    strides = _ints(node, "strides", (1, 1))
+    dilations = ints(node, "dilations", [1, 1])
+    strides = ints(node, "strides", [1, 1])
     number, padding = _padded(to, node, filters[2:], strides, dilations)
     depthwise = groups > 1 and groups == given[1]
     order = (1, 2, 3, 0) if depthwise else (0, 2, 3, 1)
@@ -106,10 +107,10 @@ def average_pool(to: Translation, node: ir.Node) -> None:
 
 
 def _pool(to: Translation, node: ir.Node, name: str, filled: float | None) -> None:
-    window = _ints(node, "kernel_shape", ())
-    if len(shape_of(node.inputs[0])) != _PICTURE or len(window) != 2:
+    window = ints(node, "kernel_shape", [])
+    if len(shape_of(node.inputs[0])) != PICTURE or len(window) != 2:
         raise Unwritable("only pools of two dimensions are written")
-    strides, dilations = _ints(node, "strides", (1, 1)), _ints(node, "dilations", (1, 1))
+    strides, dilations = ints(node, "strides", [1, 1]), ints(node, "dilations", [1, 1])
     if any(one != 1 for one in dilations):
         raise Unwritable("its window has gaps, which LiteRT's have not")
     number, padding = _padded(to, node, window, strides, dilations, filled=filled)
@@ -130,7 +131,7 @@ def _pool(to: Translation, node: ir.Node, name: str, filled: float | None) -> No
 
 def global_average_pool(to: Translation, node: ir.Node) -> None:
     """GlobalAveragePool: the mean over height and width."""
-    if len(shape_of(node.inputs[0])) != _PICTURE:
+    if len(shape_of(node.inputs[0])) != PICTURE:
         raise Unwritable("only pools of two dimensions are written")
     inputs = [to.read(node.inputs[0], last=True), to.numbers([1, 2])]
     made, _ = to.write(node, last=True)
@@ -143,7 +144,7 @@ def resize(to: Translation, node: ir.Node) -> None:
     mode, places = _text(node, "mode", "nearest"), "coordinate_transformation_mode"
     where = _text(node, places, "half_pixel").replace("pytorch_half_pixel", "half_pixel")
     nearest = _text(node, "nearest_mode", "round_prefer_floor")
-    if len(given) != _PICTURE or given[:2] != wanted[:2]:
+    if len(given) != PICTURE or given[:2] != wanted[:2]:
         raise Unwritable("only height and width are resized")
     options = {"alignCorners": where == "align_corners", "halfPixelCenters": where == "half_pixel"}
     known = where in ("half_pixel", "align_corners", "asymmetric")
@@ -189,7 +190,8 @@ def _padded(
     source = node.inputs[0]
     given, wanted = shape_of(source)[2:], shape_of(node.outputs[0])[2:]
     reach = [(k - 1) * d + 1 for k, d in zip(window, dilations, strict=True)]
-    before, after = _pads(node, given, wanted, reach, strides)
+    pads = conv_pads(node, given, tuple(window), [*strides], [*dilations])
+    before, after = pads[:2], pads[2:]
     number = to.read(source, last=True)
     same = [
         max((-(-size // step) - 1) * step + span - size, 0)
@@ -236,29 +238,6 @@ def _pad_picture(
         lowest = to.draft.constant("lowest", np.array([filled], np.dtype(kind)), kept)
         to.draft.operator("PADV2", [number, to.numbers(ends), lowest], [made], "PadV2Options")
     return made
-
-
-def _pads(
-    node: ir.Node,
-    given: Sequence[int],
-    wanted: Sequence[int],
-    reach: Sequence[int],
-    strides: Sequence[int],
-) -> tuple[list[int], list[int]]:
-    """Rows and columns that are padded before and after a picture."""
-    automatic = _text(node, "auto_pad", "NOTSET")
-    if automatic in ("SAME_UPPER", "SAME_LOWER"):
-        sizes = zip(wanted, strides, reach, given, strict=True)
-        total = [max((out - 1) * step + span - n, 0) for out, step, span, n in sizes]
-        less, more = [n // 2 for n in total], [n - n // 2 for n in total]
-        return (less, more) if automatic == "SAME_UPPER" else (more, less)
-    pads = _ints(node, "pads", (0, 0, 0, 0))
-    return [*pads[:2]], [*pads[2:]]
-
-
-def _ints(node: ir.Node, name: str, default: Sequence[int]) -> tuple[int, ...]:
-    attribute = node.attributes.get(name)
-    return tuple(default) if attribute is None else tuple(attribute.as_ints())
 
 
 def _text(node: ir.Node, name: str, default: str) -> str:

@@ -141,20 +141,26 @@ def losses_of_ranks(layer: Layer, ranks: Sequence[Rank], moments: Moments) -> tu
     return tuple(found)
 
 
+def part_names(layer: str) -> tuple[str, str]:
+    """What the two layers are called that stand for one."""
+    return f"{layer}_a", f"{layer}_b"
+
+
 def _split_matrix(edit: Editor, layer: Layer, rank: Rank, moments: Moments | None) -> None:
     matrix = weight_matrix(layer).astype(np.float64)
     left, right, shift = _factors(layer, matrix, rank, moments)
     node, graph = layer.node, graph_of(layer)
     first = _constant(edit, layer, right.T, "a")
     second = _constant(edit, layer, left.T, "b")
-    thin = edit.node("MatMul", [node.inputs[0], first], f"{layer.name}_a", dtype=layer.weight.dtype)
+    names = part_names(layer.name)
+    thin = edit.node("MatMul", [node.inputs[0], first], names[0], dtype=layer.weight.dtype)
     values: list[ir.Value | None] = [thin.outputs[0], second]
     attributes: dict[str, Any] = {}
     if layer.kind == "Gemm":
         bias = _moved_bias(edit, layer, shift)
         values += [bias] if bias is not None else []
         attributes = {"beta": float_of(node, "beta", 1.0)} if bias is not None else {}
-    wide = edit.node(layer.kind, values, f"{layer.name}_b", attributes=attributes)
+    wide = edit.node(layer.kind, values, names[1], attributes=attributes)
     _put(graph, layer, thin, wide)
 
 
@@ -187,10 +193,11 @@ def _split_conv(edit: Editor, layer: Layer, rank: Rank, moments: Moments | None)
             plans[1]["auto_pad"] = own["auto_pad"].as_string()
     first = _constant(edit, layer, right.reshape(shapes[0]), "a")
     second = _constant(edit, layer, left.reshape(shapes[1]), "b")
+    names = part_names(layer.name)
     thin = edit.node(
         "Conv",
         [node.inputs[0], first],
-        f"{layer.name}_a",
+        names[0],
         attributes={**plans[0], "kernel_shape": list(shapes[0][2:])},
         dtype=layer.weight.dtype,
     )
@@ -200,7 +207,7 @@ def _split_conv(edit: Editor, layer: Layer, rank: Rank, moments: Moments | None)
     wide_node = edit.node(
         "Conv",
         values,
-        f"{layer.name}_b",
+        names[1],
         attributes={**plans[1], "kernel_shape": list(shapes[1][2:])},
     )
     _put(graph, layer, thin, wide_node)
