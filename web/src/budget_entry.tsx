@@ -1,5 +1,6 @@
 // The fourth step: accuracy against size on a slider, and other budgets for those who want them.
 import type { Refused } from "./api";
+import { Pills } from "./pills";
 import { Problem, tie } from "./problem";
 import { DROPS, MORE, PRESETS, type Wishes, describeDrop } from "./wishes";
 
@@ -60,22 +61,12 @@ export function BudgetEntry({ wishes, refused, onChange }: Props) {
       {wishes.stop > 0 && (
         <fieldset>
           <legend>Within that, what matters most?</legend>
-          <div class="pills">
-            {PRESETS.map((preset) => (
-              <label key={preset.name}>
-                <input
-                  type="radio"
-                  name="preset"
-                  value={preset.name}
-                  checked={preset.name === wishes.preset}
-                  onChange={() => onChange({ preset: preset.name })}
-                />
-                <span>
-                  {preset.title} <small>{preset.about}</small>
-                </span>
-              </label>
-            ))}
-          </div>
+          <Pills
+            name="preset"
+            options={PRESETS}
+            chosen={wishes.preset}
+            onChange={(preset) => onChange({ preset })}
+          />
           <Problem id="preset-problem" error={at("preset")} />
         </fieldset>
       )}

@@ -1,5 +1,6 @@
 // The third step: the device that the model is meant for.
 import type { Refused } from "./api";
+import { Pills } from "./pills";
 import { Problem } from "./problem";
 import type { Device } from "./shapes";
 
@@ -15,21 +16,13 @@ export function DeviceEntry({ devices, chosen, error, onChange }: Props) {
   return (
     <fieldset>
       <legend class="hidden">The device it is meant for</legend>
-      <div class="pills">
-        {devices.map((one) => (
-          <label key={one.name}>
-            <input
-              type="radio"
-              name="target"
-              value={one.name}
-              checked={one.name === chosen}
-              aria-describedby="target-about"
-              onChange={() => onChange(one.name)}
-            />
-            <span>{one.title}</span>
-          </label>
-        ))}
-      </div>
+      <Pills
+        name="target"
+        options={devices.map(({ name, title }) => ({ name, title }))}
+        chosen={chosen}
+        describedBy="target-about"
+        onChange={onChange}
+      />
       <p id="target-about" class="fine" role="status">
         {device && (
           <>
