@@ -109,7 +109,7 @@ def compress_checkpoint(
         else:
             from packlight.llm.compress_blocks import round_blocks
 
-            round_blocks(run, windows, path.parent)
+            round_blocks(run, windows, path.parent, spread)
         file = writing.finish()
         journal.remove()
         if slopes is None:

@@ -74,7 +74,7 @@ def compress_folder(
             left = any(run.finished(name) is None for name in plan.rounded)
             if settings.rows_make_up and left:
                 estimate_costs(checkpoint, windows, (), settings, path.parent, progress, slopes)
-            round_blocks(run, windows, path.parent)
+            round_blocks(run, windows, path.parent, spread)
         run.keep_others()
         writing.finish(texts)
         journal.remove()
