@@ -114,8 +114,9 @@ class PassesElsewhere:
     def gather(self, sites: int) -> Gathered:
         """See `Passes`."""
         block = self._block
-        stream = self._stream(block.states, self._weights)
-        original = block.original and self._stream(block.original, self._original)
+        stream, original = self._stream(block.states, self._weights), None
+        if block.original is not None:
+            original = self._stream(block.original, self._original)
         tasks = [
             Gathering(stream, original, rows, self._passed, sites, block.aim, self._file(".sums"))
             for rows in self._batches
@@ -144,12 +145,12 @@ class PassesElsewhere:
             (block.original, self._original),
         ):
             if states is not None:
-                after = states.begin_next()
                 stream = self._stream(states, weights)
-                tasks = [Passing(stream, rows, after.file) for rows in self._batches]
-                for _ in self._spread(pass_batch, tasks, held=HELD):
-                    pass
-                states.replace(after)
+                with states.begin_next() as after:
+                    tasks = [Passing(stream, rows, after.file) for rows in self._batches]
+                    for _ in self._spread(pass_batch, tasks):
+                        pass
+                    states.replace(after)
         self._clear()
 
     def _stream(self, states: States, weights: Mapping[str, Path]) -> Stream:
