@@ -63,7 +63,7 @@ def compress_language_model(
     begun = time.monotonic()
     target = LANGUAGE_TARGETS[ask.target]
     if dry_run:
-        return forecast_shortened(target, checkpoint, ask, windows)
+        return forecast_shortened(target, checkpoint, ask, windows, workers)
     short = shorten(checkpoint, ask, windows, scratch, progress)
     with keep_connected(workers):
         made = target.make(

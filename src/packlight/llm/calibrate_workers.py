@@ -24,10 +24,8 @@ from packlight.llm.blocks_wiring import Wiring
 from packlight.llm.calibrate_passes import Block, gather_sites
 from packlight.llm.calibrate_sums import Aim, Gathered, Sums, add_sums
 from packlight.llm.compress_alone import Spread
+from packlight.llm.compress_forecast import HELD
 from packlight.maths.moments import Moments
-
-HELD = 2
-"""Batches whose sums may wait for each worker: where layers are wide, they are large."""
 
 
 @dataclass(frozen=True)
