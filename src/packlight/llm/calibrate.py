@@ -9,6 +9,7 @@ original's (`Aim`), which makes up for errors made before it.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import closing
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -62,8 +63,8 @@ def calibrate_block(
     done = dict(finished or {})
     current = dict(weights)
     block = Block(weights, wiring, layer, states, original if aim != "own" else None, aim)
-    with torch.no_grad():
-        passes = begin_passes(block, batch_tokens, waiting_bytes, spread)
+    begun = begin_passes(block, batch_tokens, waiting_bytes, spread)
+    with torch.no_grad(), closing(begun) as passes:
         for names, sites in _list_groups(weights, wiring, layer, states):
             open_names = [name for name in names if name in wanted and name not in done]
             if open_names:

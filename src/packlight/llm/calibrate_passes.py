@@ -47,6 +47,9 @@ class Passes(Protocol):
     def finish(self) -> None:
         """Replace the states by what the block gives."""
 
+    def close(self) -> None:
+        """Let go of what was kept from group to group."""
+
 
 class PassesHere:
     """See `Passes`.
@@ -97,6 +100,10 @@ class PassesHere:
             states.write(rows, finish_walk(walk))
             if original is not None and beside is not None:
                 original.write(rows, finish_walk(beside))
+
+    def close(self) -> None:
+        """See `Passes`."""
+        self._waiting.clear()
 
     def _begin(self, rows: slice) -> tuple[Walk, Walk | None]:
         """The block on some windows, and the original's beside it, before the first group."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,11 +102,13 @@ class PassesElsewhere:
         self._block, self._spread = block, spread
         self._batches = list(block.states.batches(batch_tokens))
         self._folder = Path(tempfile.mkdtemp(prefix="passes-", dir=block.states.file.path.parent))
-        self._clear = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        self._files = 0
-        stored = {name: self._store(weight) for name, weight in block.weights.items()}
-        self._weights, self._original = dict(stored), stored
-        self._passed = 0
+        self._files = self._passed = 0
+        try:
+            self._original = {name: self._store(one) for name, one in block.weights.items()}
+        except BaseException:
+            self.close()
+            raise
+        self._weights = dict(self._original)
 
     def gather(self, sites: int) -> Gathered:
         """See `Passes`."""
@@ -149,7 +150,10 @@ class PassesElsewhere:
                     for _ in self._spread(pass_batch, tasks):
                         pass
                     states.replace(after)
-        self._clear()
+
+    def close(self) -> None:
+        """See `Passes`."""
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _stream(self, states: States, weights: Mapping[str, Path]) -> Stream:
         return Stream(states.file, (*weights.items(),), self._block.wiring, self._block.layer)

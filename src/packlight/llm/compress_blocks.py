@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
@@ -241,5 +241,7 @@ def _original_head_moments(
     with torch.no_grad():
         for layer in range(wiring.layers):
             weights = load_weights(checkpoint, layer)
-            begin_passes(Block(weights, wiring, layer, states), spread=workers).finish()
+            block = Block(weights, wiring, layer, states)
+            with closing(begin_passes(block, spread=workers)) as passes:
+                passes.finish()
     return _head_moments(outer, wiring, states)
