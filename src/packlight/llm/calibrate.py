@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from packlight.llm.blocks import Tensor, walk_block
 from packlight.llm.blocks_states import States
 from packlight.llm.blocks_wiring import Wiring
-from packlight.llm.calibrate_passes import BATCH_TOKENS, Block, Passes, PassesHere
+from packlight.llm.calibrate_passes import Block, Passes, PassesHere
 from packlight.llm.calibrate_sums import Aim, Gathered, Sums
 from packlight.llm.calibrate_workers import PassesElsewhere
 from packlight.llm.compress_alone import Spread
+from packlight.llm.compress_forecast import BATCH_TOKENS
 from packlight.maths.moments import refit_to_targets
 
 Floats: TypeAlias = NDArray[np.float32]

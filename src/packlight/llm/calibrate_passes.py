@@ -11,10 +11,6 @@ from packlight.llm.blocks_states import States
 from packlight.llm.blocks_wiring import Wiring
 from packlight.llm.calibrate_sums import Aim, Gathered, add_site
 
-BATCH_TOKENS = 4096
-"""Tokens that pass together. Sums are made of each batch and added in the order of the windows,
-whoever makes them: they depend on this, and on nothing else."""
-
 
 @dataclass(frozen=True)
 class Block:

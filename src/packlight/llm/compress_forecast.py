@@ -41,6 +41,10 @@ PASSES = 5.0
 """Forward passes of calibration that a block costs, second moments included."""
 
 
+BATCH_TOKENS = 4096
+"""Tokens that pass through a block together. Second moments are summed up of each batch, and added
+in the order of the windows, whoever does it: what comes out depends on this alone."""
+
 HELD = 2
 """Batches whose second moments may wait on the disk for each worker: of wide layers they are
 large."""
@@ -162,9 +166,8 @@ def forecast_work(
     # Weights before and after, a layer's working copies, and sums of moments with their copies.
     memory = BASE_BYTES + resident + 4 * max(2 * inside, 2 * outside) + 4 * 4 * largest
     memory += moments * (3 + 2 * (streams - 1))
-    # Windows that wait between a block's groups, as `calibrate.bytes_of_walk` counts them.
-    widest = max((tensors[name].shape[-1] for name in names), default=0)
-    memory += min(streams * tokens * 4 * (3 * config.width + 2 * widest), states_bytes // 2)
+    # Windows that wait between a block's groups.
+    memory += min(streams * tokens * _bytes_of_walk(checkpoint), states_bytes // 2)
     if gradients or weighed:
         sums = max((size for block, size in slopes.items() if block is not None), default=0)
         memory = max(memory, BASE_BYTES + resident + 4 * max(3 * inside, outside) + sums)
@@ -185,10 +188,18 @@ def forecast_workers(
     moments = max((_moments_bytes(info) for info in infos), default=0)
     widest = max((info.shape[-1] for info in infos), default=0)
     inside, _ = _weights_of_blocks(checkpoint)
-    # The products of a batch, in 32 and in 64 bits, and sums before and after.
-    memory = BASE_BYTES + 4 * inside + moments + 20 * widest**2
+    memory = BASE_BYTES + 4 * inside + BATCH_TOKENS * _bytes_of_walk(checkpoint)
+    # Of one expert its products, in 32 and in 64 bits, and the sum that is made of them.
+    memory += moments + 20 * widest**2
     states = min(2 * 4 * tokens * checkpoint.config.width, states_bytes)
     return WorkersForecast(memory, HELD * moments, states + 2 * 4 * inside)
+
+
+def _bytes_of_walk(checkpoint: Checkpoint) -> int:
+    """Bytes a token, as `packlight.llm.calibrate_passes.bytes_of_walk` counts them."""
+    tensors = checkpoint.tensors
+    widest = max((tensors[name].shape[-1] for name in rounded_names(checkpoint)), default=0)
+    return 4 * (3 * checkpoint.config.width + 2 * widest)
 
 
 def _moments_bytes(info: TensorInfo) -> int:

@@ -93,6 +93,38 @@ def test_with_a_text_memory_stays_below_what_was_said_before(tmp_path: Path) -> 
     assert after < said < after + (200 << 20)  # enough, and not far more than that
 
 
+WITH_WORKERS = """
+import json, sys
+from functools import partial
+from pathlib import Path
+import numpy as np
+from packlight.llm.checkpoint import open_checkpoint
+from packlight.llm.compress import Settings, compress_checkpoint, uniform_types
+from packlight.llm.compress_forecast import forecast_workers
+from packlight.llm.text import Windows
+from packlight.plan.workers import run_in_turn, run_tasks
+
+checkpoint = open_checkpoint(sys.argv[1])
+draw = np.random.default_rng(0).integers(0, 300, (70, 64)).astype(np.int32)
+windows = Windows("drawn", draw[:66], draw[66:68], draw[68:], draw.size)
+said = forecast_workers(checkpoint, tokens=int(windows.calibration.size)).memory_bytes
+compress_checkpoint(
+    checkpoint, Path(sys.argv[2]), uniform_types(checkpoint, "F16"), windows=windows,
+    settings=Settings(rows_make_up=False), spread=partial(run_in_turn, workers=2),
+)
+status = run_tasks(Path.read_text, [Path("/proc/self/status")] * 4, workers=2)
+peaks = [int(text.split("VmHWM:")[1].split()[0]) for text in status]
+print(json.dumps([said, 1024 * max(peaks)]))
+"""
+
+
+def test_a_worker_s_memory_stays_below_what_was_said_before(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="blocks are computed with PyTorch")
+    folder = write_tall_llama(tmp_path / "model", 1, 256, 2816)
+    said, after = json.loads(run(WITH_WORKERS, folder, tmp_path / "out"))
+    assert after < said < after + (400 << 20)
+
+
 def test_with_a_text_a_model_three_times_as_large_as_the_memory_is_compressed(
     tmp_path: Path,
 ) -> None:

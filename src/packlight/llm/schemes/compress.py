@@ -50,8 +50,8 @@ def compress_folder(
     """Write a checkpoint as a folder whose linear layers are stored in a scheme.
 
     path: of the folder, which must not exist. windows: of text; without it tensors are rounded on
-    their own, and an architecture need not be known. spread: over whom pieces of tensors are
-    spread without text, which changes no byte. A run with the same arguments that was
+    their own, and an architecture need not be known. spread: over whom windows or, without text,
+    pieces of tensors are spread, which changes no byte. A run with the same arguments that was
     killed is gone on with. Raises UnusableModel, UnusableOutput, WrongUsage, MissingExtra
     (PyTorch, for windows).
     """
