@@ -2,7 +2,8 @@
 
 States, weights and sums lie in files; tasks say where. Each batch of windows is a task that knows
 of no other, and whose sums are added in the order of the windows, so that who takes it changes no
-byte. No task changes what it reads: one that is done twice gives the same.
+byte. No task changes what it reads: one that is done twice gives the same. Gradients, which are
+taken of few tokens (`calibrate_curvature`), are not shared out.
 """
 
 from __future__ import annotations
@@ -90,7 +91,10 @@ def pass_batch(task: Passing) -> None:
     """Write what a block gives for some windows."""
     with torch.no_grad():
         outputs = finish_walk(task.stream.begin(task.rows))
-    task.after.write(task.rows, outputs)
+    try:
+        task.after.write(task.rows, outputs)
+    except OSError as lost:
+        raise _trouble(task.after.path.parent, lost) from lost
 
 
 class PassesElsewhere:
