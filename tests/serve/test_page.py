@@ -105,7 +105,10 @@ def test_from_a_dropped_model_to_the_download_and_the_comparison(
     )
     assert "437 KB" in seen["about"] and "image" in seen["about"] and "logits" in seen["about"]
     assert seen["meaning"].startswith("At most 2 % of quality may be lost")
-    assert "instead of 437 KB" in seen["forecast"]
+    # What to expect follows the slider, from nothing lost to as small as can be.
+    assert all("instead of 437 KB" in text for text in seen["forecasts"])
+    exact, _, smallest = (float(re.findall(r"[\d.]+", text)[0]) for text in seen["forecasts"])
+    assert exact > 3 * smallest
     assert seen["focus"].startswith("<h1")
     assert "times smaller" in seen["verdict"]
     assert seen["figures"][:1] == ["Size"] and "Top-1 accuracy" in seen["figures"]

@@ -31,10 +31,17 @@ async function wholePath(given) {
   const about = await text(page, ".facts");
   await giveSamples(page, given.samples);
   await page.focus("#max_drop");
-  await page.keyboard.press("ArrowRight");
+  await page.waitForSelector(".forecast:not(.stale) strong");
+  const forecasts = [];
+  for (const key of ["Home", "ArrowRight", "End"]) {
+    await page.keyboard.press(key);
+    await page.waitForSelector(".forecast.stale");
+    await page.waitForSelector(".forecast:not(.stale) strong");
+    forecasts.push(await text(page, ".forecast [role=status]"));
+  }
+  for (let step = 0; step < 2; step++) await page.keyboard.press("ArrowLeft");
   const meaning = await text(page, ".meaning");
-  await page.waitForSelector(".forecast strong");
-  const forecast = await text(page, ".forecast [role=status]");
+  await page.waitForSelector(".forecast:not(.stale) strong");
   await examine(page, noticed, "model");
   await shoot("model");
   await start(page);
@@ -78,7 +85,7 @@ async function wholePath(given) {
     tables.map((table) => table.querySelector("th").textContent),
   );
   const found = {
-    ...{ about, meaning, forecast, focus, agreement, classes, ownClasses },
+    ...{ about, meaning, forecasts, focus, agreement, classes, ownClasses },
     verdict: await text(page, "h1"),
     speed: await text(page, ".speed"),
     figures: await page.$$eval(".figures tbody th", (rows) => rows.map((row) => row.textContent)),
