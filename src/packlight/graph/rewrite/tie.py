@@ -32,7 +32,7 @@ def share_codes(
     bits, one scale an output, which are the rows of [out, in]. rounded: by product.
     Returns what `store_packed` takes, by (table, 0), for the tables that have such a product.
     """
-    known = {}
+    known: dict[tuple[tuple[int, ...], bytes], Rounded] = {}
     for product in products:
         if product.kind in ("MatMul", "Gemm"):
             matrix = weight_matrix(product)
