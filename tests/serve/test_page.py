@@ -133,6 +133,17 @@ def test_a_run_can_be_cancelled_and_started_again(play: Play) -> None:
     assert seen["again"] and seen["disabled"]
 
 
+def test_runs_can_be_put_side_by_side(play: Play) -> None:
+    seen = play("compared", model=DIGITS / "digits.onnx", shots=os.environ.get("PACKLIGHT_SHOTS"))
+    assert seen["before"]  # until two are chosen
+    names = [row[0] for row in seen["rows"]]
+    assert names[:3] == ["Asked for", "Verdict", "Size"] and "Peak memory" in names
+    assert all(len(row) == 3 and all(row) for row in seen["rows"][:3])
+    (asked, _, size) = seen["rows"][:3]
+    assert "lossless" in asked[2] and "balanced" in asked[1]
+    assert size[1] != size[2]
+
+
 def test_what_is_wrong_is_told_where_it_was_given(play: Play, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.onnx"
     damaged.write_bytes((DIGITS / "digits.onnx").read_bytes()[:1000])

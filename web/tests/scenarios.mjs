@@ -100,7 +100,7 @@ async function wholePath(given) {
   return { ...found, noticed };
 }
 
-/** A run that is stopped, and can be started again; then two runs side by side. */
+/** A run that is stopped, and can be started again. */
 async function cancelled(given) {
   const { browser, page, noticed } = await visit(given);
   await giveModel(page, given.model);
@@ -219,6 +219,32 @@ async function folder(given) {
   return { described, noticed };
 }
 
-const SCENARIOS = { wholePath, cancelled, broken, reloaded, hostile, folder };
+/** Two runs of a model, and their figures side by side. */
+async function compared(given) {
+  const { browser, page, noticed } = await visit(given);
+  for (const key of ["Home", "End"]) {
+    await page.click("text=New");
+    await giveModel(page, given.model);
+    await page.focus("#max_drop");
+    await page.keyboard.press(key);
+    await start(page);
+    await page.waitForSelector(".figures");
+  }
+  await page.click("text=Runs");
+  await page.waitForSelector(".runs");
+  const before = await page.isDisabled("button:has-text('Compare')");
+  for (const row of [0, 1]) await page.locator(".runs tbody input").nth(row).check();
+  await page.click("button:has-text('Compare')");
+  await page.waitForSelector(".compare td .badge");
+  await examine(page, noticed, "compare");
+  if (given.shots) await page.screenshot({ path: `${given.shots}/compare.png`, fullPage: true });
+  const rows = await page.$$eval(".compare tbody tr", (found) =>
+    found.map((row) => [...row.children].map((cell) => cell.textContent.trim())),
+  );
+  await browser.close();
+  return { before, rows, noticed };
+}
+
+const SCENARIOS = { wholePath, cancelled, compared, broken, reloaded, hostile, folder };
 const [, , name, given] = process.argv;
 console.log(JSON.stringify(await SCENARIOS[name](JSON.parse(given))));
