@@ -16,9 +16,9 @@ itself, among channels, residual branches and layers of low rank (--no-ranks: wi
 --of time takes the share out of the time that the model takes in 8 bits, by the clock. "healed"
 ones are trained towards the original for so many minutes, or steps; the compressed rows are
 packlight's answers for the healed file with each of --presets, for each of the sizes of --downloads
-once packed, and with each of --choices in all layers (trained so for --tune-minutes), packed. --latency asks one command for a
-share of the original's time, and leaves everything to it (at most 10 % other answers). Choices are
-partly by the clock: --recipe repeats one that was printed.
+once packed, and with each of --choices in all layers (trained so for --tune-minutes), packed.
+--latency asks one command for a share of the original's time, and leaves everything to it (at most
+10 % other answers). Choices are partly by the clock: --recipe repeats one that was printed.
 Healed files are kept in --work, and used again. With --scores the "inner" rows alone are made, once
 for each way of picking the channels (scores.py), all repaired alike.
 """
