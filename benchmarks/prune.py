@@ -15,10 +15,10 @@ that the residual stream runs through too. "--prune" rows let packlight share th
 itself, among channels, residual branches and layers of low rank (--no-ranks: without those);
 --of time takes the share out of the time that the model takes in 8 bits, by the clock. "healed"
 ones are trained towards the original for so many minutes, or steps; the compressed rows are
-packlight's answers for the healed file with each of --presets, and with each of
---choices in all layers (trained so for --tune-minutes), packed. --latency asks one command for a
-share of the original's time, and leaves everything to it (at most 10 % other answers). Choices are
-partly by the clock: --recipe repeats one that was printed.
+packlight's answers for the healed file with each of --presets, for each of the sizes of --downloads
+once packed, and with each of --choices in all layers (both trained so for --tune-minutes), packed.
+--latency asks one command for a share of the original's time, and leaves everything to it (at most
+10 % other answers). Choices are partly by the clock: --recipe repeats one that was printed.
 Healed files are kept in --work, and used again. With --scores the "inner" rows alone are made, once
 for each way of picking the channels (scores.py), all repaired alike.
 """
@@ -127,6 +127,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--heal-steps", type=int, default=0, help="instead: so many steps")
     parser.add_argument("--choices", nargs="*", default=("int8", "int4", "weights-coded2.5"))
     parser.add_argument("--presets", nargs="*", default=("balanced", "smallest"))
+    parser.add_argument("--downloads", nargs="*", default=(), help="budgets of the packed file")
     parser.add_argument("--tune-minutes", type=float, default=0.0, help="of training in those")
     parser.add_argument("--no-peers", dest="peers", action="store_false")
     parser.add_argument("--no-ranks", dest="ranks", action="store_false", help="no low rank")
@@ -312,12 +313,17 @@ def _compress(case: Case, healed: Path, name: str, options: argparse.Namespace) 
     asked: list[tuple[str, dict[str, Any]]] = [
         (preset, {"preset": preset, "max_drop": "0.5%"}) for preset in options.presets
     ]
+    minutes = {"heal_minutes": options.tune_minutes}
+    asked += [
+        (f"at most {most} packed", {"preset": "smallest", "max_download": most, **minutes})
+        for most in options.downloads
+    ]
     layers = find_layers(simplify(load_model(healed).ir, check=None)[0])
     for choice in options.choices:
         choices = tuple((layer.name, choice) for layer in layers)
         recipe = case.work / f"{choice}.yaml"
         recipe.write_text(write_recipe(Recipe(layers=choices, sequential=True, seed=options.seed)))
-        asked.append((choice, {"recipe": recipe, "heal_minutes": options.tune_minutes}))
+        asked.append((choice, {"recipe": recipe, **minutes}))
     for label, how in asked:
         began = time.perf_counter()
         data = case.samples.read(range(len(case.samples)))

@@ -274,7 +274,8 @@ def compress(
         for most, option in ((max_size, "max-size"), (max_download, "max-download"))
     )
     if dry_run:
-        return forecast(source, goal, has_data=data is not None, max_size_bytes=size)
+        most = drop if of_one else None
+        return forecast(source, goal, wish, has_data=data is not None, max_drop=most, max_size=size)
     prepared = prepare_samples(
         source, data, preprocess=preprocess, seed=seed, training=training.any
     )

@@ -58,6 +58,7 @@ ON_PICTURES = {
     "slice channels": "y = Slice (c, one, three, one)",
     "pad": "y = Pad (c, pads)",
     "pad with a number": "y = Pad (c, pads, high)",
+    "pad, reflected": 'y = Pad <mode = "reflect"> (c, pads)',
     "split": "a, d = Split <axis = 1> (c) y = Sub (a, d)",
     "transpose": "y = Transpose <perm = [0, 2, 3, 1]> (c)",
     "transpose otherwise": "y = Transpose <perm = [0, 3, 1, 2]> (c)",
@@ -80,6 +81,11 @@ ON_PICTURES = {
     "conv, groups": "y = Conv <group = 2> (c, grouped)",
     "conv, depthwise": "y = Conv <group = 4, pads = [1, 1, 1, 1]> (c, deep)",
     "conv, relu6": "d = Conv (c, w) y = Clip (d, low, high)",
+    "conv transposed": "y = ConvTranspose <strides = [2, 2]> (c, up, b)",
+    "conv transposed, cut": (
+        "y = ConvTranspose <strides = [2, 2], pads = [1, 0, 1, 2], output_padding = [1, 0]> (c, up)"
+    ),
+    "erf of a picture": "y = Erf (c)",
     "both orders": "r = Reshape (c, form) t = Reshape (r, back) y = Add (t, c)",
     "gather rows": "y = Gather <axis = 2> (c, rows)",
 }
@@ -88,6 +94,7 @@ CONSTANTS: dict[str, NDArray[Any]] = {
     "b0": normal(4),
     "w": normal(6, 4, 3, 3) / 3,
     "b": normal(6),
+    "up": normal(4, 6, 3, 3) / 3,
     "grouped": normal(6, 2, 3, 3),
     "deep": normal(8, 1, 3, 3),
     "slope": np.linspace(-0.5, 1, 4, dtype=np.float32).reshape(4, 1, 1),
@@ -109,6 +116,13 @@ ON_ROWS = {
         "a = ReduceMean <axes = [-1]> (x) d = Sub (x, a) q = Mul (d, d) "
         "s = ReduceMean <axes = [-1]> (q) e = Add (s, small) r = Sqrt (e) y = Div (d, r)"
     ),
+    "layer norm": "y = LayerNormalization (x, gain, shift)",
+    "layer norm of two axes": (
+        "r = Reshape (x, form) y = LayerNormalization <axis = 1, epsilon = 0.1> (r, wide)"
+    ),
+    "erf": "y = Erf (x)",
+    "gelu": "y = Gelu (x)",
+    "gelu by tanh": 'y = Gelu <approximate = "tanh"> (x)',
     "power": "a = Abs (x) y = Pow (a, half)",
     "reciprocal": "e = Exp (x) y = Reciprocal (e)",
     "sum": "y = ReduceSum <keepdims = 0> (x, last)",
@@ -122,8 +136,29 @@ OF_ROWS: dict[str, NDArray[Any]] = {
     "m": normal(3, 5),
     "form": np.array([2, 2, 3]),
     "small": np.array(1e-5, np.float32),
+    "gain": normal(6),
+    "shift": normal(6),
+    "wide": normal(2, 3),
     "half": np.array(0.5, np.float32),
     "last": np.array([-1]),
+}
+
+
+# By name: what is asked of the operator, its directions, and which inputs and outputs there are.
+RECURRENT = {
+    "lstm": ("LSTM", "", 1, "x, w, r, b, , h, c", "y, yh, yc"),
+    "lstm, no bias, no states": ("LSTM", "", 1, "x, w, r", "y"),
+    "lstm, last state": ("LSTM", 'direction = "reverse"', 1, "x, w, r, b", ", yh"),
+    "lstm, both ways": (
+        "LSTM",
+        'direction = "bidirectional"',
+        2,
+        "x, w, r, b, , h, c",
+        "y, yh, yc",
+    ),
+    "gru": ("GRU", "", 1, "x, w, r, b, , h", "y, yh"),
+    "gru, resets after": ("GRU", "linear_before_reset = 1", 1, "x, w, r, b, , h", "y"),
+    "gru, both ways": ("GRU", 'direction = "bidirectional"', 2, "x, w, r, b", "y, yh"),
 }
 
 
@@ -135,7 +170,7 @@ def held(tmp_path_factory: pytest.TempPathFactory, runtimes: Process) -> Bench:
 def compare(held: Bench, text: str, x: NDArray[np.float32], constants: dict[str, Any]) -> None:
     named = {name: array for name, array in constants.items() if f"{name})" in text
              or f"{name}," in text}  # fmt: skip
-    path = held.model(text, **named).source
+    path = held.model(text, opset=20 if "Gelu" in text else 17, **named).source
     out = path.with_suffix(".tflite")
     convert(str(path), str(out), {"x": [*x.shape]})
     wanted = held.process.load(path).run({"x": x})["y"]
@@ -157,10 +192,42 @@ def test_operators_on_rows(case: str, held: Bench) -> None:
     compare(held, text, normal(2, 6), OF_ROWS)
 
 
+@pytest.mark.parametrize("length", [1, 5])
+@pytest.mark.parametrize("case", RECURRENT)
+def test_recurrent_layers(case: str, length: int, held: Bench) -> None:
+    op, more, ways, inputs, outputs = RECURRENT[case]
+    width = 4 * (4 if op == "LSTM" else 3)
+    constants = {
+        "w": normal(ways, width, 3),
+        "r": normal(ways, width, 4) / 2,
+        "b": normal(ways, 2 * width),
+        "h": normal(ways, 2, 4),
+        "c": normal(2, 2, 4)[:ways],
+    }
+    named = {name: constants[name] for name in constants if f", {name}" in inputs}
+    given = outputs.replace(" ", "").strip(",").split(",")
+    body = f"{outputs} = {op} <hidden_size = 4{', ' * bool(more)}{more}> ({inputs})"
+    heads = ", ".join(f"float {name}" for name in given)
+    text = f"g (float[{length}, 2, 3] x) => ({heads}) {{ {body} }}"
+    path = held.model(text, **named).source
+    out = path.with_suffix(".tflite")
+    convert(str(path), str(out), {"x": [length, 2, 3]})
+    x = normal(length, 2, 3)
+    wanted = held.process.load(path).run({"x": x})
+    found = held.process.load(out, engine="litert").run({"x": x})
+    for name in given:
+        np.testing.assert_allclose(found[name], wanted[name], rtol=2e-5, atol=2e-5)
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ("y = Erf (x)", r"operator Erf \(node 'y'\): there is no form of it"),
+        ("y = Det (x)", r"operator Det \(node 'y'\): there is no form of it"),
+        (
+            "r = Reshape (x, form) q = Squeeze (r, zero) "
+            "y, h = GRU <hidden_size = 2, clip = 1.0> (q, w, r0)",
+            "its gates are clipped",
+        ),
         ("y = CumSum (x, last)", "operator CumSum"),
         ("y = Softmax <axis = 0> (x)", "an axis that is not the last"),
         (
@@ -175,6 +242,7 @@ def test_what_has_no_form_is_said(body: str, said: str, held: Bench) -> None:
     constants = {"last": np.array(-1), "three": np.array([3]), "one": np.array([1])}
     constants |= {"back": np.array([-1]), "form": np.array([1, 1, 2, 6])}
     constants["scales"] = np.array([1, 1, 2, 2], np.float32)
+    constants |= {"zero": np.array([0]), "w": normal(1, 6, 6), "r0": normal(1, 6, 2)}
     used = {name: array for name, array in constants.items() if name in body}
     graph = held.model(f"g (float[2, 6] x) => (float y) {{ {body} }}", **used).ir
     make_portable(graph, {"x": [2, 6]})

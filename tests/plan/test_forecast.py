@@ -40,7 +40,7 @@ def test_without_samples_it_says_what_that_means(model: Model) -> None:
 def test_a_size_out_of_reach_is_foretold(model: Model) -> None:
     smallest = min(forecast(model, LAPTOP, has_data=True).size_bytes.values())
     for limit, told in ((smallest - 1, True), (smallest, False)):
-        notes = forecast(model, LAPTOP, has_data=True, max_size_bytes=limit).notes
+        notes = forecast(model, LAPTOP, has_data=True, max_size=limit).notes
         assert any("best-effort" in note for note in notes) == told
 
 

@@ -105,7 +105,10 @@ def test_from_a_dropped_model_to_the_download_and_the_comparison(
     )
     assert "437 KB" in seen["about"] and "image" in seen["about"] and "logits" in seen["about"]
     assert seen["meaning"].startswith("At most 2 % of quality may be lost")
-    assert "instead of 437 KB" in seen["forecast"]
+    # What to expect follows the slider, from nothing lost to as small as can be.
+    assert all("instead of 437 KB" in text for text in seen["forecasts"])
+    exact, _, smallest = (float(re.findall(r"[\d.]+", text)[0]) for text in seen["forecasts"])
+    assert exact > 3 * smallest
     assert seen["focus"].startswith("<h1")
     assert "times smaller" in seen["verdict"]
     assert seen["figures"][:1] == ["Size"] and "Top-1 accuracy" in seen["figures"]
@@ -128,6 +131,17 @@ def test_a_run_can_be_cancelled_and_started_again(play: Play) -> None:
     assert seen["heading"] == "This run was cancelled: digits.onnx"
     assert seen["focus"].startswith("<h1")
     assert seen["again"] and seen["disabled"]
+
+
+def test_runs_can_be_put_side_by_side(play: Play) -> None:
+    seen = play("compared", model=DIGITS / "digits.onnx", shots=os.environ.get("PACKLIGHT_SHOTS"))
+    assert seen["before"]  # until two are chosen
+    names = [row[0] for row in seen["rows"]]
+    assert names[:3] == ["Asked for", "Verdict", "Size"] and "Peak memory" in names
+    assert all(len(row) == 3 and all(row) for row in seen["rows"][:3])
+    (asked, _, size) = seen["rows"][:3]
+    assert "lossless" in asked[2] and "balanced" in asked[1]
+    assert size[1] != size[2]
 
 
 def test_what_is_wrong_is_told_where_it_was_given(play: Play, tmp_path: Path) -> None:

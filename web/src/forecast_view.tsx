@@ -48,26 +48,29 @@ export function ForecastView({ model, samples, settings, onRefused }: Props) {
       </p>
     );
   }
-  // What is rounded is not for those who want nothing rounded.
-  const exact = settings.preset === "lossless";
-  const size = exact ? { ...found.size_bytes, low: found.size_bytes.high } : found.size_bytes;
-  const most = Math.max(model.size_bytes, size.high);
+  const guess = found.guessed_bytes;
+  const low = guess ?? found.size_bytes.low;
+  const high = guess ?? found.size_bytes.high;
+  const most = Math.max(model.size_bytes, high);
   const share = (bytes: number) => `${Math.max((100 * bytes) / most, 0.5)}%`;
+  const range = `${formatBytes(low)}${high > 1.02 * low ? ` to ${formatBytes(high)}` : ""}`;
   return (
     <div class={stale ? "forecast stale" : "forecast"} aria-busy={stale}>
-      <svg width="100%" height="34" role="img" aria-label="Size now, and the sizes to expect">
+      <svg width="100%" height="34" role="img" aria-label="Size now, and the size to expect">
         <rect class="original" y="2" height="12" rx="3" width={share(model.size_bytes)} />
-        <rect class="expected" y="20" height="12" rx="3" width={share(size.high)} />
-        <rect class="compressed" y="20" height="12" rx="3" width={share(size.low)} />
+        <rect class="expected" y="20" height="12" rx="3" width={share(high)} />
+        <rect class="compressed" y="20" height="12" rx="3" width={share(low)} />
       </svg>
       <div role="status">
         <p>
-          <strong>
-            {formatBytes(size.low)}
-            {size.high > 1.02 * size.low && ` to ${formatBytes(size.high)}`}
-          </strong>{" "}
-          instead of {formatBytes(model.size_bytes)}
-          {exact ? ", and smaller when packed for download" : ", as far down as the budget allows"}.
+          <strong>{guess === null ? range : `About ${range}`}</strong> instead of{" "}
+          {formatBytes(model.size_bytes)}
+          {found.packed && ", packed for the download"}.{" "}
+          {settings.preset === "lossless"
+            ? "It gets smaller when packed for download."
+            : guess === null
+              ? "How far down it goes the budget says."
+              : "Guessed from how much rounding would change the weights; the run measures."}
         </p>
       </div>
       <details>

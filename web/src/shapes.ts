@@ -82,9 +82,14 @@ export interface Settings {
   golden?: boolean;
 }
 
-/** Sizes to expect, and the lines of a terminal. */
+/**
+ * Sizes to expect of whole recipes, what the loss that is allowed may come to (packed for download
+ * where `packed`; null where only other budgets are named), and the lines of a terminal.
+ */
 export interface Forecast {
   size_bytes: { low: number; high: number };
+  guessed_bytes: number | null;
+  packed: boolean;
   text: string[];
 }
 

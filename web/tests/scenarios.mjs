@@ -31,10 +31,17 @@ async function wholePath(given) {
   const about = await text(page, ".facts");
   await giveSamples(page, given.samples);
   await page.focus("#max_drop");
-  await page.keyboard.press("ArrowRight");
+  await page.waitForSelector(".forecast:not(.stale) strong");
+  const forecasts = [];
+  for (const key of ["Home", "ArrowRight", "End"]) {
+    await page.keyboard.press(key);
+    await page.waitForSelector(".forecast.stale");
+    await page.waitForSelector(".forecast:not(.stale) strong");
+    forecasts.push(await text(page, ".forecast [role=status]"));
+  }
+  for (let step = 0; step < 2; step++) await page.keyboard.press("ArrowLeft");
   const meaning = await text(page, ".meaning");
-  await page.waitForSelector(".forecast strong");
-  const forecast = await text(page, ".forecast [role=status]");
+  await page.waitForSelector(".forecast:not(.stale) strong");
   await examine(page, noticed, "model");
   await shoot("model");
   await start(page);
@@ -78,7 +85,7 @@ async function wholePath(given) {
     tables.map((table) => table.querySelector("th").textContent),
   );
   const found = {
-    ...{ about, meaning, forecast, focus, agreement, classes, ownClasses },
+    ...{ about, meaning, forecasts, focus, agreement, classes, ownClasses },
     verdict: await text(page, "h1"),
     speed: await text(page, ".speed"),
     figures: await page.$$eval(".figures tbody th", (rows) => rows.map((row) => row.textContent)),
@@ -93,7 +100,7 @@ async function wholePath(given) {
   return { ...found, noticed };
 }
 
-/** A run that is stopped, and can be started again; then two runs side by side. */
+/** A run that is stopped, and can be started again. */
 async function cancelled(given) {
   const { browser, page, noticed } = await visit(given);
   await giveModel(page, given.model);
@@ -212,6 +219,32 @@ async function folder(given) {
   return { described, noticed };
 }
 
-const SCENARIOS = { wholePath, cancelled, broken, reloaded, hostile, folder };
+/** Two runs of a model, and their figures side by side. */
+async function compared(given) {
+  const { browser, page, noticed } = await visit(given);
+  for (const key of ["Home", "End"]) {
+    await page.click("text=New");
+    await giveModel(page, given.model);
+    await page.focus("#max_drop");
+    await page.keyboard.press(key);
+    await start(page);
+    await page.waitForSelector(".figures");
+  }
+  await page.click("text=Runs");
+  await page.waitForSelector(".runs");
+  const before = await page.isDisabled("button:has-text('Compare')");
+  for (const row of [0, 1]) await page.locator(".runs tbody input").nth(row).check();
+  await page.click("button:has-text('Compare')");
+  await page.waitForSelector(".compare td .badge");
+  await examine(page, noticed, "compare");
+  if (given.shots) await page.screenshot({ path: `${given.shots}/compare.png`, fullPage: true });
+  const rows = await page.$$eval(".compare tbody tr", (found) =>
+    found.map((row) => [...row.children].map((cell) => cell.textContent.trim())),
+  );
+  await browser.close();
+  return { before, rows, noticed };
+}
+
+const SCENARIOS = { wholePath, cancelled, compared, broken, reloaded, hostile, folder };
 const [, , name, given] = process.argv;
 console.log(JSON.stringify(await SCENARIOS[name](JSON.parse(given))));

@@ -19,7 +19,7 @@ from packlight.graph.rewrite.dynamic import quantize_dynamically, why_not_dynami
 from packlight.graph.rewrite.packing import Packed, pack_layers
 from packlight.graph.rewrite.quantize import Ranges, keep_float, quantize_layers
 from packlight.graph.rewrite.store import store_float16, why_not_float16, why_not_stored
-from packlight.graph.rewrite.tie import tie_transposed
+from packlight.graph.rewrite.tie import share_codes, tie_transposed
 from packlight.graph.rewrite.weights import Rounded, Rounding, round_layers
 from packlight.graph.walk import constant_of
 from packlight.recipe import CHOICES, Choice, Recipe, check_layers, parse_choice
@@ -84,6 +84,11 @@ def apply_recipe(
     # Before anything is rewritten: layers that share a weight are rounded together.
     rounded = round_chosen(copy, [*static, *_products(dynamic)], recipe, observations, weights)
     packed = pack_chosen(copy, [*blocks, *decoded], recipe, observations, weights)
+    packed |= share_codes(
+        [layer for layer, one in decoded if layer.kind == "Gather" and one.word == "weights-int8"],
+        [layer for layer, one in chosen if one.weights == "int8" and layer.name in rounded],
+        rounded,
+    )
     notes |= {name: found.note for (name, _), found in packed.items() if found.note}
     ranges = cast(Ranges, recipe.ranges)
     round_activations(copy, [layer for layer, _ in few], observations, ranges=ranges)

@@ -11,6 +11,8 @@ from packlight.graph.model import Model
 from packlight.graph.sizes import stored_bytes
 from packlight.measure.evidence import Skipped
 from packlight.plan.candidates import reason_kept, whole_recipes
+from packlight.plan.goal import BALANCED, Goal
+from packlight.plan.guess import guess_size
 from packlight.targets import Target
 
 # Megabytes that a child with the runtime needs by itself, measured on Linux.
@@ -19,7 +21,11 @@ _RUNTIME_MB = 90
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run would do. size_bytes: predicted, by candidate; skipped: left alone, and why."""
+    """What a run would do. size_bytes: predicted, by candidate; skipped: left alone, and why.
+
+    max_drop: the loss of quality that is allowed; guessed_bytes: what that may come to, of the
+    packed file where `packed`, guessed from the weights (see `plan.guess`); None without one.
+    """
 
     model: str
     target: str
@@ -29,6 +35,9 @@ class Forecast:
     layers: dict[str, int]
     skipped: tuple[Skipped, ...]
     notes: tuple[str, ...]
+    max_drop: float | None = None
+    guessed_bytes: int | None = None
+    packed: bool = False
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -39,6 +48,7 @@ class Forecast:
             f"Layers that can be compressed: {layers}",
             "Would be tried, with the size to expect:",
             *(f"  {label}: {size / 1e3:,.0f} KB" for label, size in self.size_bytes.items()),
+            *self._guess,
             f"Memory needed: about {self.memory_bytes / 1e6:,.0f} MB",
             *self.notes,
         ]
@@ -46,6 +56,16 @@ class Forecast:
             text.append("Left alone:")
             text += [f"  {one.name}: {one.reason}" for one in self.skipped]
         return (*text, "Nothing was run, and nothing written (--dry-run).")
+
+    @property
+    def _guess(self) -> tuple[str, ...]:
+        if self.guessed_bytes is None or self.max_drop is None:
+            return ()
+        return (
+            f"With a loss of at most {100 * self.max_drop:.3g} %: about "
+            f"{self.guessed_bytes / 1e3:,.0f} KB{' packed' * self.packed}, guessed from how much "
+            "rounding would change the weights; only a run measures",
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -55,6 +75,9 @@ class Forecast:
             "target": self.target,
             "original_bytes": self.original_bytes,
             "size_bytes": dict(self.size_bytes),
+            "max_drop": self.max_drop,
+            "guessed_bytes": self.guessed_bytes,
+            "packed": self.packed,
             "memory_bytes": self.memory_bytes,
             "layers": dict(self.layers),
             "skipped": [{"name": one.name, "reason": one.reason} for one in self.skipped],
@@ -63,7 +86,13 @@ class Forecast:
 
 
 def forecast(
-    model: Model, target: Target, *, has_data: bool, max_size_bytes: int | None = None
+    model: Model,
+    target: Target,
+    goal: Goal = BALANCED,
+    *,
+    has_data: bool,
+    max_drop: float | None = None,
+    max_size: int | None = None,
 ) -> Forecast:
     """Predict a run from the file alone: nothing is run, nothing is simplified."""
     layers = find_layers(model.ir)
@@ -73,6 +102,9 @@ def forecast(
         label: rest + sum(stored_bytes(layer, recipe.choice(layer.name)) for layer in layers)
         for label, recipe in whole_recipes(layers, target, generated=not has_data)
     }
+    guessed = None
+    if max_drop is not None:
+        guessed = guess_size(layers, target, goal, max_drop, rest=rest, has_data=has_data)
     skipped = [Skipped(one.name, one.reason) for one in find_unquantizable(model.ir)]
     skipped += [
         Skipped(layer.name, reason) for layer in layers if (reason := reason_kept(layer, target))
@@ -83,10 +115,9 @@ def forecast(
             "No samples: accuracy could not be measured, and only choices that need no activation "
             "ranges would be tried. Give some with --data."
         )
-    if max_size_bytes is not None and min(sizes.values()) > max_size_bytes:
+    if max_size is not None and min(sizes.values()) > max_size:
         notes.append(
-            f"The size budget of {max_size_bytes} bytes is below every prediction: expect "
-            "best-effort."
+            f"The size budget of {max_size} bytes is below every prediction: expect best-effort."
         )
     if not target.measured_here:
         notes.append(f"{target.title}: {target.note}")
@@ -99,4 +130,7 @@ def forecast(
         layers=dict(Counter(layer.op for layer in layers)),
         skipped=tuple(skipped),
         notes=tuple(notes),
+        max_drop=max_drop,
+        guessed_bytes=guessed,
+        packed=goal.wish == "download",
     )

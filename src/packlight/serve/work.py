@@ -118,6 +118,8 @@ def _forecast(request: Message, tell: Tell, rename: Rename) -> Message:
     return {
         "original_bytes": found.original_bytes,
         "size_bytes": {"low": min(sizes), "high": max(sizes)},
+        "guessed_bytes": found.guessed_bytes,
+        "packed": found.packed,
         "candidates": dict(found.size_bytes),
         "memory_bytes": found.memory_bytes,
         # Nothing was run, and so nothing is known of time.

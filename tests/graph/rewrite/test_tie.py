@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+from graph_bench import snr_db
 
+from packlight.graph.layers import find_layers
 from packlight.graph.model import copy_model
 from packlight.graph.rewrite.tie import tie_transposed
 
@@ -30,3 +33,20 @@ def test_other_matrices_and_other_types_stay(bench):
     other = np.ascontiguousarray(table.T)
     other[3, 7] += 1e-6
     assert tie_transposed(copy_model(bench.model(TEXT, table=table, head=other).ir)) == 0
+
+
+@pytest.mark.parametrize("head", ["int8-dynamic", "int8"])
+def test_codes_are_stored_once_too(bench, head):
+    table = np.random.default_rng(0).standard_normal((300, 64)).astype(np.float32)
+    model = bench.model(
+        TEXT.replace("40", "300").replace("2, 3", "n, 3"),
+        table=table,
+        head=np.ascontiguousarray(table.T),
+    )
+    words = {"Gather": "weights-int8", "MatMul": head}
+    choices = {layer.name: words[layer.kind] for layer in find_layers(model.ir)}
+    feeds = {"ids": np.random.default_rng(1).integers(0, 300, (16, 3))}
+    path = bench.apply(model, choices, feeds)
+    assert path.stat().st_size < 1.4 * table.size
+    exact, found = (bench.run(one, feeds)[0] for one in (model, path))
+    assert 35 < snr_db(exact, found) < 60

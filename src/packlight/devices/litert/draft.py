@@ -53,6 +53,7 @@ _VERSIONS = {
     "RESIZE_NEAREST_NEIGHBOR": 3,
     "STRIDED_SLICE": 2,
     "TRANSPOSE": 2,
+    "TRANSPOSE_CONV": 3,
 }
 
 

@@ -18,6 +18,9 @@ from packlight.devices.litert.graph import (
 from packlight.graph.rewrite.single import int_of
 from packlight.graph.walk import constant_of
 
+_REFLECT = 0
+"""The end itself is not repeated."""
+
 
 def keeps_codes(to: Translation, node: ir.Node) -> bool:
     """Whether all that a node reads and gives is codes of the same numbers."""
@@ -103,10 +106,11 @@ def split(to: Translation, node: ir.Node) -> None:
 
 
 def pad(to: Translation, node: ir.Node) -> None:
-    """Pad with one number; codes are padded with the code of 0."""
+    """Pad with one number, codes with the code of 0; or with what stands before the end."""
     attribute = node.attributes.get("mode")
-    if attribute is not None and attribute.as_string() != "constant":
-        raise Unwritable(f"its mode {attribute.as_string()!r} is not written")
+    mode = "constant" if attribute is None else attribute.as_string()
+    if mode not in ("constant", "reflect"):
+        raise Unwritable(f"its mode {mode!r} is not written")
     source = node.inputs[0]
     rank = len(shape_of(source))
     pads = _whole_numbers(node, 1)
@@ -124,7 +128,9 @@ def pad(to: Translation, node: ir.Node) -> None:
     assert source is not None
     in_codes = to.integer or dtype_of(source) == "int8"
     made, _ = to.write(node, last=last)
-    if in_codes or value == 0.0:
+    if mode == "reflect":
+        to.draft.operator("MIRROR_PAD", inputs, [made], "MirrorPadOptions", mode=_REFLECT)
+    elif in_codes or value == 0.0:
         to.draft.operator("PAD", inputs, [made], "PadOptions")
     else:
         inputs.append(to.draft.constant("filled", np.array([value], dtype_of(source))))

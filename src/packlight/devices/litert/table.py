@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from packlight.devices.litert import arithmetic, linear, moves, windows
+from packlight.devices.litert import arithmetic, composed, linear, moves, recurrent, windows
 from packlight.devices.litert.graph import Translation
 
 OPERATORS: dict[str, Callable[[Translation, ir.Node], None]] = {
@@ -18,19 +18,25 @@ OPERATORS: dict[str, Callable[[Translation, ir.Node], None]] = {
     "Clip": arithmetic.clip,
     "Concat": moves.concat,
     "Conv": windows.conv,
+    "ConvTranspose": windows.conv_transpose,
     "Cos": arithmetic.unary("COS", "CosOptions"),
     "DepthToSpace": windows.depth_to_space,
     "Div": arithmetic.binary("DIV", "DivOptions"),
     "Dropout": moves.identity,
+    "Erf": composed.erf,
     "Exp": arithmetic.unary("EXP", "ExpOptions"),
     "Flatten": moves.reshape,
     "Floor": arithmetic.unary("FLOOR"),
     "Gather": moves.gather,
+    "Gelu": composed.gelu,
     "Gemm": linear.gemm,
     "GlobalAveragePool": windows.global_average_pool,
+    "GRU": recurrent.gru,
     "HardSwish": arithmetic.unary("HARD_SWISH", "HardSwishOptions"),
     "Identity": moves.identity,
+    "LayerNormalization": composed.layer_normalization,
     "LeakyRelu": arithmetic.leaky_relu,
+    "LSTM": recurrent.lstm,
     "Log": arithmetic.unary("LOG"),
     "MatMul": linear.mat_mul,
     "Max": arithmetic.binary("MAXIMUM", "MaximumMinimumOptions"),

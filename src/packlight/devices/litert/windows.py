@@ -58,6 +58,42 @@ def conv(to: Translation, node: ir.Node) -> None:
         to.draft.operator("CONV_2D", inputs, [made], "Conv2DOptions", **options)
 
 
+def conv_transpose(to: Translation, node: ir.Node) -> None:
+    """ConvTranspose: TRANSPOSE_CONV without padding, from which what is padded is cut off."""
+    source, weight = node.inputs[0], node.inputs[1]
+    given, wanted, filters = shape_of(source), shape_of(node.outputs[0]), shape_of(weight)
+    if len(given) != PICTURE or weight is None:
+        raise Unwritable("only convolutions of two dimensions are written")
+    strides = ints(node, "strides", [1, 1])
+    if int_of(node, "group", 1) != 1 or any(one != 1 for one in ints(node, "dilations", [1, 1])):
+        raise Unwritable("it has groups or gaps, which LiteRT's has not")
+    if "output_shape" in node.attributes or _text(node, "auto_pad", "NOTSET") != "NOTSET":
+        raise Unwritable("its padding is not said in numbers")
+    before = ints(node, "pads", [0, 0, 0, 0])[:2]
+    whole = [(n - 1) * step + k for n, step, k in zip(given[2:], strides, filters[2:], strict=True)]
+    if any(b + n > w for b, n, w in zip(before, wanted[2:], whole, strict=True)):
+        raise Unwritable("its result is larger than LiteRT would give it")
+    shape = [given[0], *whole, wanted[1]]
+    inputs = [
+        to.numbers(shape),
+        to.constant(weight, (1, 2, 3, 0)),
+        to.read(source, last=True),
+        bias_of(to, node, wanted[1]),
+    ]
+    cut = [*wanted[2:]] != whole
+    made = (
+        to.draft.tensor(f"{node.name}_whole", shape, "float32")
+        if cut
+        else to.write(node, last=True)[0]
+    )
+    options = {"padding": _VALID, "strideH": strides[0], "strideW": strides[1]}
+    to.draft.operator("TRANSPOSE_CONV", inputs, [made], "TransposeConvOptions", **options)
+    if cut:
+        ends = [to.numbers([0, *before, 0]), to.numbers([given[0], *wanted[2:], wanted[1]])]
+        kept, _ = to.write(node, last=True)
+        to.draft.operator("SLICE", [made, *ends], [kept], "SliceOptions")
+
+
 def bias_of(to: Translation, node: ir.Node, outputs: int) -> int:
     """The bias of a layer, zeros where it has none; int32 codes where it computes in integers."""
     value = node.inputs[2] if len(node.inputs) > 2 else None
