@@ -2,8 +2,10 @@
 
 States, weights and sums lie in files; tasks say where. Each batch of windows is a task that knows
 of no other, and whose sums are added in the order of the windows, so that who takes it changes no
-byte. No task changes what it reads: one that is done twice gives the same. Gradients, which are
-taken of few tokens (`calibrate_curvature`), are not shared out.
+byte. (A worker has one thread, and the process that rounds has several: PyTorch's products were the
+same on 1 to 4 of them. Processors of another kind may give other last bits.) No task changes what
+it reads: one that is done twice gives the same. Gradients, which are taken of few tokens
+(`calibrate_curvature`), are not shared out.
 """
 
 from __future__ import annotations
