@@ -7,6 +7,7 @@ from packlight.maths.moments import (
     add_to_cross_moments,
     add_to_moments,
     empty_moments,
+    join_moments,
     mean_shift,
     refit_kept,
     refit_to_inputs,
@@ -34,6 +35,18 @@ def test_moments_are_those_of_all_rows() -> None:
     np.testing.assert_allclose(cross.second, wide.T @ wide_y / len(x), rtol=1e-4)
     np.testing.assert_allclose(cross.mean, wide.mean(axis=0))
     np.testing.assert_allclose(cross.mean_right, wide_y.mean(axis=0))
+
+
+def test_joined_moments_are_those_of_both_to_the_last_bit() -> None:
+    x, y = streams()
+    whole = joined = add_to_cross_moments(empty_moments(10), x[:700], y[:700])
+    for start in range(700, len(x), 700):
+        rows = slice(start, start + 700)
+        whole = add_to_cross_moments(whole, x[rows], y[rows])
+        joined = join_moments(joined, add_to_cross_moments(empty_moments(10), x[rows], y[rows]))
+    assert joined.count == whole.count == len(x)
+    for one in ("products", "left", "right"):
+        assert np.array_equal(getattr(joined, one), getattr(whole, one))
 
 
 def test_broken_rows_are_refused() -> None:

@@ -271,8 +271,8 @@ def compress(
         typer.Option(
             "--workers",
             metavar="N|auto|ray://HOST:PORT",
-            help="Processes that try candidates at the same time, or round the tensors of a "
-            "language model without --data; or a Ray cluster.",
+            help="Processes that try candidates at the same time or, of a language model, share "
+            "out the windows of its text (without --data its tensors); or a Ray cluster.",
             rich_help_panel=MORE,
         ),
     ] = "1",

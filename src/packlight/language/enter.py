@@ -45,7 +45,9 @@ def enter(
     tensors. max_size: of the file. max_drop: of the agreement on the most probable token.
     scheme: for vLLM. prune: share of the blocks that goes.
     scratch: a folder for unfinished files, with which a killed run goes on.
-    workers: processes, or a Ray cluster that sees the model's folder, for a run without a text.
+    workers: processes, or a Ray cluster that sees the folders of the model and of unfinished
+    files; with a text, of which all windows pass through a block before the next, they share out
+    the windows.
     Raises PacklightError with a sentence for the user.
     """
     path = Path(model)
@@ -75,11 +77,6 @@ def enter(
             "measured on a text: give --data, or leave --prune out."
         )
     workers = parse_workers(workers) if isinstance(workers, str) else workers
-    if workers != 1 and data is not None:
-        raise WrongUsage(
-            "--workers spreads tensors that are rounded on their own; with --data each is rounded "
-            "after the one before it: leave --workers or --data out."
-        )
     windows = None if data is None else _windows(checkpoint, data)
     inputs = [path, *(Path(one) for one in (data, recipe) if isinstance(one, str | Path))]
     unfinished = Scratch(scratch)

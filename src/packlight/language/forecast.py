@@ -9,6 +9,7 @@ from typing import Any
 from packlight.language.ask import Ask
 from packlight.language.target import LanguageTarget
 from packlight.llm.checkpoint import Checkpoint
+from packlight.llm.compress_forecast import forecast_workers
 from packlight.llm.text import Windows
 
 
@@ -69,11 +70,29 @@ class LanguageForecast:
 
 
 def forecast_language(
-    target: LanguageTarget, checkpoint: Checkpoint, ask: Ask, windows: Windows | None
+    target: LanguageTarget,
+    checkpoint: Checkpoint,
+    ask: Ask,
+    windows: Windows | None,
+    workers: int | str = 1,
 ) -> LanguageForecast:
     """Predict a run from the checkpoint's header alone: no weight is read."""
     found, said = target.forecast(checkpoint, ask, windows)
     notes = [*checkpoint.notes, *said]
+    memory, scratch = found.memory_bytes, found.scratch_bytes
+    if workers != 1:
+        tokens = 0 if windows is None else int(windows.calibration.size)
+        each = forecast_workers(checkpoint, tokens=tokens)
+        own = f"{each.memory_bytes / 1e6:,.0f} MB of memory"
+        own += f" and {each.scratch_bytes / 1e6:,.0f} MB of disk" if windows is not None else ""
+        scratch += each.shared_bytes
+        if isinstance(workers, int):
+            memory += workers * each.memory_bytes
+            scratch += workers * each.scratch_bytes
+            notes.append(f"Each of the {workers} workers takes about {own} of that.")
+        else:
+            notes.append(f"Each process on the cluster takes about {own} besides.")
+        notes.append("The time is that of one process.")
     if windows is None:
         notes.append(
             "No text: tensors would be rounded on their own, and nothing would be measured against "
@@ -86,8 +105,8 @@ def forecast_language(
         sum(info.weights for info in checkpoint.tensors.values()),
         checkpoint.size_bytes,
         found.size_bytes,
-        found.memory_bytes,
-        found.scratch_bytes,
+        memory,
+        scratch,
         found.seconds,
         dict(Counter(info.role for info in checkpoint.tensors.values())),
         tuple(notes),

@@ -45,11 +45,15 @@ def shorten(
 
 
 def forecast_shortened(
-    target: LanguageTarget, checkpoint: Checkpoint, ask: Ask, windows: Windows | None
+    target: LanguageTarget,
+    checkpoint: Checkpoint,
+    ask: Ask,
+    windows: Windows | None,
+    workers: int | str,
 ) -> LanguageForecast:
     """The pre-flight, with what it takes to choose the blocks."""
     small = outline(checkpoint, ask)
-    found = forecast_language(target, small, ask, windows)
+    found = forecast_language(target, small, ask, windows, workers)
     if small is checkpoint:
         return found
     layers, count = checkpoint.config.layers, _count(checkpoint, ask)

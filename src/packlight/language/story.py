@@ -36,6 +36,7 @@ from packlight.measure.language_evidence import (
 from packlight.measure.language_proof import LanguageProof
 from packlight.measure.language_verdict import judge_language
 from packlight.plan.judge import environment
+from packlight.plan.workers import keep_connected
 from packlight.progress import Progress
 from packlight.scratch import Scratch
 
@@ -56,15 +57,18 @@ def compress_language_model(
 
     windows: of the user's text; None: each tensor is rounded on its own, and nothing is proven.
     scratch: where files are made; a killed run with the same scratch goes on. inputs: what the
-    output must not replace. workers: processes, or a Ray cluster, for what needs no text. Raises
-    PacklightError with a sentence for the user.
+    output must not replace. workers: processes, or a Ray cluster; see `LanguageTarget.make`.
+    Raises PacklightError with a sentence for the user.
     """
     begun = time.monotonic()
     target = LANGUAGE_TARGETS[ask.target]
     if dry_run:
-        return forecast_shortened(target, checkpoint, ask, windows)
+        return forecast_shortened(target, checkpoint, ask, windows, workers)
     short = shorten(checkpoint, ask, windows, scratch, progress)
-    made = target.make(short.checkpoint, checkpoint, ask, windows, scratch, seed, workers, progress)
+    with keep_connected(workers):
+        made = target.make(
+            short.checkpoint, checkpoint, ask, windows, scratch, seed, workers, progress
+        )
     chosen = _choose(made, ask)
     proof, text = _prove(target, checkpoint, chosen, windows, scratch, seed, progress)
     evidence = _evidence(target, checkpoint, short, ask, windows, made, chosen, proof, seed)

@@ -83,7 +83,7 @@ class LanguageTarget(Protocol):
         """Make the model; several where a quality is asked for, each nearer to it.
 
         original: what the checkpoint is held to; it may have more blocks. workers: processes, or
-        a Ray cluster, where tensors are rounded on their own.
+        a Ray cluster, that take windows of the text or, without one, tensors.
         """
 
     def original(self, checkpoint: Checkpoint, scratch: Scratch, progress: Progress) -> Path:
@@ -94,5 +94,5 @@ class LanguageTarget(Protocol):
 
 
 def spread_over(workers: int | str) -> Spread:
-    """Over whom tensors are spread that are rounded on their own: this process's threads for 1."""
+    """Over whom windows, or without a text tensors, are spread: this process's threads for 1."""
     return spread_over_threads if workers == 1 else partial(run_in_turn, workers=workers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +16,27 @@ import torch
 from packlight.errors import UnusableOutput
 from packlight.llm.blocks import Tensor, run_block
 from packlight.llm.blocks_wiring import Wiring
+
+
+@dataclass(frozen=True)
+class StatesFile:
+    """Where states lie, for another process. shape: [windows, length, width]."""
+
+    path: Path
+    shape: tuple[int, int, int]
+
+    def read(self, rows: slice) -> Any:
+        """Give the states of some windows, a tensor [n, length, width] of its own."""
+        return torch.from_numpy(np.array(self._map("r")[rows]))
+
+    def write(self, rows: slice, states: Any) -> None:
+        """Replace the states of some windows."""
+        array = self._map("r+")
+        array[rows] = states.detach().numpy()
+        array.flush()
+
+    def _map(self, mode: Any) -> Any:
+        return np.memmap(self.path, np.float32, mode, shape=self.shape)
 
 
 class States:
@@ -34,6 +56,7 @@ class States:
         limit_bytes: int = 2 << 30,
     ) -> None:
         self.shape = (windows, length, width)
+        self._scratch = scratch
         size = windows * length * width * 4
         self._path: Path | None = None
         if scratch is None or size <= limit_bytes:
@@ -58,6 +81,24 @@ class States:
     def spilled(self) -> bool:
         """Whether they lie in a file."""
         return self._path is not None
+
+    @property
+    def file(self) -> StatesFile:
+        """That file, with all that was written."""
+        if self._path is None:
+            raise ValueError("these states lie in memory")
+        self._array.flush()
+        return StatesFile(self._path.resolve(), self.shape)
+
+    def begin_next(self) -> States:
+        """States of the same shape in a file of their own, beside these."""
+        return States(*self.shape, scratch=self._scratch, limit_bytes=0)
+
+    def replace(self, other: States) -> None:
+        """Become the others, which are nobody's any more."""
+        self.close()
+        self._array, self._path = other._array, other._path
+        other._array = other._path = None
 
     def read(self, rows: slice) -> Any:
         """Give the states of some windows, a tensor [n, length, width] of its own."""

@@ -9,24 +9,22 @@ original's (`Aim`), which makes up for errors made before it.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from contextlib import closing
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from packlight.errors import UnusableModel
-from packlight.llm.blocks import Site, Tensor, Walk, finish_walk, walk_block
+from packlight.llm.blocks import Tensor, walk_block
 from packlight.llm.blocks_states import States
 from packlight.llm.blocks_wiring import Wiring
-from packlight.maths.moments import (
-    Moments,
-    add_to_cross_moments,
-    add_to_moments,
-    empty_moments,
-    refit_to_targets,
-)
+from packlight.llm.calibrate_passes import Block, Passes, PassesHere
+from packlight.llm.calibrate_sums import Aim, Gathered, Sums
+from packlight.llm.calibrate_workers import PassesElsewhere
+from packlight.llm.compress_alone import Spread
+from packlight.llm.compress_forecast import BATCH_TOKENS
+from packlight.maths.moments import refit_to_targets
 
 Floats: TypeAlias = NDArray[np.float32]
 
@@ -34,23 +32,7 @@ Solve: TypeAlias = Callable[[str, Floats, NDArray[np.float64] | None], Floats]
 """Rounds a weight [out, in] (or [experts, out, in]) of a block, by its name there, under second
 moments [in, in] (or [experts, in, in]), and gives what its codes stand for."""
 
-Aim: TypeAlias = Literal["own", "outputs", "stream"]
-"""What a layer's outputs are fitted to: what its own weight makes of the inputs as they come now;
-what the original's outputs are; or what the original's stream is after they were added to it.
-
-    own      V y ~ W y           outputs  V y ~ W x          stream   V y ~ W x + r_x - r_y
-"""
-
 REFIT_DAMPING = 0.01
-
-
-@dataclass(frozen=True)
-class _Gathered:
-    """Sums over rows of a site. own: of y y^T. cross: of x y^T. stream: of (r_x - r_y) y^T."""
-
-    own: Moments
-    cross: Moments | None = None
-    stream: Moments | None = None
 
 
 def calibrate_block(
@@ -65,8 +47,9 @@ def calibrate_block(
     finished: Mapping[str, Floats] | None = None,
     aim: Aim = "own",
     pull: float = REFIT_DAMPING,
-    batch_tokens: int = 4096,
+    batch_tokens: int = BATCH_TOKENS,
     waiting_bytes: int = 0,
+    spread: Spread | None = None,
 ) -> dict[str, Tensor]:
     """Compress a block, and have the states pass through it.
 
@@ -74,61 +57,45 @@ def calibrate_block(
     give; replaced by what this one gives, compressed. original: likewise of the original, where
     `aim` is not "own". wanted: names of the weights to round, of which `finished` are already (a
     run that goes on). pull: towards the given weight in fitting, as a share of the inputs' power.
-    waiting_bytes: windows that this has room for are computed once, from group to group; the others
-    from the block's beginning for each group, which gives the same.
+    waiting_bytes: see `PassesHere`. spread: over whom windows are spread, which gives the same;
+    None: this process. States must then lie in files.
     Returns the block's weights as they are now. Raises UnusableModel for NaN in the states.
     """
     done = dict(finished or {})
     current = dict(weights)
-    followed = original if aim != "own" else None
-    with torch.no_grad():
-        groups = _list_sites(weights, wiring, layer, states)
-
-        def begin(rows: slice) -> tuple[Walk, Walk | None]:
-            """The block on some windows, and the original's beside it, before the first group."""
-            beside = None
-            if followed is not None:
-                beside = walk_block(weights, wiring, layer, followed.read(rows))
-            return walk_block(current, wiring, layer, states.read(rows)), beside
-
-        batches = list(states.batches(batch_tokens))
-        each = batches[0].stop * states.shape[1] * bytes_of_walk(weights, wiring.width)
-        most = waiting_bytes // (each * (1 if followed is None else 2))
-        waiting = {number: begin(rows) for number, rows in enumerate(batches[:most])}
-        passed = 0
-        for names, count in groups:
+    block = Block(weights, wiring, layer, states, original if aim != "own" else None, aim)
+    begun = begin_passes(block, batch_tokens, waiting_bytes, spread)
+    with torch.no_grad(), closing(begun) as passes:
+        for names, sites in _list_groups(weights, wiring, layer, states):
             open_names = [name for name in names if name in wanted and name not in done]
-            gathered: dict[int | None, _Gathered] = {}
-            for number, rows in enumerate(batches):
-                if number not in waiting and not open_names:
-                    continue
-                walk, beside = waiting.get(number) or begin(rows)
-                skipped = 0 if number in waiting else passed
-                for place in range(skipped + count):
-                    site, other = next(walk), next(beside) if beside is not None else None
-                    if place >= skipped and open_names:
-                        _gather(gathered, site, other, aim, layer)
-            passed += count
-            for name in names:
-                if name in open_names:
+            if open_names:
+                gathered = passes.gather(sites)
+                for name in open_names:
                     done[name] = _round(name, weights[name], gathered, solve, aim, pull)
+                del gathered  # large, and of no use to the next group
+            else:
+                passes.skip(sites)
+            for name in names:
                 if name in done:
                     current[name] = torch.from_numpy(done[name])
-        for number, rows in enumerate(batches):
-            walk, beside = waiting.pop(number) if number in waiting else begin(rows)
-            states.write(rows, finish_walk(walk))
-            if followed is not None and beside is not None:
-                followed.write(rows, finish_walk(beside))
+                    passes.replace(name, current[name])
+        passes.finish()
     return current
 
 
-def bytes_of_walk(weights: Mapping[str, Tensor], width: int) -> int:
-    """Bytes, rather too many, that a walk of a block holds for each token while it waits."""
-    widest = max((int(one.shape[-1]) for one in weights.values()), default=width)
-    return 4 * (3 * width + 2 * widest)
+def begin_passes(
+    block: Block,
+    batch_tokens: int = BATCH_TOKENS,
+    waiting_bytes: int = 0,
+    spread: Spread | None = None,
+) -> Passes:
+    """Windows before a block's first group; see `calibrate_block`."""
+    if spread is None:
+        return PassesHere(block, batch_tokens, waiting_bytes)
+    return PassesElsewhere(block, batch_tokens, spread)
 
 
-def _list_sites(
+def _list_groups(
     weights: Mapping[str, Tensor], wiring: Wiring, layer: int, states: States
 ) -> list[tuple[tuple[str, ...], int]]:
     """The groups of linear layers of a block, in the order in which they are computed.
@@ -142,47 +109,10 @@ def _list_sites(
     return list(found.items())
 
 
-def _gather(
-    found: dict[int | None, _Gathered], site: Site, other: Site | None, aim: Aim, layer: int
-) -> None:
-    """Add what reaches a site to its expert's sums."""
-    try:
-        found[site.expert] = _add(found.get(site.expert), site, other, aim)
-    except ValueError as broken:
-        raise UnusableModel(
-            f"block {layer}: what reaches {', '.join(site.names)} is not usable: "
-            f"{broken}; the checkpoint's weights may be damaged"
-        ) from broken
-
-
-def _add(sums: _Gathered | None, site: Site, other: Site | None, aim: Aim) -> _Gathered:
-    y = site.inputs.flatten(0, -2)
-    inputs = int(y.shape[1])
-    # Experts see other tokens in the original: there is nothing to pair.
-    pair = other is not None and site.expert is None
-    stream = pair and aim == "stream" and site.stream is not None
-    if sums is None:
-        sums = _Gathered(
-            empty_moments(inputs, like=y),
-            empty_moments(inputs, like=y) if pair else None,
-            empty_moments(inputs, outputs=int(site.stream.shape[-1]), like=y)
-            if stream and site.stream is not None
-            else None,
-        )
-    sums = replace(sums, own=add_to_moments(sums.own, y))
-    if sums.cross is not None and other is not None:
-        x = other.inputs.flatten(0, -2)
-        sums = replace(sums, cross=add_to_cross_moments(sums.cross, x, y))
-        if sums.stream is not None and site.stream is not None and other.stream is not None:
-            gap = (other.stream - site.stream).flatten(0, -2)
-            sums = replace(sums, stream=add_to_cross_moments(sums.stream, gap, y))
-    return sums
-
-
 def _round(
     name: str,
     weight: Tensor,
-    gathered: Mapping[int | None, _Gathered],
+    gathered: Gathered,
     solve: Solve,
     aim: Aim,
     pull: float,
@@ -198,7 +128,7 @@ def _round(
     return solve(name, weight.numpy(), moments)
 
 
-def _fit(weight: Tensor, sums: _Gathered, aim: Aim, pull: float) -> Floats:
+def _fit(weight: Tensor, sums: Sums, aim: Aim, pull: float) -> Floats:
     """The weight that comes nearest to what it aims at, from the inputs as they come now."""
     if sums.cross is None or aim == "own":
         return np.asarray(weight.numpy(), np.float32)

@@ -82,10 +82,11 @@ def compress_checkpoint(
     what each of `candidates` is estimated to cost, under the `budget` that a word stands for (a
     killed run is gone on with under the same only). windows: of text; without it tensors are
     rounded on their own, and an architecture need not be known. metadata: replaces the
-    checkpoint's own. spread: over whom pieces of tensors are spread without text, which changes no
-    byte. slopes: of whoever makes several files with the same windows and settings, for which
-    gradients are then measured once. A run with the same arguments that was killed is gone on with.
-    Raises UnusableModel, UnusableOutput, MissingExtra (PyTorch, for windows), WrongUsage.
+    checkpoint's own. spread: over whom windows or, without text, pieces of tensors are spread,
+    which changes no byte. slopes: of whoever makes several files with the same windows and
+    settings, for which gradients are then measured once. A run with the same arguments that was
+    killed is gone on with. Raises UnusableModel, UnusableOutput, MissingExtra (PyTorch, for
+    windows), WrongUsage.
     """
     settings = settings or Settings()
     if windows is not None:
@@ -109,7 +110,7 @@ def compress_checkpoint(
         else:
             from packlight.llm.compress_blocks import round_blocks
 
-            round_blocks(run, windows, path.parent)
+            round_blocks(run, windows, path.parent, spread)
         file = writing.finish()
         journal.remove()
         if slopes is None:

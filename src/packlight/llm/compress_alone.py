@@ -38,20 +38,20 @@ Result = TypeVar("Result")
 
 
 class Spread(Protocol):
-    """Gives what a function makes of each task, in their order; a few are held at a time.
+    """Gives what a function makes of each task, in their order.
 
     The function stands at the top of a module and tasks are frozen values, so that both can go
-    to another process.
+    to another process. held: results that may wait to be taken, for each worker.
     """
 
     def __call__(
-        self, function: Callable[[Task], Result], tasks: Sequence[Task], /
+        self, function: Callable[[Task], Result], tasks: Sequence[Task], /, *, held: int = 8
     ) -> Iterator[Result]:
         """See the class."""
 
 
 def spread_over_threads(
-    function: Callable[[Task], Result], tasks: Sequence[Task]
+    function: Callable[[Task], Result], tasks: Sequence[Task], *, held: int = 2
 ) -> Iterator[Result]:
     """A `Spread` over this machine's cores: NumPy lets go of the interpreter while it computes."""
     threads = min(os.cpu_count() or 1, THREADS)
@@ -60,7 +60,7 @@ def spread_over_threads(
         try:
             for task in tasks:
                 running.append(pool.submit(function, task))
-                if len(running) > 2 * threads:
+                if len(running) > held * threads:
                     yield running.popleft().result()
             while running:
                 yield running.popleft().result()

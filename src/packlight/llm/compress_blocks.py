@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from packlight.llm.blocks import Tensor, embed_tokens, head_inputs
-from packlight.llm.blocks_states import States, pass_states
+from packlight.llm.blocks_states import States
 from packlight.llm.blocks_wiring import Wiring, read_wiring
-from packlight.llm.calibrate import calibrate_block
+from packlight.llm.calibrate import begin_passes, calibrate_block
 from packlight.llm.calibrate_curvature import choose_windows, estimate_losses
 from packlight.llm.calibrate_outputs import SlopeStore
+from packlight.llm.calibrate_passes import Block
 from packlight.llm.checkpoint import Checkpoint
+from packlight.llm.compress_alone import Spread, spread_over_threads
 from packlight.llm.compress_forecast import rounded_names
 from packlight.llm.costs import GGUF, FormatTable, TensorCosts, TypeCost, bytes_of
 from packlight.llm.rounding import Floats, Moments, Rounding, Settings, relative_error
@@ -26,9 +28,16 @@ from packlight.progress import Progress
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 
 
-def round_blocks(run: Rounding, windows: Windows, scratch: Path) -> None:
-    """Round everything, from the embedding to the output head."""
+def round_blocks(
+    run: Rounding, windows: Windows, scratch: Path, spread: Spread = spread_over_threads
+) -> None:
+    """Round everything, from the embedding to the output head.
+
+    spread: over whom windows are spread on their way through a block; this process's threads are
+    PyTorch's own already.
+    """
     checkpoint, settings = run.checkpoint, run.settings
+    workers = None if spread is spread_over_threads else spread
     wiring = read_wiring(checkpoint)
     tokens = windows.calibration
     tied = "output.weight" not in checkpoint.tensors
@@ -44,7 +53,7 @@ def round_blocks(run: Rounding, windows: Windows, scratch: Path) -> None:
 
         def keep() -> States:
             size = (len(tokens), windows.length, wiring.width)
-            share = settings.states_bytes // 2
+            share = settings.states_bytes // 2 if workers is None else 0
             return stack.enter_context(States(*size, scratch=scratch, limit_bytes=share))
 
         embedding = torch.from_numpy(checkpoint.read(EMBEDDING))
@@ -56,7 +65,7 @@ def round_blocks(run: Rounding, windows: Windows, scratch: Path) -> None:
         if tied and run.wants(EMBEDDING) and run.finished(EMBEDDING) is None:
             with keep() as ahead:
                 _embed(ahead, {**small, EMBEDDING: embedding}, wiring, tokens)
-                moments = _original_head_moments(checkpoint, wiring, small, ahead)
+                moments = _original_head_moments(checkpoint, wiring, small, ahead, workers)
         if run.wants(EMBEDDING):
             embedding = _round_outer(run, EMBEDDING, embedding, moments)
         else:
@@ -65,7 +74,7 @@ def round_blocks(run: Rounding, windows: Windows, scratch: Path) -> None:
         _embed(states, {**small, EMBEDDING: embedding}, wiring, tokens)
         del embedding
         for layer in range(wiring.layers):
-            _round_block(run, wiring, layer, states, original)
+            _round_block(run, wiring, layer, states, original, workers)
         if not tied and not run.wants(HEAD):
             run.keep(HEAD)
         elif not tied and run.finished(HEAD) is None:
@@ -159,7 +168,12 @@ def load_weights(checkpoint: Checkpoint, layer: int | None) -> dict[str, Tensor]
 
 
 def _round_block(
-    run: Rounding, wiring: Wiring, layer: int, states: States, original: States | None
+    run: Rounding,
+    wiring: Wiring,
+    layer: int,
+    states: States,
+    original: States | None,
+    workers: Spread | None,
 ) -> None:
     prefix = f"blk.{layer}."
     weights = load_weights(run.checkpoint, layer)
@@ -189,6 +203,7 @@ def _round_block(
         aim=run.settings.aim,
         pull=run.settings.pull,
         waiting_bytes=run.settings.states_bytes // 2,
+        spread=workers,
     )
 
 
@@ -220,10 +235,13 @@ def _original_head_moments(
     wiring: Wiring,
     outer: Mapping[str, Tensor],
     states: States,
+    workers: Spread | None,
 ) -> Moments:
     """What reaches a head that is the embedding too: it is rounded first, but used last."""
     with torch.no_grad():
         for layer in range(wiring.layers):
             weights = load_weights(checkpoint, layer)
-            pass_states(weights, wiring, layer, states)
+            block = Block(weights, wiring, layer, states)
+            with closing(begin_passes(block, spread=workers)) as passes:
+                passes.finish()
     return _head_moments(outer, wiring, states)

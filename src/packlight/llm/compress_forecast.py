@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from packlight.llm.architectures import EMBEDDING, LINEAR, OUTPUT
-from packlight.llm.checkpoint import Checkpoint
+from packlight.llm.checkpoint import Checkpoint, TensorInfo
 from packlight.llm.costs import bytes_of
 from packlight.llm.formats.codebooks import LAYOUTS as CODEBOOKS
 from packlight.llm.gguf.writing import alignment_of, head_bytes, pad
@@ -41,6 +41,15 @@ PASSES = 5.0
 """Forward passes of calibration that a block costs, second moments included."""
 
 
+BATCH_TOKENS = 4096
+"""Tokens that pass through a block together. Second moments are summed up of each batch, and added
+in the order of the windows, whoever does it: what comes out depends on this alone."""
+
+HELD = 2
+"""Batches whose second moments may wait on the disk for each worker: of wide layers they are
+large."""
+
+
 @dataclass(frozen=True)
 class CompressionForecast:
     """size_bytes: of the file. memory_bytes: at the peak. scratch_bytes: on the disk meanwhile,
@@ -53,6 +62,17 @@ class CompressionForecast:
     seconds: float
     rounded: int
     kept: int
+
+
+@dataclass(frozen=True)
+class WorkersForecast:
+    """What workers take besides. memory_bytes, scratch_bytes: each of them, and on the disk that
+    all share. shared_bytes: there, whatever their number.
+    """
+
+    memory_bytes: int
+    scratch_bytes: int = 0
+    shared_bytes: int = 0
 
 
 def rounded_names(checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -133,33 +153,68 @@ def forecast_work(
         memory = ALONE_BYTES + 2 * largest
         seconds = weights * SECONDS_PER_WEIGHT * ALONE
         return _forecast(checkpoint, types, size, memory, 0, seconds)
-    blocks: dict[int | None, int] = {}
     slopes: dict[int | None, int] = {}
-    moments = 0
     for name in names:
         info, block = tensors[name], checkpoint.block_of(name)
-        blocks[block] = blocks.get(block, 0) + info.weights
-        experts = prod(info.shape[:-2])
         outputs = info.shape[-2] if info.shape[-2] <= WIDEST else 0
-        moments = max(moments, 8 * experts * info.shape[-1] ** 2)
-        slopes[block] = slopes.get(block, 0) + 16 * outputs**2 + 8 * experts * info.shape[-1] ** 2
-    inside = max((count for block, count in blocks.items() if block is not None), default=0)
-    outside = blocks.get(None, 0)
+        slopes[block] = slopes.get(block, 0) + 16 * outputs**2 + _moments_bytes(info)
+    moments = max((_moments_bytes(tensors[name]) for name in names), default=0)
+    inside, outside = _weights_of_blocks(checkpoint)
     streams = 2 if followed else 1
     states = tokens * config.width * 4 * (streams + 1)
     resident = min(states, states_bytes)
     # Weights before and after, a layer's working copies, and sums of moments with their copies.
     memory = BASE_BYTES + resident + 4 * max(2 * inside, 2 * outside) + 4 * 4 * largest
     memory += moments * (3 + 2 * (streams - 1))
-    # Windows that wait between a block's groups, as `calibrate.bytes_of_walk` counts them.
-    widest = max((tensors[name].shape[-1] for name in names), default=0)
-    memory += min(streams * tokens * 4 * (3 * config.width + 2 * widest), states_bytes // 2)
+    # Windows that wait between a block's groups.
+    memory += min(streams * tokens * _bytes_of_walk(checkpoint), states_bytes // 2)
     if gradients or weighed:
         sums = max((size for block, size in slopes.items() if block is not None), default=0)
         memory = max(memory, BASE_BYTES + resident + 4 * max(3 * inside, outside) + sums)
     work = 2.0 * tokens * (weights - outside) * PASSES * streams
     seconds = work / FLOPS + weights * SECONDS_PER_WEIGHT * (1 + 0.2 * weighed)
     return _forecast(checkpoint, types, size, memory, states - resident, seconds)
+
+
+def forecast_workers(
+    checkpoint: Checkpoint, *, tokens: int = 0, states_bytes: int = 2 << 30
+) -> WorkersForecast:
+    """Say what workers take besides; see above. States lie on the disk then, also those that would
+    stay in memory, and so do the weights of a block, before and after.
+    """
+    if not tokens:
+        return WorkersForecast(ALONE_BYTES)
+    infos = [checkpoint.tensors[name] for name in rounded_names(checkpoint)]
+    moments = max((_moments_bytes(info) for info in infos), default=0)
+    widest = max((info.shape[-1] for info in infos), default=0)
+    inside, _ = _weights_of_blocks(checkpoint)
+    memory = BASE_BYTES + 4 * inside + BATCH_TOKENS * _bytes_of_walk(checkpoint)
+    # Of one expert its products, in 32 and in 64 bits, and the sum that is made of them.
+    memory += moments + 20 * widest**2
+    states = min(2 * 4 * tokens * checkpoint.config.width, states_bytes)
+    return WorkersForecast(memory, HELD * moments, states + 2 * 4 * inside)
+
+
+def _bytes_of_walk(checkpoint: Checkpoint) -> int:
+    """Bytes a token, as `packlight.llm.calibrate_passes.bytes_of_walk` counts them."""
+    tensors = checkpoint.tensors
+    widest = max((tensors[name].shape[-1] for name in rounded_names(checkpoint)), default=0)
+    return 4 * (3 * checkpoint.config.width + 2 * widest)
+
+
+def _moments_bytes(info: TensorInfo) -> int:
+    """Second moments [in, in] of what reaches a tensor, of each expert by itself."""
+    return int(8 * prod(info.shape[:-2]) * info.shape[-1] ** 2)
+
+
+def _weights_of_blocks(checkpoint: Checkpoint) -> tuple[int, int]:
+    """Weights that are rounded in the largest block, and outside of blocks."""
+    counts: dict[int | None, int] = {None: 0}
+    for name in rounded_names(checkpoint):
+        block = checkpoint.block_of(name)
+        counts[block] = counts.get(block, 0) + checkpoint.tensors[name].weights
+    outside = counts.pop(None)
+    return max(counts.values(), default=0), outside
 
 
 def _forecast(

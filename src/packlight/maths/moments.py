@@ -127,6 +127,16 @@ def add_to_cross_moments(moments: Moments, rows: Array, other: Array) -> Moments
     return Moments(products, left, right, moments.count + count)
 
 
+def join_moments(first: Moments, second: Moments) -> Moments:
+    """Give the moments of both one's rows together."""
+    return Moments(
+        first.products + second.products,
+        first.left + second.left,
+        first.right + second.right,
+        first.count + second.count,
+    )
+
+
 def refit_to_inputs(
     weight: Array, cross_moments: Array, second_moments: Array, *, damping: float = 0.01
 ) -> Array:

@@ -27,9 +27,6 @@ Result = TypeVar("Result")
 _ANSWER_SECONDS = 5.0
 """A cluster that has not taken up the connection by then does not answer."""
 
-_WAVE = 8
-"""Tasks of a worker that are given out together where results are taken in turn."""
-
 _RAY_SETTINGS = {
     # No reports to its maker, and a cluster of our own is on the loopback interface alone.
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -89,12 +86,19 @@ def run_tasks(
 
 
 def run_in_turn(
-    function: Callable[[Task], Result], tasks: Sequence[Task], *, workers: int | str
+    function: Callable[[Task], Result],
+    tasks: Sequence[Task],
+    *,
+    workers: int | str,
+    held: int = 8,
 ) -> Iterator[Result]:
-    """As `run_tasks`, one result after the other; only a few tasks' results are held at a time."""
-    with contextlib.ExitStack() as stack:
-        count = stack.enter_context(connect_ray(workers)) if isinstance(workers, str) else workers
-        wave = _WAVE * count
+    """As `run_tasks`, one result after the other.
+
+    held: tasks for each worker that are given out together, and whose results are held until all
+    of them are there.
+    """
+    with keep_connected(workers) as count:
+        wave = held * count
         for start in range(0, len(tasks), wave):
             yield from run_tasks(function, tasks[start : start + wave], workers=workers)
 
@@ -264,6 +268,16 @@ def _run_in_ray(
         # Only deaths of workers (RayActorError, WorkerCrashedError, OutOfMemoryError, ...) come
         # here: errors of the function are values.
         raise _WorkerLost from error
+
+
+@contextlib.contextmanager
+def keep_connected(workers: int | str) -> Iterator[int]:
+    """Workers for many calls of `run_tasks`: as `connect_ray` for a cluster; yields how many."""
+    if isinstance(workers, int):
+        yield workers
+        return
+    with connect_ray(workers) as cores:
+        yield cores
 
 
 @contextlib.contextmanager

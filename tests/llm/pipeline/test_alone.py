@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from folder_bench import write_llama
 
-from packlight.errors import WrongUsage
+from packlight.language import enter as door
 from packlight.language import story
 from packlight.language import target as language_target
 from packlight.language.enter import enter
@@ -90,35 +91,41 @@ def count_tasks(workers: int) -> tuple[Spread, list[object]]:
     return spread, taken
 
 
+class EnoughError(Exception):
+    """What comes now takes long, and shows nothing."""
+
+
+@pytest.mark.parametrize("text", [False, True])
 @pytest.mark.parametrize("target", ["llama.cpp", "onnxruntime", "vllm"])
 def test_workers_that_are_asked_for_are_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, text: bool
 ) -> None:
     """From the door on: no target takes the number and leaves it unused."""
     asked = []
 
-    def watch(function: Any, tasks: Any, *, workers: int) -> Any:
+    data = None
+    if text:
+        pytest.importorskip("torch", reason="blocks are computed with PyTorch")
+        data = tmp_path / "text.txt"
+        data.write_text("the cat sat on the mat, and the mat was red. " * 20)
+
+    def watch(function: Any, tasks: Any, *, workers: int, held: int = 8) -> Any:
         asked.append((workers, function.__name__))
+        if text:
+            raise EnoughError
         return run_in_turn(function, tasks, workers=1)
 
+    monkeypatch.setattr(door, "open_tokenizer", lambda folder: lambda words: [*words.encode()])
     monkeypatch.setattr(language_target, "run_in_turn", watch)
     monkeypatch.setattr(story, "_prove", lambda *_: (LanguageProof(None, None, None, (), ()), ""))
-    enter_with(write_llama(tmp_path / "model"), target=target, scratch=tmp_path / "scratch")
+    model = write_llama(tmp_path / "model")
+    with suppress(EnoughError):
+        enter_with(model, target=target, scratch=tmp_path / "scratch", data=data)
     rounding = "round_rows" if target == "vllm" else "round_piece"
-    assert (2, rounding) in asked
+    assert (2, "gather_batch" if text else rounding) in asked
 
 
-def test_workers_are_refused_with_a_text(tmp_path: Path) -> None:
-    with pytest.raises(WrongUsage, match="leave --workers or --data out"):
-        enter_with(
-            write_llama(tmp_path / "model"),
-            target="llama.cpp",
-            data=tmp_path / "text.txt",
-            scratch=tmp_path / "scratch",
-        )
-
-
-def enter_with(model: Path, *, target: str, scratch: Path, data: Path | None = None) -> object:
+def enter_with(model: Path, *, target: str, scratch: Path, data: Path | None) -> object:
     """The door with two workers and nothing else of note."""
     return enter(
         model,

@@ -2,12 +2,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from folder_bench import write_llama, write_tall_llama
 
+from packlight.language.ask import read_ask
+from packlight.language.forecast import forecast_language
+from packlight.language.targets import LANGUAGE_TARGETS
 from packlight.llm.checkpoint import Checkpoint, open_checkpoint
 from packlight.llm.compress import compress_checkpoint, uniform_types
-from packlight.llm.compress_forecast import forecast_compression, rounded_names
+from packlight.llm.compress_forecast import (
+    forecast_compression,
+    forecast_workers,
+    rounded_names,
+)
+from packlight.llm.text import Windows
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +54,39 @@ def test_gradients_cost_memory_that_states_do_not(checkpoint: Checkpoint):
     )
     assert with_them.memory_bytes > without.memory_bytes
     assert with_them.size_bytes == without.size_bytes
+
+
+def test_a_worker_takes_what_a_batch_and_its_second_moments_take(tmp_path: Path):
+    small, wide = (
+        open_checkpoint(write_tall_llama(tmp_path / str(width), 1, 256, width))
+        for width in (256, 2560)
+    )
+    few, many = (forecast_workers(one, tokens=10_000) for one in (small, wide))
+    assert few.scratch_bytes == 2 * 8 * 256**2 and many.scratch_bytes == 2 * 8 * 2560**2
+    assert many.memory_bytes - few.memory_bytes > 28 * (2560**2 - 256**2)
+    assert few.shared_bytes > 2 * 10_000 * 256 * 4
+    assert forecast_workers(wide, tokens=20_000).memory_bytes == many.memory_bytes
+    alone = forecast_workers(wide)
+    assert 0 < alone.memory_bytes < many.memory_bytes and not alone.scratch_bytes
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_workers_are_counted(checkpoint: Checkpoint, text: bool):
+    tokens = np.zeros((20, 64), np.int32)
+    windows = Windows("t", tokens[:16], tokens[16:18], tokens[18:], tokens.size) if text else None
+    ask = read_ask(target="llama.cpp", original_bytes=checkpoint.size_bytes)
+    one, three, cluster = (
+        forecast_language(LANGUAGE_TARGETS["llama.cpp"], checkpoint, ask, windows, workers)
+        for workers in (1, 3, "ray://host:10001")
+    )
+    each = forecast_workers(checkpoint, tokens=16 * 64 if text else 0)
+    assert three.memory_bytes == one.memory_bytes + 3 * each.memory_bytes
+    assert three.scratch_bytes == cluster.scratch_bytes + 3 * each.scratch_bytes
+    assert cluster.memory_bytes == one.memory_bytes
+    assert (cluster.scratch_bytes > one.scratch_bytes) == text
+    said = f"takes about {each.memory_bytes / 1e6:,.0f} MB of memory"
+    assert all(said in " ".join(found.notes) for found in (three, cluster))
+    assert said not in " ".join(one.notes)
 
 
 def test_text_costs_memory_time_and_beyond_a_limit_the_disk(checkpoint: Checkpoint):

@@ -88,7 +88,7 @@ def compress_decoder(
         else:
             from packlight.llm.compress_blocks import round_blocks
 
-            round_blocks(run, windows, path.parent)
+            round_blocks(run, windows, path.parent, spread)
         graph = build_decoder(
             read_wiring(checkpoint),
             context_of(checkpoint),

@@ -50,8 +50,8 @@ def compress_folder(
     """Write a checkpoint as a folder whose linear layers are stored in a scheme.
 
     path: of the folder, which must not exist. windows: of text; without it tensors are rounded on
-    their own, and an architecture need not be known. spread: over whom pieces of tensors are
-    spread without text, which changes no byte. A run with the same arguments that was
+    their own, and an architecture need not be known. spread: over whom windows or, without text,
+    pieces of tensors are spread, which changes no byte. A run with the same arguments that was
     killed is gone on with. Raises UnusableModel, UnusableOutput, WrongUsage, MissingExtra
     (PyTorch, for windows).
     """
@@ -74,7 +74,7 @@ def compress_folder(
             left = any(run.finished(name) is None for name in plan.rounded)
             if settings.rows_make_up and left:
                 estimate_costs(checkpoint, windows, (), settings, path.parent, progress, slopes)
-            round_blocks(run, windows, path.parent)
+            round_blocks(run, windows, path.parent, spread)
         run.keep_others()
         writing.finish(texts)
         journal.remove()

@@ -1,0 +1,162 @@
+"""Windows that pass through blocks in other processes: whoever takes them, all is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from folder_bench import llama_tensors, write_llama
+
+torch = pytest.importorskip("torch", reason="blocks are computed with PyTorch")
+
+from packlight.errors import UnusableModel, UnusableOutput  # noqa: E402
+from packlight.llm.blocks import Tensor, head_name  # noqa: E402
+from packlight.llm.blocks_states import States  # noqa: E402
+from packlight.llm.blocks_wiring import Rotary, Wiring, plain_frequencies  # noqa: E402
+from packlight.llm.calibrate import calibrate_block  # noqa: E402
+from packlight.llm.checkpoint import open_checkpoint  # noqa: E402
+from packlight.llm.compress import compress_checkpoint, uniform_types  # noqa: E402
+from packlight.llm.compress_alone import spread_over_threads  # noqa: E402
+from packlight.llm.rounding import Settings  # noqa: E402
+from packlight.llm.text import Windows  # noqa: E402
+from packlight.plan.workers import run_in_turn  # noqa: E402
+
+SIZE = (7, 10, 16)  # windows, tokens, width
+BATCH = 20  # two windows, and one at the end
+WIRING = Wiring(
+    width=16,
+    heads=2,
+    key_heads=2,
+    head_size=8,
+    rotary=(Rotary("halves", 8, plain_frequencies(1e4, 8)),),
+    window=(None,),
+    attention_scale=8**-0.5,
+    experts_used=2,
+)
+ATTENTION = {f"attn_{one}.weight": (16, 16) for one in ("q", "k", "v", "output")}
+DENSE = ATTENTION | {f"ffn_{one}.weight": (24, 16) for one in ("gate", "up")}
+DENSE |= {"ffn_down.weight": (16, 24)}
+EXPERTS = ATTENTION | {f"ffn_{one}_exps.weight": (3, 24, 16) for one in ("gate", "up")}
+EXPERTS |= {"ffn_down_exps.weight": (3, 16, 24), "ffn_gate_inp.weight": (3, 16)}
+
+
+def draw(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def coarse(name: str, weight: Any, moments: Any) -> Any:
+    """Rounds by what was summed: another sum gives another weight."""
+    return (weight * (1 + 1e-3 * moments.mean(axis=(-1, -2), keepdims=True))).astype(np.float32)
+
+
+def calibrate(
+    folder: Path, spread: Any, shapes: dict[str, Any], aim: Any = "own", broken: bool = False
+) -> list[Tensor]:
+    """A block's weights afterwards, and the states of both streams."""
+    weights = {
+        name: 0.4 * draw(*shape, seed=number) for number, (name, shape) in enumerate(shapes.items())
+    }
+    weights |= {f"{one}_norm.weight": torch.ones(16) for one in ("attn", "ffn")}
+    each = [States(*SIZE, scratch=folder, limit_bytes=0) for _ in range(2)]
+    with each[0] as states, each[1] as original:
+        for number, one in enumerate(each):
+            one.write(slice(0, SIZE[0]), draw(*SIZE, seed=100 + number))
+        if broken:
+            states.write(slice(4, 5), torch.full((1, *SIZE[1:]), float("nan")))
+        found = calibrate_block(
+            weights,
+            WIRING,
+            0,
+            states,
+            original,
+            coarse,
+            wanted=[name for name, one in weights.items() if one.ndim > 1 and "inp" not in name],
+            aim=aim,
+            batch_tokens=BATCH,
+            spread=spread,
+        )
+        every = slice(0, SIZE[0])
+        return [*found.values(), states.read(every), original.read(every)]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "aim", "workers"),
+    [(DENSE, "own", 2), (DENSE, "stream", 3), (EXPERTS, "outputs", 3)],
+)
+def test_workers_decide_no_bit_of_a_block(
+    tmp_path: Path, shapes: Any, aim: str, workers: int
+) -> None:
+    here = calibrate(tmp_path, None, shapes, aim)
+    there = calibrate(tmp_path, partial(run_in_turn, workers=workers), shapes, aim)
+    assert all(torch.equal(one, two) for one, two in zip(here, there, strict=True))
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(("tied", "workers"), [(True, 3), (False, 2)])
+def test_workers_decide_no_byte_of_a_file(tmp_path: Path, tied: bool, workers: int) -> None:
+    tensors = llama_tensors()
+    if tied:
+        del tensors["lm_head.weight"]
+    model = write_llama(tmp_path / "model", tensors, tie_word_embeddings=tied)
+    checkpoint = open_checkpoint(model)
+    tokens = np.random.default_rng(0).integers(0, 300, (133, 32)).astype(np.int32)
+    windows = Windows("drawn", tokens[:129], tokens[129:131], tokens[131:], tokens.size)
+    content = []
+    types = uniform_types(checkpoint, "F16")
+    types |= dict.fromkeys(["blk.1.ffn_down.weight", head_name(checkpoint.tensors)], "Q4_0")
+    for spread in (spread_over_threads, partial(run_in_turn, workers=workers)):
+        compress_checkpoint(
+            checkpoint,
+            tmp_path / "out.gguf",
+            types,
+            windows=windows,
+            settings=Settings(rows_make_up=False),
+            spread=spread,
+        )
+        content.append((tmp_path / "out.gguf").read_bytes())
+    assert content[0] == content[1]
+    assert {one.name for one in tmp_path.iterdir()} == {"model", "out.gguf"}
+
+
+def test_a_task_that_is_done_twice_gives_the_same(tmp_path: Path) -> None:
+    """As one is whose worker died after it was done, or half-way."""
+
+    def twice(function: Callable[[Any], Any], tasks: Any, *, held: int = 8) -> Iterator[Any]:
+        for task in tasks:
+            function(task)
+            yield function(task)
+
+    here, there = (calibrate(tmp_path, spread, DENSE, "stream") for spread in (None, twice))
+    assert all(torch.equal(one, two) for one, two in zip(here, there, strict=True))
+
+
+def test_few_batches_of_sums_lie_on_the_disk_at_a_time(tmp_path: Path) -> None:
+    found = []
+
+    def watch(function: Callable[[Any], Any], tasks: Any, *, held: int = 8) -> Iterator[Any]:
+        for result in run_in_turn(function, tasks, workers=1, held=held):
+            found.append(len([*tmp_path.glob("passes-*/*.sums")]))
+            yield result
+
+    calibrate(tmp_path, watch, DENSE)
+    assert max(found) == 2 < SIZE[0] * SIZE[1] // BATCH
+
+
+def test_what_is_not_finite_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+    with pytest.raises(UnusableModel, match=r"block 0: .*attn_q\.weight.*NaN"):
+        calibrate(tmp_path, partial(run_in_turn, workers=2), DENSE, broken=True)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_worker_that_does_not_see_the_disk_is_one_sentence(tmp_path: Path) -> None:
+    def elsewhere(function: Callable[[Any], Any], tasks: Any, *, held: int = 8) -> Iterator[Any]:
+        for path in tmp_path.glob("states-*"):
+            path.unlink()
+        return map(function, tasks)
+
+    with pytest.raises(UnusableOutput, match=r"No such file .* a disk that all of them see"):
+        calibrate(tmp_path, elsewhere, DENSE)
