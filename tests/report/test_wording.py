@@ -148,6 +148,8 @@ def test_gains_of_size_only_are_said_plainly(evidence: Evidence) -> None:
     assert explain_gain(some).startswith("3 of 4 compressed layers are smaller in the file only")
     one = replace(evidence, layers=(layers[0], replace(kept, choice="weights-int4-blocks")))
     assert explain_gain(one).startswith("1 of 2 compressed layers is smaller in the file only")
+    table = replace(layers[0], op="Gather", choice="weights-int8")  # whose rows stay codes
+    assert explain_gain(replace(evidence, layers=(table, evidence.layers[3]))) == ""
 
 
 def test_a_reason_is_shown_as_a_sentence() -> None:

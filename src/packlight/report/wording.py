@@ -9,7 +9,13 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from packlight.measure.evidence import Budget, Evidence, LatencyEvidence, MetricEvidence
+from packlight.measure.evidence import (
+    Budget,
+    Evidence,
+    LatencyEvidence,
+    LayerEvidence,
+    MetricEvidence,
+)
 from packlight.recipe import is_choice, size_only
 from packlight.report.units import (
     format_bytes,
@@ -158,7 +164,7 @@ def explain_gain(evidence: Evidence) -> str:
     fewer bits or held in them.
     """
     changed = [layer for layer in evidence.layers if layer.choice != "float32"]
-    only = sum(is_choice(one.choice) and size_only(one.choice) for one in changed)
+    only = sum(_is_decoded(one) for one in changed)
     if not only:
         return ""
     if only == len(changed):
@@ -170,11 +176,17 @@ def explain_gain(evidence: Evidence) -> str:
         if latency is not None and _speed_factor(latency) > 1:
             text += " What it gained in speed comes from the simpler graph."
         return text
-    verb = "is" if only == 1 else "are"
+    verb, whose = ("is", "its") if only == 1 else ("are", "their")
     return (
         f"{only:,} of {count(len(changed), 'compressed layer')} {verb} smaller in the file only: "
-        "when the model is loaded, their weights become floats again."
+        f"when the model is loaded, {whose} weights become floats again."
     )
+
+
+def _is_decoded(layer: LayerEvidence) -> bool:
+    """Whether weights become floats when the file is loaded; rows that are looked up do not."""
+    looked_up = layer.op == "Gather" and layer.choice == "weights-int8"
+    return is_choice(layer.choice) and size_only(layer.choice) and not looked_up
 
 
 def as_sentence(text: str) -> str:
