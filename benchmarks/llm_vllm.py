@@ -287,18 +287,20 @@ def main() -> None:
         work = options.work or Path(scratch)
         work.mkdir(parents=True, exist_ok=True)
         rows = measure(list(make_all(options, work)), options)
-    weights = sum(info.weights for info in open_checkpoint(rows[0].path).tensors.values())
-    print("# Folders for vLLM compared\n")
-    print(f"- {TRANSFORMERS.name()}; {describe_processor()}; Python {platform.python_version()}")
-    print(f"- {options.sequences} x 1,024 tokens of calibration, {options.tokens:,} of test\n")
-    heads = ("", "bytes", "bits", "perplexity", "mean KL (95 %)", "top", "s")
-    print("| " + " | ".join(heads) + " |")
-    print("|---" * len(heads) + "|")
-    for row in rows:
-        print(show_row(row, weights))
-    print()
-    for claim in list_claims(rows[1:], windows_of(options, rows[0].path), options.threads):
-        print(f"- {claim}")
+        weights = sum(info.weights for info in open_checkpoint(rows[0].path).tensors.values())
+        print("# Folders for vLLM compared\n")
+        print(
+            f"- {TRANSFORMERS.name()}; {describe_processor()}; Python {platform.python_version()}"
+        )
+        print(f"- {options.sequences} x 1,024 tokens of calibration, {options.tokens:,} of test\n")
+        heads = ("", "bytes", "bits", "perplexity", "mean KL (95 %)", "top", "s")
+        print("| " + " | ".join(heads) + " |")
+        print("|---" * len(heads) + "|")
+        for row in rows:
+            print(show_row(row, weights))
+        print()
+        for claim in list_claims(rows[1:], windows_of(options, rows[0].path), options.threads):
+            print(f"- {claim}")
 
 
 if __name__ == "__main__":
