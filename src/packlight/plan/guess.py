@@ -26,7 +26,7 @@ from packlight.targets import Target
 
 LOSS_OF_NOISE = 0.03
 """K: the loss of top-1 agreement where the summed noise is as strong as the signal of a layer.
-Measured on resnet20 (CIFAR-10): 0.019 to 0.045 for weights of 2 to 6 bits; about 0.01 on resnet32."""
+Measured on resnet20 (CIFAR-10): 0.019 to 0.045 for weights of 2 to 6 bits; 0.01 on resnet32."""
 
 ACTIVATIONS = 1.5e-3
 """Noise of a layer's inputs in 8 bits, in shares of the signal, likewise."""
