@@ -34,8 +34,7 @@ from packlight.llm.blocks_wiring import Wiring, read_wiring
 from packlight.llm.calibrate_curvature import choose_windows
 from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.compress_blocks import load_weights
-from packlight.llm.depth import DepthForecast
-from packlight.llm.depth_plan import RemovedBlock
+from packlight.llm.depth_plan import DepthForecast, RemovedBlock
 from packlight.llm.rounding import Floats, Settings
 from packlight.llm.text import Tokens
 from packlight.maths.moments import (

@@ -21,6 +21,7 @@ from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.checkpoint.shorten import check_alike, drop_blocks
 from packlight.llm.compress_forecast import FLOPS
 from packlight.llm.depth_plan import (
+    DepthForecast,
     Plan,
     RemovedBlock,
     keep_plan,
@@ -49,18 +50,6 @@ class Shortened:
     checkpoint: Checkpoint
     removed: tuple[RemovedBlock, ...] = ()
     refitted: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class DepthForecast:
-    """What choosing blocks takes. passes: through one block, of each of `tokens`. measured: whether
-    by divergence; else by influence. seconds: rough, of a machine with two cores.
-    """
-
-    passes: int
-    tokens: int
-    measured: bool
-    seconds: float
 
 
 def count_removed(checkpoint: Checkpoint, share: float) -> int:
