@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+import wave
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -171,6 +172,53 @@ def test_a_reload_loses_nothing(play: Play) -> None:
     assert seen["running"].startswith("Compressing digits.onnx")
     assert seen["settings"]["max_drop"] == "2%" and seen["settings"]["max_size"] == "80%"
     assert seen["state"] == "done"
+
+
+def write_sound(path: Path, sound: np.ndarray, rate: int) -> None:
+    """A .wav file of 16 bits from numbers in -1..1, [n] or [n, channels]."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1 if sound.ndim == 1 else sound.shape[1])
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes((32767 * sound).astype("<i2").tobytes())
+
+
+def test_weights_of_their_own_and_a_sound(play: Play, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array(rng.normal(0, 0.03, shape).astype(np.float32), name)
+        for name, shape in (("w0", (800, 64)), ("w1", (64, 4)))
+    ]
+    nodes = [
+        helper.make_node("MatMul", ["waveform", "w0"], ["h"], name="first"),
+        helper.make_node("MatMul", ["h", "w1"], ["y"], name="second"),
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, size])
+        for name, size in (("waveform", 800), ("y", 4))
+    ]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    onnx.save(model, tmp_path / "ear.onnx", save_as_external_data=True, location="ear.data")
+    (tmp_path / "sounds").mkdir()
+    for at in range(12):
+        write_sound(tmp_path / "sounds" / f"{at}.wav", rng.uniform(-0.9, 0.9, 4000), 8000)
+    # Half as many numbers a second as speech has, and half as loud on the right as on the left.
+    write_sound(tmp_path / "own.wav", np.full((1600, 2), (0.6, 0.3)), 8000)
+    (tmp_path / "no.wav").write_bytes(b"RIFF, and nothing more")
+    seen = play(
+        "heard",
+        model=tmp_path / "ear.onnx",
+        weights=tmp_path / "ear.data",
+        samples=tmp_path / "sounds",
+        sound=tmp_path / "own.wav",
+        noSound=tmp_path / "no.wav",
+    )
+    assert "ear.data" in seen["missing"]
+    assert "120 samples" in seen["described"] and "16000 Hz" in seen["described"]
+    numbers = [float(word) for word in seen["values"].split() if word != "…"]
+    assert numbers[3:] == pytest.approx([0.45] * len(numbers[3:]), abs=0.05)  # of both channels
+    assert "no.wav holds no sound" in seen["refused"] and seen["agreement"]
 
 
 def test_subfolders_of_a_dropped_folder_are_classes(play: Play, tmp_path: Path) -> None:

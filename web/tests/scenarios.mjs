@@ -84,6 +84,20 @@ async function wholePath(given) {
   const ownClasses = await page.$$eval(".scores", (tables) =>
     tables.map((table) => table.querySelector("th").textContent),
   );
+  // Another one, pasted: nothing but black.
+  const own = await text(page, ".agreement");
+  await page.evaluate(async () => {
+    const canvas = new OffscreenCanvas(20, 20);
+    canvas.getContext("2d").fillRect(0, 0, 20, 20);
+    const clipboardData = new DataTransfer();
+    const blob = await canvas.convertToBlob({ type: "image/png" });
+    clipboardData.items.add(new File([blob], "black.png", { type: "image/png" }));
+    dispatchEvent(new ClipboardEvent("paste", { clipboardData }));
+  });
+  await page.waitForFunction(
+    (before) => document.querySelector(".agreement")?.textContent.trim() !== before,
+    own,
+  );
   const found = {
     ...{ about, meaning, forecasts, focus, agreement, classes, ownClasses },
     verdict: await text(page, "h1"),
@@ -219,6 +233,36 @@ async function folder(given) {
   return { described, noticed };
 }
 
+/** A model whose weights lie in another file, and a sound of one's own. */
+async function heard(given) {
+  const { browser, page, noticed } = await visit(given);
+  await drop(page, ".drop", given.model);
+  await page.waitForSelector("#model-problem .problem");
+  const missing = await text(page, "#model-problem");
+  await examine(page, noticed, "missing weights");
+  await giveModel(page, given.weights);
+  await giveSamples(page, given.samples);
+  const described = await text(page, ".given");
+  await start(page);
+  await page.waitForSelector(".figures");
+  await page.click("text=Try it in this browser");
+  await page.waitForSelector(".speed");
+  const before = await text(page, ".try-input .values");
+  await page.setInputFiles("#try-input-0", given.sound);
+  await page.waitForFunction(
+    (values) => document.querySelector(".try-input .values").textContent.trim() !== values,
+    before,
+  );
+  await page.waitForSelector(".outputs[aria-busy=false]");
+  const values = await text(page, ".try-input .values");
+  await page.setInputFiles("#try-input-0", given.noSound);
+  await page.waitForSelector("#try-input-0-problem .problem");
+  const refused = await text(page, "#try-input-0-problem");
+  const agreement = await text(page, ".agreement");
+  await browser.close();
+  return { missing, described, values, refused, agreement, noticed };
+}
+
 /** Two runs of a model, and their figures side by side. */
 async function compared(given) {
   const { browser, page, noticed } = await visit(given);
@@ -245,6 +289,6 @@ async function compared(given) {
   return { before, rows, noticed };
 }
 
-const SCENARIOS = { wholePath, cancelled, compared, broken, reloaded, hostile, folder };
+const SCENARIOS = { wholePath, cancelled, compared, broken, reloaded, hostile, heard, folder };
 const [, , name, given] = process.argv;
 console.log(JSON.stringify(await SCENARIOS[name](JSON.parse(given))));

@@ -66,13 +66,14 @@ class WordLayout:
         places = np.where(signs, half - 1 - blocks.codes, blocks.codes - half)
         width, base = self._width, half
         keys = places.reshape(len(places), -1, width).astype(np.int64)
-        numbers = self._numbers[keys @ base ** np.arange(width)]
+        numbers = np.ascontiguousarray(self._numbers[keys @ base ** np.arange(width)])
         if (numbers < 0).any():
             raise ValueError(f"some magnitudes are no word of {self.name}'s codebook")
-        bits = np.packbits(signs, axis=1, bitorder="little")
+        bits = np.ascontiguousarray(np.packbits(signs, axis=1, bitorder="little"))
         if self.even_signs and (_PARITY[bits] != 0).any():
             raise ValueError(f"an odd number of eight weights is below 0, which {self.name} cannot")
-        scales = (blocks.sub_scales.view(np.uint8) - np.uint8(1)) >> np.uint8(1)
+        scales = np.ascontiguousarray(blocks.sub_scales).view(np.uint8)
+        scales = (scales - np.uint8(1)) >> np.uint8(1)
         fields = self.write(numbers.astype(np.uint16), bits, scales)
         return np.concatenate([half_bytes(blocks.scales), *fields], axis=1)
 
