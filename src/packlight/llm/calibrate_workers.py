@@ -32,15 +32,21 @@ from packlight.maths.moments import Moments
 
 @dataclass(frozen=True)
 class Stream:
-    """States that enter a block, and its weights: each tensor's name, and the file it lies in."""
+    """States that enter a block, and its weights: each tensor's name, and the file it lies in.
+
+    threads: PyTorch's. Sums that are shared out among them differ in their last bits with their
+    number, so that everybody has as many as the process that began.
+    """
 
     states: StatesFile
     weights: tuple[tuple[str, Path], ...]
     wiring: Wiring
     layer: int
+    threads: int
 
     def begin(self, rows: slice) -> Walk:
         """The walk of some windows. Weights are mapped: whoever else maps them shares them."""
+        torch.set_num_threads(self.threads)
         try:
             weights = {
                 name: torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
@@ -162,7 +168,8 @@ class PassesElsewhere:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _stream(self, states: States, weights: Mapping[str, Path]) -> Stream:
-        return Stream(states.file, (*weights.items(),), self._block.wiring, self._block.layer)
+        wiring, layer, threads = self._block.wiring, self._block.layer, torch.get_num_threads()
+        return Stream(states.file, (*weights.items(),), wiring, layer, threads)
 
     def _store(self, weight: Tensor) -> Path:
         """A weight in a file of its own, which is never written again."""

@@ -18,7 +18,7 @@ ROUNDED_ROLES = (LINEAR, EMBEDDING, OUTPUT)
 WIDEST = 8192
 """Outputs up to which gradients' second moments are a whole matrix; beyond, its diagonal."""
 
-BASE_BYTES = 500 << 20
+BASE_BYTES = 600 << 20
 """Python with PyTorch and what a batch of windows needs."""
 
 ALONE_BYTES = 400 << 20
