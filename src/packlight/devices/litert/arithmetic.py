@@ -16,6 +16,7 @@ from packlight.devices.litert.graph import (
     Stored,
     Translation,
     clip_ends,
+    ordered,
     shape_of,
     stored_in,
     turned,
@@ -87,8 +88,7 @@ def clip(to: Translation, node: ir.Node) -> None:
     if not steps:
         to.same(node, number=number, last=last)
         return
-    shape = shape_of(node.outputs[0])
-    shape = tuple(shape[axis] for axis in CHANNELS_LAST) if last else shape
+    shape = ordered(shape_of(node.outputs[0]), last=last)
     for place, (name, end) in enumerate(steps):
         whole = place == len(steps) - 1
         end_of = to.draft.constant("end", np.array(end, np.float32))

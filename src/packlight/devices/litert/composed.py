@@ -5,9 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from packlight.devices.litert.draft import Unwritable
-from packlight.devices.litert.graph import CHANNELS_LAST, Translation, dtype_of, shape_of
+from packlight.devices.litert.graph import Translation, dtype_of, is_read, ordered, shape_of
 from packlight.devices.litert.steps import Steps
-from packlight.graph.rewrite.single import float_of, int_of
+from packlight.graph.rewrite.single import float_of, int_of, text_of
 
 _ERF = (0.3275911, 0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
 """p and a1 to a5 of formula 7.1.26 of Abramowitz and Stegun (1964), exact to 1.5e-7."""
@@ -17,7 +17,7 @@ def layer_normalization(to: Translation, node: ir.Node) -> None:
     """LayerNormalization: (x - mean) / sqrt(variance + epsilon) * scale + bias."""
     source = node.inputs[0]
     shape = shape_of(source)
-    if len(node.outputs) > 1 and any(value.uses() for value in node.outputs[1:]):
+    if any(map(is_read, node.outputs[1:])):
         raise Unwritable("it also gives the mean or the deviation")
     if source is None or dtype_of(source) != "float32":
         raise Unwritable("only 32-bit floats are normalized")
@@ -41,8 +41,7 @@ def erf(to: Translation, node: ir.Node) -> None:
     """Erf: sign(x) (1 - (a1 t + ... + a5 t^5) exp(-x^2)) with t = 1 / (1 + p |x|)."""
     source = node.inputs[0]
     last = to.is_last(source)
-    shape = shape_of(source)
-    shape = tuple(shape[axis] for axis in CHANNELS_LAST) if last else shape
+    shape = ordered(shape_of(source), last=last)
     x, steps = to.read(source, last=last), Steps(to, node, shape)
     one, (p, *factors) = steps.number(1.0), _ERF
     size = steps.unary("ABS", x, "AbsOptions")
@@ -61,8 +60,7 @@ def erf(to: Translation, node: ir.Node) -> None:
 
 def gelu(to: Translation, node: ir.Node) -> None:
     """Gelu, which LiteRT has, exact or by the hyperbolic tangent."""
-    attribute = node.attributes.get("approximate")
-    word = "none" if attribute is None else attribute.as_string()
+    word = text_of(node, "approximate", "none")
     last = to.is_last(node.inputs[0])
     number = to.read(node.inputs[0], last=last)
     made, _ = to.write(node, last=last)

@@ -85,8 +85,7 @@ class Translation:
         if last not in held:
             (there,) = held.values()
             order = CHANNELS_LAST if last else PLACE
-            shape = shape_of(value)
-            target = [shape[axis] for axis in CHANNELS_LAST] if last else shape
+            target = ordered(shape_of(value), last=last)
             kind = dtype_of(value)
             made = self.draft.tensor(
                 f"{_name(value)}_turned", target, kind, self._quantizations.get(value)
@@ -165,8 +164,7 @@ class Translation:
         self, value: ir.Value, *, last: bool = False, quantization: Quantization | None = None
     ) -> int:
         """A tensor for a value that is about to be computed."""
-        shape = shape_of(value)
-        shape = tuple(shape[axis] for axis in CHANNELS_LAST) if last else shape
+        shape = ordered(shape_of(value), last=last)
         number = self.draft.tensor(_name(value), shape, dtype_of(value), quantization)
         self._held[value] = {last: number}
         if quantization is not None:
@@ -266,6 +264,16 @@ def shape_of(value: ir.Value | None) -> tuple[int, ...]:
         name = "" if value is None else value.name
         raise Unwritable(f"the shape of tensor {name!r} depends on what the model is fed with")
     return shape
+
+
+def ordered(shape: Sequence[int], *, last: bool) -> tuple[int, ...]:
+    """A shape as ONNX has it, with channels last where that is said."""
+    return tuple(shape[axis] for axis in CHANNELS_LAST) if last else tuple(shape)
+
+
+def is_read(value: ir.Value) -> bool:
+    """Whether anybody wants a value."""
+    return bool(value.uses()) or value.is_graph_output()
 
 
 def dtype_of(value: ir.Value) -> str:

@@ -15,7 +15,7 @@ from packlight.devices.litert.graph import (
     quantization_of,
     shape_of,
 )
-from packlight.graph.rewrite.single import int_of
+from packlight.graph.rewrite.single import int_of, text_of
 from packlight.graph.walk import constant_of
 
 _REFLECT = 0
@@ -107,8 +107,7 @@ def split(to: Translation, node: ir.Node) -> None:
 
 def pad(to: Translation, node: ir.Node) -> None:
     """Pad with one number, codes with the code of 0; or with what stands before the end."""
-    attribute = node.attributes.get("mode")
-    mode = "constant" if attribute is None else attribute.as_string()
+    mode = text_of(node, "mode", "constant")
     if mode not in ("constant", "reflect"):
         raise Unwritable(f"its mode {mode!r} is not written")
     source = node.inputs[0]

@@ -13,9 +13,9 @@ import numpy as np
 import onnx_ir as ir
 
 from packlight.devices.litert.draft import Unwritable
-from packlight.devices.litert.graph import Stored, Translation, shape_of, stored_in
+from packlight.devices.litert.graph import Stored, Translation, is_read, shape_of, stored_in
 from packlight.devices.litert.steps import Steps
-from packlight.graph.rewrite.single import int_of
+from packlight.graph.rewrite.single import int_of, text_of
 from packlight.graph.walk import constant_of
 
 MOST_STEPS = 256
@@ -88,8 +88,7 @@ def _unroll(
     step: Callable[[_Direction, int, int, int], tuple[int, int]],
 ) -> None:
     """Write all steps of all directions, and the outputs that somebody reads."""
-    attribute = node.attributes.get("direction")
-    word = "forward" if attribute is None else attribute.as_string()
+    word = text_of(node, "direction", "forward")
     length, batch, _ = shape_of(node.inputs[0])
     count = 2 if word == "bidirectional" else 1
     _check(node, length, count)
@@ -106,7 +105,7 @@ def _unroll(
             seen.append(state)
         every.append(seen[::-1] if backwards else seen)
         ends.append((state, cell))
-    outputs = {place: value for place, value in enumerate(node.outputs) if _is_read(value)}
+    outputs = {place: value for place, value in enumerate(node.outputs) if is_read(value)}
     if 0 in outputs:
         ways = [steps.concat(seen, 0, (length, batch, hidden)) for seen in every]
         shape = (length, 1, batch, hidden)
@@ -194,7 +193,3 @@ def _check(node: ir.Node, length: int, count: int) -> None:
         known = constant_of(node.inputs[4])
         if known is None or (known.numpy() != length).any():
             raise Unwritable("its sequences may differ in length")
-
-
-def _is_read(value: ir.Value) -> bool:
-    return bool(value.uses()) or value.is_graph_output()

@@ -9,17 +9,17 @@ import onnx_ir as ir
 
 from packlight.devices.litert.draft import Quantization, Unwritable
 from packlight.devices.litert.graph import (
-    CHANNELS_LAST,
     NO_ACTIVATION,
     PICTURE,
     Stored,
     Translation,
     dtype_of,
+    ordered,
     shape_of,
     stored_in,
 )
 from packlight.graph.patches import conv_pads, ints
-from packlight.graph.rewrite.single import int_of
+from packlight.graph.rewrite.single import int_of, text_of
 
 _SAME, _VALID = 0, 1
 _AFTER_PADDING = "its result has another size than LiteRT would give it"
@@ -67,7 +67,7 @@ def conv_transpose(to: Translation, node: ir.Node) -> None:
     strides = ints(node, "strides", [1, 1])
     if int_of(node, "group", 1) != 1 or any(one != 1 for one in ints(node, "dilations", [1, 1])):
         raise Unwritable("it has groups or gaps, which LiteRT's has not")
-    if "output_shape" in node.attributes or _text(node, "auto_pad", "NOTSET") != "NOTSET":
+    if "output_shape" in node.attributes or text_of(node, "auto_pad", "NOTSET") != "NOTSET":
         raise Unwritable("its padding is not said in numbers")
     before = ints(node, "pads", [0, 0, 0, 0])[:2]
     whole = [(n - 1) * step + k for n, step, k in zip(given[2:], strides, filters[2:], strict=True)]
@@ -177,9 +177,9 @@ def global_average_pool(to: Translation, node: ir.Node) -> None:
 def resize(to: Translation, node: ir.Node) -> None:
     """Resize of height and width, by the nearest or between neighbours."""
     given, wanted = shape_of(node.inputs[0]), shape_of(node.outputs[0])
-    mode, places = _text(node, "mode", "nearest"), "coordinate_transformation_mode"
-    where = _text(node, places, "half_pixel").replace("pytorch_half_pixel", "half_pixel")
-    nearest = _text(node, "nearest_mode", "round_prefer_floor")
+    mode, places = text_of(node, "mode", "nearest"), "coordinate_transformation_mode"
+    where = text_of(node, places, "half_pixel").replace("pytorch_half_pixel", "half_pixel")
+    nearest = text_of(node, "nearest_mode", "round_prefer_floor")
     if len(given) != PICTURE or given[:2] != wanted[:2]:
         raise Unwritable("only height and width are resized")
     options = {"alignCorners": where == "align_corners", "halfPixelCenters": where == "half_pixel"}
@@ -202,7 +202,7 @@ def resize(to: Translation, node: ir.Node) -> None:
 
 def depth_to_space(to: Translation, node: ir.Node) -> None:
     """DepthToSpace with the channels of a pixel together."""
-    if _text(node, "mode", "DCR") != "DCR":
+    if text_of(node, "mode", "DCR") != "DCR":
         raise Unwritable("its mode CRD is none of LiteRT's")
     number = to.read(node.inputs[0], last=True)
     made, _ = to.write(node, last=True)
@@ -262,7 +262,7 @@ def _pad_picture(
 ) -> int:
     source = node.inputs[0]
     assert source is not None
-    shape = [shape_of(source)[axis] for axis in CHANNELS_LAST]
+    shape = ordered(shape_of(source), last=True)
     ends = [(0, 0), *zip(before, after, strict=True), (0, 0)]
     grown = [extent + sum(end) for extent, end in zip(shape, ends, strict=True)]
     kept = to.quantization(source) if to.integer else None
@@ -274,8 +274,3 @@ def _pad_picture(
         lowest = to.draft.constant("lowest", np.array([filled], np.dtype(kind)), kept)
         to.draft.operator("PADV2", [number, to.numbers(ends), lowest], [made], "PadV2Options")
     return made
-
-
-def _text(node: ir.Node, name: str, default: str) -> str:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.as_string()

@@ -28,6 +28,12 @@ def float_of(node: ir.Node, name: str, default: float) -> float:
     return attribute.as_float()
 
 
+def text_of(node: ir.Node, name: str, default: str) -> str:
+    """A text attribute, or the operator's default."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_string()
+
+
 def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
     """The axes of `value` when all of them are known numbers."""
     if value is None or value.shape is None or not value.shape.is_static():

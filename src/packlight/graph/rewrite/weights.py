@@ -22,7 +22,7 @@ from packlight.maths.formats import quantize_to_format
 from packlight.maths.grids import IntegerGrid, scale_and_zero_point
 from packlight.maths.grouped import round_groups
 from packlight.maths.learned import round_learned
-from packlight.maths.moments import Moments, mean_shift
+from packlight.maths.moments import Moments, join_moments, mean_shift
 from packlight.maths.ranges import range_squared_error_of_array
 from packlight.maths.refit import round_and_refit
 from packlight.maths.rounding import (
@@ -328,13 +328,5 @@ def sum_moments(moments: Iterable[Moments]) -> Moments | None:
     """The moments of several streams as if they were one; None without any."""
     total: Moments | None = None
     for one in moments:
-        if total is None:
-            total = one
-            continue
-        total = Moments(
-            total.products + one.products,
-            total.left + one.left,
-            total.right + one.right,
-            total.count + one.count,
-        )
+        total = one if total is None else join_moments(total, one)
     return total
