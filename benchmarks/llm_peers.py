@@ -23,6 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K", "IQ4_XS", "IQ3_S")
+FEW = ("IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S")
+"""Most of them llama.cpp only makes with an importance matrix, of all tensors in the last."""
 
 # Names of a Llama's tensors in a GGUF file.
 _BLOCK = {

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from packlight.maths.codewords import Codebook, improve_words, nearest_words
+from packlight.maths.codewords import Codebook, SignedCodebook, nearest_words
 from packlight.maths.superblock_layer import solve_super_blocks
 from packlight.maths.superblocks import SuperBlockGrid, values_of
 
@@ -66,7 +66,7 @@ def test_words_under_a_whole_metric(width: int) -> None:
     mixing = np.random.default_rng(2).standard_normal((8, 8)).astype(np.float32)
     metric = mixing.T @ mixing + np.eye(8, dtype=np.float32)
     start = nearest_words(x, np.diag(metric)[:, None], codebook)
-    found = improve_words(x, metric, start, codebook)
+    found = codebook.improve(x, metric, start)
 
     def cost(levels: Any) -> Any:
         return np.einsum("in,ij,jn->n", x - levels, metric, x - levels)
@@ -78,6 +78,61 @@ def test_words_under_a_whole_metric(width: int) -> None:
             [cost(np.sign(start) * word[:, None]) for word in codebook.words.astype(np.float32)]
         )
         np.testing.assert_allclose(cost(found), each.min(axis=0), rtol=1e-4)
+
+
+def signed_book(two_sided: bool) -> SignedCodebook:
+    draw = np.random.default_rng(0)
+    words = np.unique(draw.integers(-1, 2, (40, 8)), axis=0).astype(np.float32)
+    return SignedCodebook(words + np.float32(0.125), 0.125 - words if two_sided else None)
+
+
+@pytest.mark.parametrize("two_sided", [False, True])
+def test_words_with_signs_of_their_own(two_sided: bool) -> None:
+    """The best of all for the side of each target's step, under a diagonal and a whole metric."""
+    codebook = signed_book(two_sided)
+    x, weight = targets(60)
+    below = np.arange(60) % 3 == 0
+    mixing = np.random.default_rng(2).standard_normal((8, 8)).astype(np.float32)
+    metric = mixing.T @ mixing + np.eye(8, dtype=np.float32)
+    near = nearest_words(x, weight, codebook, below)
+    found = codebook.improve(x, metric, near, below)
+    for levels, matrix in ((near, np.diag(weight[:, 0])), (found, metric)):
+        for place in range(60):
+            side = codebook.below if two_sided and below[place] else codebook.words
+            off = x[:, place] - side
+            costs = np.einsum("wi,ij,wj->w", off, matrix, off)
+            assert (levels[:, place] == side[np.argmin(costs)]).all()
+    if two_sided:
+        for here in (below, ~below):  # all of one side
+            one = nearest_words(x[:, here], weight, codebook, below[here])
+            np.testing.assert_array_equal(one, near[:, here])
+
+
+@pytest.mark.parametrize("two_sided", [False, True])
+def test_a_layer_of_signed_words_gains_by_second_moments(two_sided: bool) -> None:
+    codebook = signed_book(two_sided)
+    limits = (-15, 15) if two_sided else (1, 15)
+    grid = SuperBlockGrid(16, 2, (-0.875, 0.125, 1.125), limits, None, codebook)
+    assert grid.upright is two_sided
+    draw = np.random.default_rng(3)
+    weight = draw.standard_normal((10, 64)).astype(np.float32)
+    x = draw.standard_normal((200, 16)) @ draw.standard_normal((16, 64))
+    moments = (x.T @ x / 200 + 0.1 * np.eye(64)).astype(np.float32)
+    errors = []
+    for second in (np.diag(np.diag(moments)), moments):
+        blocks, info = solve_super_blocks(weight, second, grid)
+        off = weight - values_of(blocks, grid)
+        errors.append(float((off @ moments * off).sum()))
+        assert (blocks.sub_scales % 2 != 0).all()
+        levels = (np.array(grid.levels)[blocks.codes]).reshape(-1, 8)
+        steps = np.repeat(blocks.sub_scales.ravel(), 2)
+        assert not two_sided or (blocks.scales > 0).all()
+        for side, here in ((codebook.words, steps > 0), (codebook.below, steps < 0)):
+            if here.any():
+                assert {tuple(one) for one in levels[here]} <= {tuple(one) for one in side}
+    assert two_sided == (steps < 0).any()
+    assert info.error == pytest.approx(errors[1], rel=1e-3)
+    assert errors[1] < 0.6 * errors[0]
 
 
 def test_a_layer_keeps_to_the_codebook_and_gains_by_second_moments() -> None:
@@ -110,5 +165,5 @@ def test_pytorch_gives_the_same_words() -> None:
         found = nearest_words(torch.from_numpy(x), torch.from_numpy(weight), theirs)
         np.testing.assert_array_equal(found.numpy(), nearest_words(x, weight, ours))
         metric = np.eye(8, dtype=np.float32) + 0.3
-        better = improve_words(torch.from_numpy(x), torch.from_numpy(metric), found, theirs)
-        np.testing.assert_array_equal(better.numpy(), improve_words(x, metric, found.numpy(), ours))
+        better = theirs.improve(torch.from_numpy(x), torch.from_numpy(metric), found)
+        np.testing.assert_array_equal(better.numpy(), ours.improve(x, metric, found.numpy()))

@@ -25,7 +25,15 @@ from packlight.llm.gguf import plain_contents, write_gguf
 from packlight.llm.rounding import Settings
 from packlight.llm.text import Windows
 from packlight.nearest import did_you_mean
-from packlight.plan.types import CANDIDATES, CODEBOOKS, FEW_BITS, NARROW, plan_types
+from packlight.plan.types import (
+    CANDIDATES,
+    CODEBOOKS,
+    FEW_BITS,
+    FEWEST_BITS,
+    NARROW,
+    ONE_BIT,
+    plan_types,
+)
 from packlight.progress import Progress
 from packlight.runtime.llamacpp import LLAMACPP
 from packlight.scratch import Scratch
@@ -44,7 +52,7 @@ KL_OF_LOST = 1.0
 and estimates came to about half of what was measured."""
 
 _NO_CODEBOOKS = (
-    "types with a codebook (IQ2_XXS to IQ3_S), which lose less at few bits, were not weighed: they "
+    "types with a codebook (IQ1_S to IQ3_S), which lose less at few bits, were not weighed: they "
     "need the package gguf (pip install 'packlight[llm]')"
 )
 
@@ -163,8 +171,10 @@ class GgufTarget:
         widths = {checkpoint.tensors[name].shape[-1] for name in rounded_names(checkpoint)}
         if any(width % 256 for width in widths):
             return (*CANDIDATES, *NARROW)
-        few = _bits_asked(checkpoint, ask) < FEW_BITS and has_codebooks()
-        found = (*CODEBOOKS, *CANDIDATES) if few else CANDIDATES
+        bits, found = _bits_asked(checkpoint, ask), list(CANDIDATES)
+        if has_codebooks():
+            found += CODEBOOKS if bits < FEW_BITS else ()
+            found += ONE_BIT if bits < FEWEST_BITS else ()
         return tuple(sorted(found, key=lambda kind: FORMATS[kind].bits_per_weight))
 
     def compress(

@@ -9,7 +9,7 @@ from math import prod
 from packlight.llm.architectures import EMBEDDING, LINEAR, OUTPUT
 from packlight.llm.checkpoint import Checkpoint, TensorInfo
 from packlight.llm.costs import bytes_of
-from packlight.llm.formats.codebooks import LAYOUTS as CODEBOOKS
+from packlight.llm.formats import codebooks, onebit
 from packlight.llm.gguf.writing import alignment_of, head_bytes, pad
 
 ROUNDED_ROLES = (LINEAR, EMBEDDING, OUTPUT)
@@ -30,6 +30,8 @@ faster, so the forecast is rather too long."""
 
 ALONE = 0.15
 """Share of it that rounding without text takes."""
+
+CODEBOOKS = frozenset({*codebooks.LAYOUTS, *onebit.LAYOUTS})
 
 CODEBOOK_TIMES = 3.5
 """How much longer a type with a codebook takes: 18 to 28 microseconds a weight beside 6 to 8."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
-from packlight.maths.codewords import GROUP, Codebook, improve_words, nearest_words
+from packlight.maths.codewords import GROUP, Words, nearest_words
 from packlight.maths.grids import Array
 from packlight.maths.superblock_moves import Columns, Scales, choose, pick_rows, try_scales
 from packlight.maths.superblock_rounding import round_tries
@@ -159,7 +159,7 @@ def _move_codes(
 
 
 def _move_words(
-    xp: Any, slope: Array, near: Array, step: Array, levels: Array, codebook: Codebook
+    xp: Any, slope: Array, near: Array, step: Array, levels: Array, codebook: Words
 ) -> None:
     """Move the codes of eight inputs at a time to a better word, in place; slope follows."""
     usable = step != 0
@@ -170,10 +170,10 @@ def _move_words(
         metric = xp.matmul(mixing.T, mixing)
         old = levels[some, :]
         aim = old + xp.linalg.solve(mixing, xp.linalg.solve(mixing.T, slope[some, :])) * inverse
-        afresh = nearest_words(aim, xp.linalg.diagonal(metric)[:, None], codebook)
+        afresh = nearest_words(aim, xp.linalg.diagonal(metric)[:, None], codebook, step < 0)
         best, least = old, 0 * step
         for words in (old, afresh):
-            new = improve_words(aim, metric, words, codebook)
+            new = codebook.improve(aim, metric, words, step < 0)
             change = (new - old) * step
             cost = xp.matmul(near[some, some], change) - 2 * slope[some, :]
             cost = xp.sum(cost * change, axis=0)
@@ -201,6 +201,7 @@ def _refit(
         new = to_half(scale + xp.where(fine, c / xp.where(fine, a, xp.ones_like(a)), 0 * a))
         move = new - scale
         gains = move * (move * a - 2 * c) < 0
+        gains = gains & (new > 0) if grid.upright else gains
         move = xp.where(gains, move, 0 * move)
         columns.scale[block, :] = scale + move
         return u * move

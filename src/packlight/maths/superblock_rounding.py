@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array_api_compat import array_namespace
 
-from packlight.maths.codewords import GROUP, Codebook, improve_words, nearest_words
+from packlight.maths.codewords import GROUP, Words, nearest_words
 from packlight.maths.grids import Array
 from packlight.maths.superblock_moves import Columns, Scales, choose, pick_rows, try_scales
 from packlight.maths.superblock_search import round_to_levels, search_scales
@@ -101,7 +101,7 @@ def round_tries(
 
 
 def _round_tries_to_words(
-    target: Array, mixing: Array, tried: Scales, codebook: Codebook
+    target: Array, mixing: Array, tried: Scales, codebook: Words
 ) -> tuple[Array, Array]:
     """The same, eight inputs at a time, which then make up for those before them together.
 
@@ -120,7 +120,7 @@ def _round_tries_to_words(
 
 
 def _round_to_words(
-    target: Array, mixing: Array, step: Array, codebook: Codebook, *, whole: bool
+    target: Array, mixing: Array, step: Array, codebook: Words, *, whole: bool
 ) -> tuple[Array, Array]:
     """Levels [sub_size, tries, n] and errors [tries, n]. whole: words are held against A."""
     xp = array_namespace(target)
@@ -132,6 +132,7 @@ def _round_to_words(
     wide = xp.reshape(target[:, None, :] + every, (size, -1))
     levels, off = xp.empty_like(wide), xp.empty_like(wide)
     errors = 0 * flat
+    below = flat[0, :] < 0
     for start in range(0, size, GROUP):
         some = slice(start, start + GROUP)
         corner = mixing[some, some]
@@ -141,9 +142,9 @@ def _round_to_words(
             aim = aim + xp.linalg.solve(corner, carried)
         metric = xp.matmul(corner.T, corner)
         x = aim * inverse
-        near = nearest_words(x, xp.linalg.diagonal(metric)[:, None], codebook)
+        near = nearest_words(x, xp.linalg.diagonal(metric)[:, None], codebook, below)
         if whole:
-            near = improve_words(x, metric, near, codebook)
+            near = codebook.improve(x, metric, near, below)
         levels[some, :] = near
         value = near * flat
         off[some, :] = wide[some, :] - value

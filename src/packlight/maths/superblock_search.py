@@ -50,9 +50,6 @@ class BlockScales:
         return None if self.offset is None else self.offset * self.sub_offset
 
 
-WORD_TRIES = (0.66, 0.76, 0.84, 0.92, 1.0, 1.1)
-"""Shares of the highest level to which a sub-block's value of largest size goes in a codebook."""
-
 FEW_LEVELS = 6
 """Where so few levels must do, large weights get more of them than the squared error gives."""
 
@@ -124,7 +121,9 @@ def search_scales(
     """
     if grid.offset_limits is None:
         step, bend = _search_plain(target, weight, grid, rounds)
-        scale, sub_scale = _whole(step, bend, grid.scale_limits, grid.nearest_scales)
+        scale, sub_scale = _whole(
+            step, bend, grid.scale_limits, grid.nearest_scales, upright=grid.upright
+        )
         scales = BlockScales(scale, sub_scale)
     else:
         step, shift, bend, mass = _search_offset(target, weight, grid, rounds)
@@ -132,7 +131,7 @@ def search_scales(
         offset, sub_offset = _whole(shift, mass, grid.offset_limits)
         scales = BlockScales(scale, sub_scale, offset, sub_offset)
     levels = nearest_levels(target, scales.steps(), scales.shifts(), grid, weight)
-    return refit_super(target, weight, levels, scales)
+    return refit_super(target, weight, levels, scales, upright=grid.upright)
 
 
 def nearest_levels(
@@ -146,7 +145,7 @@ def nearest_levels(
     usable = step != 0
     inverse = xp.where(usable, 1 / xp.where(usable, step, xp.ones_like(step)), xp.zeros_like(step))
     if grid.codebook is not None:
-        return nearest_words(target * inverse, weight, grid.codebook)
+        return nearest_words(target * inverse, weight, grid.codebook, inverse < 0)
     if shift is None:
         return round_to_levels(target * inverse, grid)
     ratio = target + shift
@@ -169,8 +168,13 @@ def round_to_levels(ratio: Array, grid: SuperBlockGrid) -> Array:
     return xp.reshape(flat, ratio.shape)
 
 
-def refit_super(target: Array, weight: Array, levels: Array, scales: BlockScales) -> BlockScales:
-    """Solve for the scale (and offset) of each super-block, given its levels and sub-scales."""
+def refit_super(
+    target: Array, weight: Array, levels: Array, scales: BlockScales, *, upright: bool = False
+) -> BlockScales:
+    """Solve for the scale (and offset) of each super-block, given its levels and sub-scales.
+
+    upright: as in `SuperBlockGrid`; without offsets only.
+    """
     xp = array_namespace(target)
     weighted = weight * levels
     ql = xp.sum(weighted * levels, axis=0)
@@ -178,7 +182,7 @@ def refit_super(target: Array, weight: Array, levels: Array, scales: BlockScales
     s = scales.sub_scale
     a, c = xp.sum(s * s * ql, axis=0), xp.sum(s * tl, axis=0)
     if scales.offset is None or scales.sub_offset is None:
-        fine = a > 0
+        fine = (a > 0) & (c > 0) if upright else a > 0
         fitted = xp.where(fine, c / xp.where(fine, a, xp.ones_like(a)), scales.scale)
         return BlockScales(to_half(fitted), s)
     m = scales.sub_offset
@@ -220,7 +224,7 @@ def _search_plain(x: Array, w: Array, grid: SuperBlockGrid, rounds: int) -> tupl
                 x * ratio if room is None else np.multiply(x, ratio, room), grid
             )
         else:
-            level = nearest_words(x * ratio, w, grid.codebook)
+            level = nearest_words(x * ratio, w, grid.codebook, ratio < 0)
         reach = _add_up(xp, wx * level, quick)
         level *= level
         if not alike:
@@ -237,9 +241,11 @@ def _search_plain(x: Array, w: Array, grid: SuperBlockGrid, rounds: int) -> tupl
     # value of largest size lies, on that side, and the last ones on the other.
     unit = max(abs(grid.levels[0]), 1) / len(grid.levels) * 2
     if grid.codebook is not None:
-        for share in WORD_TRIES:
-            consider(share * grid.levels[-1] * inverse)
-        consider(grid.levels[len(grid.levels) // 2] * inverse)  # all may be alike
+        shares = [share * grid.levels[-1] for share in grid.codebook.shares]
+        for share in (*shares, grid.levels[len(grid.levels) // 2]):  # the last: all may be alike
+            consider(share * inverse)
+            if grid.scale_limits[0] < 0:
+                consider(-share * inverse)
     else:
         for extra in PLAIN_TRIES:
             consider((grid.levels[0] - extra * unit) * inverse)
@@ -336,12 +342,14 @@ def _whole(
     bend: Array,
     limits: tuple[int, int],
     nearest: Callable[[Array], Array] | None = None,
+    *,
+    upright: bool = False,
 ) -> tuple[Array, Array]:
     """Write values [sub_blocks, blocks] as a scale [blocks] times whole numbers.
 
     The scale is tried so that the value of largest size falls on the limit, or a little inside;
     what matters is sum bend * (value - scale * whole)^2. nearest: gives whole numbers within the
-    limits; None: any are.
+    limits; None: any are. upright: scales are not below 0.
     """
     xp = array_namespace(values)
     low, high = limits
@@ -349,6 +357,7 @@ def _whole(
         return to_half(values[0, :] / low), xp.ones_like(values) * low
     top, bottom = xp.max(values, axis=0), xp.min(values, axis=0)
     extreme = xp.where(top > -bottom, top, bottom)
+    extreme = xp.abs(extreme) if upright else extreme
     edge = low if -low > high else high
     best_scale, best_whole, least = None, None, None
     inward = 1 if edge > 0 else -1

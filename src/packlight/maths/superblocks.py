@@ -16,7 +16,7 @@ from functools import cached_property
 
 from array_api_compat import array_namespace, device
 
-from packlight.maths.codewords import Codebook
+from packlight.maths.codewords import SignedCodebook, Words
 from packlight.maths.grids import Array
 
 LARGEST_HALF = 65504.0
@@ -37,7 +37,7 @@ class SuperBlockGrid:
     levels: tuple[float, ...]
     scale_limits: tuple[int, int] = (1, 1)
     offset_limits: tuple[int, int] | None = None
-    codebook: Codebook | None = None
+    codebook: Words | None = None
 
     @property
     def size(self) -> int:
@@ -46,8 +46,13 @@ class SuperBlockGrid:
 
     @cached_property
     def even(self) -> bool:
-        """Whether the levels are neighbouring whole numbers."""
+        """Whether each level is 1 above the one before."""
         return self.levels[-1] - self.levels[0] == len(self.levels) - 1
+
+    @property
+    def upright(self) -> bool:
+        """Whether scales are above 0, since a sub-scale's sign says which words there are."""
+        return isinstance(self.codebook, SignedCodebook) and self.codebook.below is not None
 
     def nearest_scales(self, numbers: Array) -> Array:
         """Give the nearest sub-scales, as floats."""

@@ -22,7 +22,11 @@ CODEBOOKS = ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
 """Types that are weighed besides where fewer than `FEW_BITS` are asked for: of the same size they
 lose less than types without a codebook, and llama.cpp takes longer to compute with them."""
 
+ONE_BIT = ("IQ1_S", "IQ1_M")
+"""Types that are weighed besides where fewer than `FEWEST_BITS` are asked for."""
+
 FEW_BITS = 3.5
+FEWEST_BITS = 2.4
 
 NARROW = ("IQ4_NL", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 """Types that are weighed for other rows."""

@@ -21,10 +21,11 @@ from packlight.llm.formats import (
     row_bytes,
 )
 from packlight.llm.formats.codebooks import LAYOUTS
+from packlight.llm.formats.onebit import LAYOUTS as ONE_BIT
 from packlight.maths.superblocks import SuperBlocks
 
 BLOCKED = [name for name, entry in FORMATS.items() if entry.layout is not None]
-PLAIN_BLOCKS = [name for name in BLOCKED if name not in LAYOUTS]
+PLAIN_BLOCKS = [name for name in BLOCKED if name not in {**LAYOUTS, **ONE_BIT}]
 
 # One block, all scales 1 and offsets 0 where there is a choice, codes 0, 1, 2, ... as far as
 # they go and again; written down by hand from the layouts.
@@ -62,7 +63,7 @@ def test_read_as_by_the_gguf_package(name: str) -> None:
 
 @pytest.mark.parametrize("name", BLOCKED)
 def test_codes_and_scales_come_back_as_the_same_bytes(name: str) -> None:
-    if name in LAYOUTS:
+    if name not in PLAIN_BLOCKS:
         pytest.importorskip("gguf", reason="codebooks are read from the gguf package")
     entry = FORMATS[name]
     layout = entry.layout
@@ -157,6 +158,7 @@ def test_scales_of_six_bits_lie_as_llama_cpp_reads_them() -> None:
         ("Q6_K", 96, "Q8_0"),
         ("Q2_K", 96, "IQ4_NL"),
         ("IQ2_XS", 96, "IQ4_NL"),
+        ("IQ1_S", 96, "IQ4_NL"),
         ("IQ4_XS", 288, "IQ4_NL"),
         ("Q6_K", 50, "F16"),
         ("Q3_K", 50, "F16"),
@@ -188,7 +190,7 @@ def test_golden_bytes_of_the_first_word(name: str) -> None:
     data = np.zeros((1, FORMATS[name].block_bytes), np.uint8)
     data[:, :2] = np.frombuffer(bytes.fromhex(HALF_ONE), np.uint8)
     blocks = layout.decode(data)
-    least = codebooks._words_of(name).min() * layout.unit
+    least = codebooks.words_of(name).min() * layout.unit
     assert (decode(name, data) == least).all()  # word 0 is the smallest everywhere
     half = len(layout.grid.levels) // 2
     codes = blocks.codes.copy()
@@ -209,6 +211,59 @@ def test_golden_bytes_of_the_first_word(name: str) -> None:
     )
 
 
+def test_golden_bytes_of_one_bit() -> None:
+    """Written down by hand: every eighth word another one, scales and shifts in turn."""
+    pytest.importorskip("gguf", reason="codebooks are read from the gguf package")
+    small, medium = ONE_BIT["IQ1_S"], ONE_BIT["IQ1_M"]
+    words = small.words
+    assert words[0].tolist() == [-1] * 8 and words[1].tolist() == [1] + [-1] * 7
+    numbers = np.array([0, 1, 256, 2047] * 8)
+    signs = np.array([1, -1] * 4, np.int8)
+    levels = words[numbers].reshape(8, 32) * signs[:, None]
+    one = np.ones((1, 1), np.float32)
+    blocks = SuperBlocks((levels + 1).astype(np.uint8).reshape(1, 256), 5 * signs[None], one)
+    # High parts 0, 0, 1 and 7 from bit 0 on, then a scale of 2, then the shift: 2e40, ae40.
+    tail = "402e" + "40ae"
+    found = small.encode(blocks).tobytes().hex()
+    assert found == HALF_ONE + "000100ff" * 8 + tail * 4
+    expected = 5 * (words[numbers].reshape(8, 32) + 0.125 * signs[:, None])
+    np.testing.assert_array_equal(decode("IQ1_S", small.encode(blocks)), expected.reshape(1, -1))
+
+    shifts = np.repeat([1, 0], 8)[None]  # up and down in turn, of each word
+    codes = 2 * (words[numbers] + 1).reshape(16, 16) + shifts
+    sizes = np.full((1, 16), 5, np.int8)
+    blocks = SuperBlocks(codes.astype(np.uint8).reshape(1, 256), sizes, one)
+    # The scale 3c00 a nibble at a time from its lowest, each over four scales of 2: 492.
+    tail = "9204" + "9204" + "92c4" + "9234"
+    found = medium.encode(blocks).tobytes().hex()
+    assert found == "000100ff" * 8 + "80f1" * 8 + tail
+    expected = 5 * (words[numbers] + np.array([0.125, -0.125] * 16)[:, None])
+    np.testing.assert_array_equal(decode("IQ1_M", medium.encode(blocks)), expected.reshape(1, -1))
+
+
+def test_what_is_no_word_of_one_bit_is_refused() -> None:
+    pytest.importorskip("gguf", reason="codebooks are read from the gguf package")
+    missing = np.full(8, 1, np.int8)
+    missing[0] = 0
+    for name, layout in ONE_BIT.items():
+        assert (layout.words == missing).all(axis=1).sum() == 0
+        blocks = layout.decode(random_bytes(name).reshape(-1, FORMATS[name].block_bytes))
+        step = 1 if name == "IQ1_S" else 2
+        codes = blocks.codes.copy()
+        codes[0, :8] = step * (missing + 1)
+        ones = np.abs(blocks.sub_scales)
+        with pytest.raises(ValueError, match=f"no word of {name}'s codebook"):
+            layout.encode(SuperBlocks(codes, ones, np.ones_like(blocks.scales)))
+    codes[0, 0] ^= 1
+    with pytest.raises(ValueError, match="eight weights are not shifted alike, as in IQ1_M"):
+        layout.encode(SuperBlocks(codes, ones, blocks.scales))
+    # Where a block's scale is 0, its words say nothing.
+    silent = ONE_BIT["IQ1_S"].encode(
+        SuperBlocks(np.full((1, 256), 2, np.uint8), -np.ones((1, 8), np.int8), np.zeros((1, 1)))
+    )
+    assert (decode("IQ1_S", silent) == 0).all()
+
+
 @pytest.mark.parametrize("name", ["IQ2_XXS", "IQ3_XXS"])
 def test_what_no_word_says_is_refused(name: str) -> None:
     pytest.importorskip("gguf", reason="codebooks are read from the gguf package")
@@ -227,7 +282,7 @@ def test_what_no_word_says_is_refused(name: str) -> None:
 
 def test_without_the_package_a_codebook_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
-    monkeypatch.setattr(codebooks, "_words_of", codebooks._words_of.__wrapped__)
+    monkeypatch.setattr(codebooks, "words_of", codebooks.words_of.__wrapped__)
     fresh = codebooks.WordLayout(**vars_of(LAYOUTS["IQ2_S"]))
     with pytest.raises(MissingExtra, match=r"package gguf.*packlight\[llm\].*Q2_K"):
         fresh.decode(random_bytes("IQ2_S").reshape(-1, 82))

@@ -16,7 +16,10 @@ from packlight.llm.formats import (
     quantize_with_info,
     row_bytes,
 )
-from packlight.llm.formats.codebooks import LAYOUTS
+from packlight.llm.formats.codebooks import LAYOUTS as WORDS
+from packlight.llm.formats.onebit import LAYOUTS as ONE_BIT
+
+LAYOUTS = {**WORDS, **ONE_BIT}
 
 BLOCKED = [
     pytest.param(
@@ -44,6 +47,8 @@ NORMAL = {
     "Q5_1": 0.0015,
     "IQ4_NL": 0.0062,
     "IQ4_XS": 0.0062,
+    "IQ1_S": 0.22,
+    "IQ1_M": 0.19,
     "IQ2_XXS": 0.125,
     "IQ2_XS": 0.095,
     "IQ2_S": 0.066,

@@ -53,7 +53,7 @@ class WordLayout:
     @cached_property
     def grid(self) -> SuperBlockGrid:
         """What weights may be. Raises MissingExtra where the package gguf is not installed."""
-        words = _words_of(self.name) * np.float32(self.unit)
+        words = words_of(self.name) * np.float32(self.unit)
         magnitudes = np.unique(words)
         levels = tuple(float(level) for level in [*-magnitudes[::-1], *magnitudes])
         book = Codebook(words, self.even_signs)
@@ -89,12 +89,12 @@ class WordLayout:
 
     @property
     def _width(self) -> int:
-        return int(_words_of(self.name).shape[1])
+        return int(words_of(self.name).shape[1])
 
     @cached_property
     def _places(self) -> Bytes:
         """Of each word the places of its magnitudes among all, [words, width]."""
-        words = _words_of(self.name)
+        words = words_of(self.name)
         return np.searchsorted(np.unique(words), words).astype(np.uint8)
 
     @cached_property
@@ -115,7 +115,7 @@ _PARITY = np.array([bin(byte).count("1") & 1 for byte in range(256)], np.uint8)
 
 
 @cache
-def _words_of(name: str) -> NDArray[np.float32]:
+def words_of(name: str) -> NDArray[np.float32]:
     """The magnitudes of every word, [words, width]."""
     try:
         from gguf import quants

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packlight.errors import WrongUsage
-from packlight.llm.formats import codebooks, legacy, plain, superblocks
+from packlight.llm.formats import codebooks, legacy, onebit, plain, superblocks
 from packlight.llm.formats.bits import Bytes
 from packlight.llm.storage import TYPES
 from packlight.maths.superblocks import SuperBlockGrid, SuperBlocks, values_of
@@ -72,6 +72,7 @@ def _layouts() -> dict[str, Layout]:
     old, new = legacy, superblocks
     return {
         **codebooks.LAYOUTS,
+        **onebit.LAYOUTS,
         "Q8_0": BlockLayout(old.Q8_0, old.encode_q8_0, old.decode_q8_0),
         "Q4_0": BlockLayout(old.Q4_0, old.encode_q4, old.decode_q4_0),
         "Q4_1": BlockLayout(old.Q4_1, old.encode_q4, old.decode_q4_1),
@@ -100,7 +101,7 @@ def _formats() -> Iterator[BlockFormat]:
         ("Q5_0", "F16"),
         ("Q5_1", "F16"),
         ("IQ4_NL", "F16"),
-        *((name, "IQ4_NL") for name in codebooks.LAYOUTS),
+        *((name, "IQ4_NL") for name in (*onebit.LAYOUTS, *codebooks.LAYOUTS)),
         ("Q2_K", "IQ4_NL"),
         ("Q3_K", "IQ4_NL"),
         ("IQ4_XS", "IQ4_NL"),
