@@ -1,9 +1,16 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from packlight.maths.factor import damp_moments, invert_moments
+from packlight.maths.factor import (
+    damp_moments,
+    factor_moments,
+    invert_moments,
+    keep_factors,
+)
 
 
 def moments(inputs: int = 12, dead: int | None = 3) -> np.ndarray:
@@ -45,3 +52,37 @@ def test_pytorch_gives_the_same() -> None:
     for function in (damp_moments, invert_moments):
         found = function(torch.asarray(h), damping=0.03)
         np.testing.assert_allclose(found.numpy(), function(h, damping=0.03), rtol=1e-9)
+
+
+def test_factors_that_are_kept_are_those_of_the_same_question() -> None:
+    h, other = moments(), moments(dead=2)
+    order, turned = np.arange(12), np.arange(11, -1, -1)
+
+    def ask(second: Any, order: Any = order, damping: float = 0.01, dtype: Any = np.float32) -> Any:
+        return factor_moments(second, order, damping=damping, dtype=dtype)
+
+    assert ask(h) is not ask(h)  # nothing is kept outside
+    with keep_factors():
+        first = ask(h)
+        with keep_factors():
+            assert ask(h) is first
+        assert ask(h, np.arange(12)) is first
+        for differs in (ask(h, turned), ask(h, damping=0.02), ask(h, dtype=np.float64), ask(other)):
+            assert differs is not first
+        again = ask(h)  # the last three are held
+        assert again is not first
+        np.testing.assert_array_equal(np.triu(again.upper), np.triu(first.upper))
+        before = np.triu(again.upper)
+        invert_moments(h, damping=0.01)  # which works in place
+        np.testing.assert_array_equal(np.triu(ask(h).upper), before)
+    assert ask(h) is not again
+
+
+def test_what_is_kept_ends_with_an_error() -> None:
+    h = moments()
+    with pytest.raises(KeyError), keep_factors():
+        raise KeyError
+    order = np.arange(12)
+    assert factor_moments(h, order, damping=0.01, dtype=np.float32) is not factor_moments(
+        h, order, damping=0.01, dtype=np.float32
+    )

@@ -28,9 +28,9 @@ from packlight.maths.moments import refit_to_targets
 
 Floats: TypeAlias = NDArray[np.float32]
 
-Solve: TypeAlias = Callable[[str, Floats, NDArray[np.float64] | None], Floats]
-"""Rounds a weight [out, in] (or [experts, out, in]) of a block, by its name there, under second
-moments [in, in] (or [experts, in, in]), and gives what its codes stand for."""
+Solve: TypeAlias = Callable[[Mapping[str, Floats], NDArray[np.float64]], Mapping[str, Floats]]
+"""Rounds weights [out, in] (or [experts, out, in]) of a block that read the same, by their names
+there, under its second moments [in, in] (or [experts, in, in]), and gives what codes stand for."""
 
 REFIT_DAMPING = 0.01
 
@@ -69,10 +69,8 @@ def calibrate_block(
         for names, sites in _list_groups(weights, wiring, layer, states):
             open_names = [name for name in names if name in wanted and name not in done]
             if open_names:
-                gathered = passes.gather(sites)
-                for name in open_names:
-                    done[name] = _round(name, weights[name], gathered, solve, aim, pull)
-                del gathered  # large, and of no use to the next group
+                some = {name: weights[name] for name in open_names}
+                done |= _round(some, passes.gather(sites), solve, aim, pull)
             else:
                 passes.skip(sites)
             for name in names:
@@ -110,22 +108,18 @@ def _list_groups(
 
 
 def _round(
-    name: str,
-    weight: Tensor,
-    gathered: Gathered,
-    solve: Solve,
-    aim: Aim,
-    pull: float,
-) -> Floats:
+    weights: Mapping[str, Tensor], gathered: Gathered, solve: Solve, aim: Aim, pull: float
+) -> Mapping[str, Floats]:
     if None in gathered:
         sums = gathered[None]
-        return solve(name, _fit(weight, sums, aim, pull), np.asarray(sums.own.second))
-    experts, inputs = int(weight.shape[0]), int(weight.shape[-1])
+        fitted = {name: _fit(weight, sums, aim, pull) for name, weight in weights.items()}
+        return solve(fitted, np.asarray(sums.own.second))
+    experts, _, inputs = next(iter(weights.values())).shape
     moments = np.zeros((experts, inputs, inputs))
-    for e in range(experts):
-        if e in gathered:
-            moments[e] = gathered[e].own.second.numpy()
-    return solve(name, weight.numpy(), moments)
+    for e, sums in gathered.items():
+        assert e is not None
+        moments[e] = sums.own.second.numpy()
+    return solve({name: weight.numpy() for name, weight in weights.items()}, moments)
 
 
 def _fit(weight: Tensor, sums: Sums, aim: Aim, pull: float) -> Floats:

@@ -13,9 +13,8 @@ one block, with its gradients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -34,6 +33,8 @@ from packlight.llm.blocks import (
 )
 from packlight.llm.blocks_states import States
 from packlight.llm.blocks_wiring import Wiring
+from packlight.llm.calibrate_losses import Change, LayerSums, weigh_layers
+from packlight.llm.compress_alone import Spread
 from packlight.llm.compress_forecast import WIDEST
 from packlight.llm.text import Tokens
 
@@ -41,26 +42,7 @@ Floats: TypeAlias = NDArray[np.float32]
 Load: TypeAlias = Callable[[int | None], Mapping[str, Tensor]]
 """Gives the tensors of a block by their names in it, or with None those outside of blocks."""
 
-Change: TypeAlias = Callable[[str, Tensor, Tensor | None], Iterator[tuple[str, Tensor]]]
-"""Gives for a weight (full name) and its second moments each type with the rounded weight."""
-
 BATCH = 1024
-
-
-@dataclass
-class _Sums:
-    """Of a linear layer, sums over tokens. outputs: G, [out, out] or [out], of one half of the
-    tokens and of the other. inputs: H by expert.
-    """
-
-    halves: list[Tensor] = field(default_factory=list)
-    inputs: dict[int | None, Tensor] = field(default_factory=dict)
-    counts: dict[int | None, int] = field(default_factory=dict)
-
-    @property
-    def outputs(self) -> Tensor | None:
-        """G over all tokens, where there was a gradient."""
-        return self.halves[0] + self.halves[1] if self.halves else None
 
 
 def estimate_losses(
@@ -75,12 +57,14 @@ def estimate_losses(
     seed: int = 0,
     progress: Callable[[str], None] = lambda name: None,
     keep_slopes: Callable[[str, Floats], None] | None = None,
+    spread: Spread | None = None,
 ) -> dict[str, dict[str, float]]:
     """Give for each wanted tensor (full name) and each type the estimated KL in nats a token.
 
     tokens: [windows, length]. load: see `Load`; block weights are asked for twice. wanted: says
     of a full name whether its types are asked for. keep_slopes: is given G [out, out] of each layer
-    that is not of experts, where it is whole.
+    that is not of experts, where it is whole. spread: over whom layers are spread while they are
+    weighed; gradients are taken in this process, of few tokens.
     """
     windows, length = tokens.shape
     with ExitStack() as stack, torch.no_grad():
@@ -109,15 +93,18 @@ def estimate_losses(
             states.pop().close()
             weights = load(layer)
             sums = _backwards(weights, wiring, layer, states[layer], slopes)
-            for short, one in sums.items():
-                name = f"blk.{layer}.{short}"
-                if wanted(name):
-                    found = _linear_losses(name, weights[short], one, windows * length, change)
-                    losses[name] = found
-                    progress(name)
-                    whole = bool(one.halves) and one.halves[0].ndim == 2
-                    if keep_slopes is not None and whole and None in one.inputs:
-                        keep_slopes(name, _agreed(one.halves, windows * length))
+            full = {f"blk.{layer}.{short}": short for short in sums}
+            some = {name: weights[short] for name, short in full.items() if wanted(name)}
+            named = {name: sums[short] for name, short in full.items()}
+            for name, found in weigh_layers(
+                some, named, windows * length, change, spread=spread, scratch=scratch
+            ):
+                losses[name] = found
+                progress(name)
+                one = named[name]
+                whole = bool(one.halves) and one.halves[0].ndim == 2
+                if keep_slopes is not None and whole and None in one.inputs:
+                    keep_slopes(name, _agreed(one.halves, windows * length))
         embedding = _embedding(load(None), wiring, tokens, slopes, change, wanted)
         for name, found in embedding.items():
             own = losses.setdefault(name, {})
@@ -177,9 +164,9 @@ def _head(
 
 def _backwards(
     weights: Mapping[str, Tensor], wiring: Wiring, layer: int, states: States, slopes: States
-) -> dict[str, _Sums]:
+) -> dict[str, LayerSums]:
     """Sums of the block's linear layers; slopes at its outputs become those at its inputs."""
-    found: dict[str, _Sums] = {}
+    found: dict[str, LayerSums] = {}
 
     def see(name: str, outputs: Tensor) -> None:
         if outputs.requires_grad:
@@ -198,7 +185,7 @@ def _backwards(
                 inputs = site.inputs.detach().flatten(0, -2)
                 moments = (inputs.mT @ inputs).double()
                 for name in site.names:
-                    own = found.setdefault(name, _Sums())
+                    own = found.setdefault(name, LayerSums())
                     e = site.expert
                     own.inputs[e] = own.inputs.get(e, 0) + moments
                     own.counts[e] = own.counts.get(e, 0) + inputs.shape[0]
@@ -207,7 +194,7 @@ def _backwards(
     return found
 
 
-def _add_slope(sums: _Sums, slope: Tensor) -> None:
+def _add_slope(sums: LayerSums, slope: Tensor) -> None:
     flat = slope.detach().flatten(0, -2)
     middle = flat.shape[0] // 2
     added = [
@@ -232,26 +219,6 @@ def _agreed(halves: Sequence[Tensor], tokens: int) -> Floats:
     shrunk = torch.diag(torch.diagonal(whole)) + beside * (2 * share / (1 + share))
     found: Floats = (shrunk / tokens).float().numpy()
     return found
-
-
-def _linear_losses(
-    name: str, weight: Tensor, sums: _Sums, tokens: int, change: Change
-) -> dict[str, float]:
-    """1/2 tr(G D H D^T) a token; of experts the sum, with one G for all of them."""
-    if sums.outputs is None:
-        return {}
-    slopes = sums.outputs / max(sum(sums.counts.values()), 1)
-    losses: dict[str, float] = {}
-    for expert, moments in sums.inputs.items():
-        count = sums.counts[expert]
-        own = weight if expert is None else weight[expert]
-        known = moments / count if count else None
-        for kind, near in change(name, own, known):
-            gap = (own - near).double()
-            seen = gap @ (moments / tokens)
-            pulled = slopes @ gap if slopes.ndim == 2 else slopes[:, None] * gap
-            losses[kind] = losses.get(kind, 0.0) + 0.5 * float((pulled * seen).sum())
-    return losses
 
 
 def _embedding(

@@ -99,13 +99,9 @@ class SlopeStore:
                 f"{self._folder} cannot be written to ({full.strerror}): make room and start again"
             ) from full
 
-    def read(self, name: str) -> Floats | None:
-        """Give G of a layer, where it is known."""
-        path = self._names.get(name)
-        if path is None:
-            return None
-        slopes: Floats = np.load(path, allow_pickle=False)
-        return slopes
+    def path(self, name: str) -> Path | None:
+        """The file with G of a layer, where it is known."""
+        return self._names.get(name)
 
     def clear(self) -> None:
         """Remove all files, also those that a killed run has left."""

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from packlight.errors import UnusableOutput
 from packlight.llm.blocks import Tensor, Walk, finish_walk, walk_block
 from packlight.llm.blocks_states import States, StatesFile
 from packlight.llm.blocks_wiring import Wiring
@@ -27,6 +26,7 @@ from packlight.llm.calibrate_passes import Block, gather_sites
 from packlight.llm.calibrate_sums import Aim, Gathered, Sums, add_sums
 from packlight.llm.compress_alone import Spread
 from packlight.llm.compress_forecast import HELD
+from packlight.llm.matrices import cannot_share
 from packlight.maths.moments import Moments
 
 
@@ -54,7 +54,7 @@ class Stream:
             }
             states = self.states.read(rows)
         except OSError as lost:
-            raise _trouble(self.states.path.parent, lost) from lost
+            raise cannot_share(self.states.path.parent, lost) from lost
         return walk_block(weights, self.wiring, self.layer, states)
 
 
@@ -91,7 +91,7 @@ def gather_batch(task: Gathering) -> Path:
     try:
         write_sums(task.out, found)
     except OSError as full:
-        raise _trouble(task.out.parent, full) from full
+        raise cannot_share(task.out.parent, full) from full
     return task.out
 
 
@@ -102,7 +102,7 @@ def pass_batch(task: Passing) -> None:
     try:
         task.after.write(task.rows, outputs)
     except OSError as lost:
-        raise _trouble(task.after.path.parent, lost) from lost
+        raise cannot_share(task.after.path.parent, lost) from lost
 
 
 class PassesElsewhere:
@@ -177,7 +177,7 @@ class PassesElsewhere:
         try:
             np.save(path, weight.numpy(), allow_pickle=False)
         except OSError as full:
-            raise _trouble(self._folder, full) from full
+            raise cannot_share(self._folder, full) from full
         return path
 
     def _file(self, suffix: str) -> Path:
@@ -216,11 +216,3 @@ def read_sums(path: Path) -> Iterator[tuple[int | None, Sums]]:
             own, cross, stream = map(read, counts)
             assert own is not None
             yield None if expert < 0 else expert, Sums(own, cross, stream)
-
-
-def _trouble(folder: Path, error: OSError) -> UnusableOutput:
-    return UnusableOutput(
-        f"{folder}: what workers share cannot be kept there ({error.strerror}): it must lie on a "
-        "disk that all of them see, with room for it; put the output elsewhere, or leave --workers "
-        "out"
-    )

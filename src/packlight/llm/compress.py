@@ -147,6 +147,7 @@ class Weighing:
             self.progress,
             self.slopes if self.settings.rows_make_up else None,
             self.formats,
+            self.spread,
         )
         self.slopes.complete = self.settings.rows_make_up
         return found

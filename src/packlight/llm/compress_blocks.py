@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.compress_alone import Spread, spread_over_threads
 from packlight.llm.compress_forecast import rounded_names
 from packlight.llm.costs import GGUF, FormatTable, TensorCosts, TypeCost, bytes_of
-from packlight.llm.rounding import Floats, Moments, Rounding, Settings, relative_error
+from packlight.llm.matrices import Taking, round_together
+from packlight.llm.rounding import Floats, Moments, Settings, relative_error
 from packlight.llm.text import Windows
 from packlight.maths.moments import add_to_moments, empty_moments
 from packlight.progress import Progress
@@ -29,12 +31,12 @@ EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 
 
 def round_blocks(
-    run: Rounding, windows: Windows, scratch: Path, spread: Spread = spread_over_threads
+    run: Taking, windows: Windows, scratch: Path, spread: Spread = spread_over_threads
 ) -> None:
     """Round everything, from the embedding to the output head.
 
-    spread: over whom windows are spread on their way through a block; this process's threads are
-    PyTorch's own already.
+    spread: over whom windows are spread on their way through a block, and the matrices that read
+    the same while they are rounded; this process's threads are PyTorch's own already.
     """
     checkpoint, settings = run.checkpoint, run.settings
     workers = None if spread is spread_over_threads else spread
@@ -74,7 +76,7 @@ def round_blocks(
         _embed(states, {**small, EMBEDDING: embedding}, wiring, tokens)
         del embedding
         for layer in range(wiring.layers):
-            _round_block(run, wiring, layer, states, original, workers)
+            _round_block(run, wiring, layer, states, original, workers, scratch)
         if not tied and not run.wants(HEAD):
             run.keep(HEAD)
         elif not tied and run.finished(HEAD) is None:
@@ -91,33 +93,27 @@ def estimate_costs(
     progress: Progress,
     slopes: SlopeStore | None = None,
     formats: FormatTable = GGUF,
+    spread: Spread = spread_over_threads,
 ) -> tuple[TensorCosts, ...]:
     """What each candidate costs each tensor: bytes, and the estimated KL divergence.
 
     slopes: where what else is found out on the way, G of each layer, is kept. formats: of which
-    the candidates are some.
+    the candidates are some. spread: over whom layers are spread.
     """
     names = rounded_names(checkpoint)
     progress.stage("weighing types", len(names))
-
-    def change(name: str, weight: Tensor, moments: Tensor | None) -> Iterator[tuple[str, Tensor]]:
-        kinds = [kind for kind in candidates if formats.fits(kind, weight.shape[-1])]
-        h = None if moments is None else moments.numpy().astype(np.float32)
-        original = weight.detach().numpy()
-        for kind, near in _round_cheaply(kinds, original, h, settings.damping, formats):
-            yield kind, torch.from_numpy(near)
-
     losses = estimate_losses(
         lambda layer: load_weights(checkpoint, layer),
         read_wiring(checkpoint),
         choose_windows(windows.calibration, settings.curvature_tokens),
-        change,
+        CheapRounding(tuple(candidates), formats, settings.damping),
         wanted=lambda name: name in names,
         scratch=scratch,
         limit_bytes=settings.states_bytes,
         seed=settings.seed,
         progress=lambda name: progress.step(name),
         keep_slopes=None if slopes is None else slopes.add,
+        spread=None if spread is spread_over_threads or not candidates else spread,
     )
     found = []
     for name in names:
@@ -128,6 +124,25 @@ def estimate_costs(
         ]
         found.append(TensorCosts(name, int(np.prod(shape)), tuple(options)))
     return tuple(found)
+
+
+@dataclass(frozen=True)
+class CheapRounding:
+    """See `packlight.llm.calibrate_losses.Change`."""
+
+    candidates: tuple[str, ...]
+    formats: FormatTable
+    damping: float
+
+    def __call__(
+        self, name: str, weight: Tensor, moments: Tensor | None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield each type that fits, with the weight as it would about be."""
+        kinds = [kind for kind in self.candidates if self.formats.fits(kind, weight.shape[-1])]
+        h = None if moments is None else moments.numpy().astype(np.float32)
+        original = weight.detach().numpy()
+        for kind, near in _round_cheaply(kinds, original, h, self.damping, self.formats):
+            yield kind, torch.from_numpy(near)
 
 
 def _round_cheaply(
@@ -168,12 +183,13 @@ def load_weights(checkpoint: Checkpoint, layer: int | None) -> dict[str, Tensor]
 
 
 def _round_block(
-    run: Rounding,
+    run: Taking,
     wiring: Wiring,
     layer: int,
     states: States,
     original: States | None,
     workers: Spread | None,
+    scratch: Path,
 ) -> None:
     prefix = f"blk.{layer}."
     weights = load_weights(run.checkpoint, layer)
@@ -188,8 +204,10 @@ def _round_block(
             finished[name] = done
             run.progress.step(prefix + name)
 
-    def solve(name: str, weight: Floats, moments: Moments | None) -> Floats:
-        return run.round(prefix + name, weight, moments)
+    def solve(some: Mapping[str, Floats], moments: Moments) -> Mapping[str, Floats]:
+        named = {prefix + name: weight for name, weight in some.items()}
+        near = round_together(run, named, moments, spread=workers, scratch=scratch)
+        return {name: near[prefix + name] for name in some}
 
     calibrate_block(
         weights,
@@ -207,10 +225,10 @@ def _round_block(
     )
 
 
-def _round_outer(run: Rounding, name: str, weight: Tensor, moments: Moments | None) -> Tensor:
+def _round_outer(run: Taking, name: str, weight: Tensor, moments: Moments | None) -> Tensor:
     done = run.finished(name)
     if done is None:
-        done = run.round(name, weight.numpy(), moments)
+        done = round_together(run, {name: weight.numpy()}, moments)[name]
     return torch.from_numpy(done)
 
 

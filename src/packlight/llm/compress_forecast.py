@@ -190,11 +190,22 @@ def forecast_workers(
     moments = max((_moments_bytes(info) for info in infos), default=0)
     widest = max((info.shape[-1] for info in infos), default=0)
     inside, _ = _weights_of_blocks(checkpoint)
-    memory = BASE_BYTES + 4 * inside + BATCH_TOKENS * _bytes_of_walk(checkpoint)
+    passing = 4 * inside + BATCH_TOKENS * _bytes_of_walk(checkpoint)
     # Of one expert its products, in 32 and in 64 bits, and the sum that is made of them.
-    memory += moments + 20 * widest**2
+    passing += moments + 20 * widest**2
+    rounding = max(map(_bytes_of_rounding, infos), default=0)
     states = min(2 * 4 * tokens * checkpoint.config.width, states_bytes)
-    return WorkersForecast(memory, HELD * moments, states + 2 * 4 * inside)
+    shared = states + 3 * 4 * inside
+    return WorkersForecast(BASE_BYTES + max(passing, rounding), HELD * moments, shared)
+
+
+def _bytes_of_rounding(info: TensorInfo) -> int:
+    """What one matrix takes while it is weighed or rounded: itself in several shapes, second
+    moments of its inputs with their factor, and those of its outputs' gradients.
+    """
+    outputs, inputs = info.shape[-2:]
+    slopes = 32 * outputs**2 if outputs <= WIDEST else 0
+    return int(40 * outputs * inputs + 24 * inputs**2 + slopes)
 
 
 def _bytes_of_walk(checkpoint: Checkpoint) -> int:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from packlight.errors import UnusableModel
-from packlight.llm.calibrate_outputs import PARTS, SlopeStore, round_in_parts
+from packlight.llm.calibrate_outputs import PARTS, SlopeStore
 from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.compress_alone import (
     RoundedPiece,
@@ -23,7 +22,8 @@ from packlight.llm.costs import GGUF
 from packlight.llm.formats import FORMATS, decode, quantize_with_info
 from packlight.llm.gguf import Writing
 from packlight.llm.journal import Journal, Row
-from packlight.llm.rounding import Floats, Moments, Settings, round_experts
+from packlight.llm.matrices import Bytes, Matrix, RoundedMatrix, figures
+from packlight.llm.rounding import Floats, Settings
 from packlight.progress import Progress
 
 _EXACT = ("F32", "F16", "BF16")
@@ -33,6 +33,26 @@ SMALL = 1 << 26
 """Weights of a model up to which more effort is spent on each: three beginnings of descent in place
 of one (which took the error of 2-bit blocks from 0.525 to 0.496 of llama.cpp's, of 4-bit ones from
 0.530 to 0.510, on text held back), and rows that make up for each other in smaller parts."""
+
+
+@dataclass(frozen=True)
+class GgufRows:
+    """See `packlight.llm.matrices.Rows`. starts: of descent, for rows that have no parts."""
+
+    kind: str
+    damping: float
+    starts: int
+
+    def encode(self, weight: Floats, moments: Floats | None, *, part: bool = False) -> Bytes:
+        """See `packlight.llm.matrices.Rows`."""
+        starts, threads = (1, 1) if part else (self.starts, None)
+        return quantize_with_info(
+            self.kind, weight, moments, damping=self.damping, starts=starts, threads=threads
+        ).data
+
+    def decode(self, data: Bytes) -> Floats:
+        """See `packlight.llm.matrices.Rows`."""
+        return decode(self.kind, data)
 
 
 @dataclass
@@ -64,32 +84,27 @@ class GgufRun:
         if name not in self.writing.finished:
             self.writing.add(name, "F32", self.checkpoint.read(name))
 
-    def round(self, name: str, weight: Floats, moments: Moments | None) -> Floats:
-        """Round a tensor, write it, and give what its bytes stand for.
+    def matrix(self, name: str) -> Matrix:
+        """See `packlight.llm.matrices.Taking`."""
+        kind, settings = self.types[name], self.settings
+        small = sum(info.weights for info in self.checkpoint.tensors.values()) <= SMALL
+        make_up = settings.rows_make_up and kind not in _EXACT
+        slopes = self.slopes.path(name) if make_up else None
+        rows = GgufRows(kind, settings.damping, 3 if small else 1)
+        return Matrix(name, rows, slopes, 2 * PARTS if small else PARTS)
 
-        weight: [out, in], or [experts, out, in] with moments [experts, in, in] or None.
-        """
-        begun = time.monotonic()
-        kind = self.types[name]
-        pieces: list[NDArray[np.uint8]] = []
-
-        def encode(_: int, one: Floats, h: Floats | None) -> Floats:
-            try:
-                pieces.append(self._quantize(name, one, h))
-            except ValueError as broken:
-                raise UnusableModel(f"{name} cannot be rounded to {kind}: {broken}") from broken
-            return decode(kind, pieces[-1])
-
-        near, error, note = round_experts(weight, moments, encode)
+    def take(
+        self, name: str, rounded: Sequence[RoundedMatrix], *, compensated: bool, note: str
+    ) -> None:
+        """See `packlight.llm.matrices.Taking`."""
+        kind, weights = self.types[name], self.checkpoint.tensors[name].weights
         if note:
             self.notes.append(f"{name}: {note} and were rounded without")
-        bits, seconds = FORMATS[kind].bits_per_weight, round(time.monotonic() - begun, 3)
         # Before the tensor itself: a tensor without its row would stay without.
-        row = Row(name, kind, bits, weight.size, error, moments is not None, seconds, note)
-        self.journal.add(row)
-        self.writing.add(name, kind, np.concatenate(pieces))
+        bits = FORMATS[kind].bits_per_weight
+        self.journal.add(Row(name, kind, bits, weights, *figures(rounded, compensated), note))
+        self.writing.add(name, kind, np.concatenate([one.data for one in rounded]))
         self.progress.step(f"{name} {kind}")
-        return near
 
     def round_alone(self, spread: Spread) -> None:
         """All tensors without text, pieces of them spread over whoever takes them."""
@@ -118,20 +133,3 @@ class GgufRun:
         bits, seconds = FORMATS[kind].bits_per_weight, round(time.monotonic() - begun, 3)
         weights, ratio = self.checkpoint.tensors[name].weights, error / power if power else 0.0
         self.journal.add(Row(name, kind, bits, weights, ratio, False, seconds))
-
-    def _quantize(self, name: str, weight: Floats, moments: Floats | None) -> NDArray[np.uint8]:
-        """Bytes of a matrix, its rows making up for each other where gradients are known."""
-        kind, damping = self.types[name], self.settings.damping
-        make_up = self.settings.rows_make_up and moments is not None
-        slopes = self.slopes.read(name) if make_up else None
-        small = sum(info.weights for info in self.checkpoint.tensors.values()) <= SMALL
-        if slopes is None or kind in _EXACT:
-            starts = 3 if small else 1
-            return quantize_with_info(kind, weight, moments, damping=damping, starts=starts).data
-        return round_in_parts(
-            weight,
-            slopes,
-            lambda rows: quantize_with_info(kind, rows, moments, damping=damping, threads=1).data,
-            lambda data: decode(kind, data),
-            parts=2 * PARTS if small else PARTS,
-        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
@@ -39,7 +38,10 @@ class Settings:
 
 
 class Rounding(Protocol):
-    """A run towards one kind of file: tensors come in any order, and each is written once."""
+    """A run towards one kind of file: tensors come in any order, and each is written once.
+
+    See `packlight.llm.matrices` for what it does with a text.
+    """
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -59,12 +61,6 @@ class Rounding(Protocol):
     def finished(self, name: str) -> Floats | None:
         """What a tensor's bytes stand for, where an earlier run has finished it."""
 
-    def round(self, name: str, weight: Floats, moments: Moments | None) -> Floats:
-        """Round a tensor, write it, and give what its bytes stand for.
-
-        weight: [out, in], or [experts, out, in] with moments [experts, in, in] or None.
-        """
-
     def keep(self, name: str) -> None:
         """Write a tensor without rounding it."""
 
@@ -78,34 +74,6 @@ def relative_error(
         return float(np.vdot(gap, gap)), float(np.vdot(weight, weight))
     h = moments.astype(np.float32, copy=False)
     return float(np.vdot(gap @ h, gap)), float(np.vdot(weight @ h, weight))
-
-
-def round_experts(
-    weight: Floats,
-    moments: Moments | None,
-    encode: Callable[[int, Floats, Floats | None], Floats],
-) -> tuple[Floats, float, str]:
-    """Round a matrix [out, in], or each expert of [experts, out, in], by what reaches it.
-
-    moments: [in, in] or [experts, in, in], or None. encode: is given an expert's number, its weight
-    and its moments, None where no token came to it; gives what its bytes stand for. Returns that
-    of all, the relative error, and what is to be said of it.
-    """
-    experts = weight if weight.ndim == 3 else weight[None]
-    seen = [None] * len(experts) if moments is None else moments.reshape(len(experts), -1)
-    near = np.empty_like(experts)
-    error = power = 0.0
-    unseen = 0
-    for e, (one, flat) in enumerate(zip(experts, seen, strict=True)):
-        # Symmetric and in float32, solvers use it as it is.
-        h = None if flat is None else flat.reshape(one.shape[1], -1).astype(np.float32)
-        if h is not None and not h.any():
-            h, unseen = None, unseen + 1
-        near[e] = encode(e, one, h)
-        lost, whole = relative_error(one, near[e], h)
-        error, power = error + lost, power + whole
-    note = f"{unseen} experts saw no token of the text" if unseen else ""
-    return near.reshape(weight.shape), error / power if power else 0.0, note
 
 
 def check_torch() -> None:

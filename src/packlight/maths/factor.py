@@ -7,8 +7,11 @@ an ordinary Cholesky factor of H with its inputs in reversed order: nothing is f
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from array_api_compat import array_namespace, device
@@ -36,6 +39,30 @@ class Factor:
     least_pivot: float
 
 
+_KEPT = 3
+
+_Known: TypeAlias = "dict[tuple[Any, ...], tuple[Array, Factor]]"
+
+_known: ContextVar[_Known | None] = ContextVar("known", default=None)
+
+
+@contextmanager
+def keep_factors() -> Iterator[None]:
+    """Within, the factor of one array is computed once for each order, damping and type.
+
+    Of use where the rows of a weight are worked on in parts, or again and again. Second moments
+    must stay as they are until the outermost of nested ones ends. The last `_KEPT` are held.
+    """
+    if _known.get() is not None:
+        yield
+        return
+    token = _known.set({})
+    try:
+        yield
+    finally:
+        _known.reset(token)
+
+
 def factor_moments(second_moments: Array, order: Array, *, damping: float, dtype: Any) -> Factor:
     """Factor damped second moments with the inputs taken in an order.
 
@@ -45,6 +72,18 @@ def factor_moments(second_moments: Array, order: Array, *, damping: float, dtype
     Needs memory for one array [in, in] of that type besides (NumPy), two otherwise.
     Raises ValueError where no damping helps.
     """
+    known = _known.get()
+    if known is None:
+        return _factor(second_moments, order, damping, dtype)
+    key = (id(second_moments), tuple(order.tolist()), damping, dtype)
+    if key not in known:
+        while len(known) >= _KEPT:
+            known.pop(next(iter(known)))
+        known[key] = second_moments, _factor(second_moments, order, damping, dtype)
+    return known[key][1]
+
+
+def _factor(second_moments: Array, order: Array, damping: float, dtype: Any) -> Factor:
     xp = array_namespace(second_moments)
     diagonal = xp.take(xp.linalg.diagonal(second_moments), order)
     diagonal = [float(value) for value in diagonal]
@@ -77,7 +116,7 @@ def damp_moments(second_moments: Array, *, damping: float) -> Array:
     xp = array_namespace(second_moments)
     count = second_moments.shape[0]
     order = xp.arange(count, device=device(second_moments))
-    factor = factor_moments(second_moments, order, damping=damping, dtype=xp.float64)
+    factor = _factor(second_moments, order, damping, xp.float64)
     diagonal = xp.astype(xp.linalg.diagonal(second_moments), xp.float64)
     alive = diagonal > 0
     mean = xp.sum(xp.where(alive, diagonal, 0 * diagonal)) / max(int(xp.count_nonzero(alive)), 1)
@@ -99,7 +138,7 @@ def invert_moments(second_moments: Array, *, damping: float) -> Array:
     xp = array_namespace(second_moments)
     count = second_moments.shape[0]
     order = xp.arange(count, device=device(second_moments))
-    factor = factor_moments(second_moments, order, damping=damping, dtype=xp.float64)
+    factor = _factor(second_moments, order, damping, xp.float64)
     if isinstance(factor.upper, np.ndarray):
         # As for the factor: what is upper for C is lower for Fortran.
         invert = get_lapack_funcs("potri", (factor.upper,))

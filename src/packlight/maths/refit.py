@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from array_api_compat import array_namespace, device
 
+from packlight.maths.factor import keep_factors
 from packlight.maths.grids import Array, Grid, block_counts, expand_blocks
 from packlight.maths.layer import (
     Precision,
@@ -105,6 +106,7 @@ def refit_scales(
     return new
 
 
+@keep_factors()
 def round_and_refit(
     weight: Array,
     second_moments: Array,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,13 @@ def random_states(seed: int = 1) -> States:
     return states
 
 
+def each(solve: Callable[[str, Any, Any], Any]) -> Any:
+    """Weights that read the same, each rounded by itself."""
+    return lambda weights, moments: {
+        name: solve(name, weight, moments) for name, weight in weights.items()
+    }
+
+
 def coarse(name: str, weight: Any, moments: Any) -> Any:
     return (np.round(weight * 4) / 4).astype(np.float32)
 
@@ -109,7 +117,7 @@ def test_each_group_sees_what_the_compressed_ones_before_it_give():
     with random_states() as states:
         x = states.read(slice(0, WINDOWS))
         current = calibrate_block(
-            block, WIRING, 0, states, None, solve, wanted=LINEAR, batch_tokens=24
+            block, WIRING, 0, states, None, each(solve), wanted=LINEAR, batch_tokens=24
         )
         after = states.read(slice(0, WINDOWS))
     stage = dict(block)
@@ -138,8 +146,8 @@ def drift(aim: str, pull: float = 1e-6) -> float:
     generator = torch.Generator().manual_seed(7)
     states.write(every, disturbed + 0.2 * torch.randn(disturbed.shape, generator=generator))
 
-    def exact(name: str, weight: Any, moments: Any) -> Any:
-        return weight
+    def exact(weights: Any, moments: Any) -> Any:
+        return weights
 
     calibrate_block(
         block,
@@ -170,14 +178,14 @@ def test_what_is_finished_is_not_rounded_again_and_counts():
         return coarse(name, weight, moments)
 
     with random_states() as states:
-        whole = calibrate_block(block, WIRING, 0, states, None, solve, wanted=LINEAR)
+        whole = calibrate_block(block, WIRING, 0, states, None, each(solve), wanted=LINEAR)
         outputs = states.read(slice(0, WINDOWS))
     some = ["attn_q.weight", "attn_k.weight", "ffn_gate.weight"]
     finished = {name: whole[name].numpy() for name in some}
     called.clear()
     with random_states() as states:
         again = calibrate_block(
-            block, WIRING, 0, states, None, solve, wanted=LINEAR, finished=finished
+            block, WIRING, 0, states, None, each(solve), wanted=LINEAR, finished=finished
         )
         assert torch.equal(states.read(slice(0, WINDOWS)), outputs)
     assert called == [name for name in LINEAR if name not in some]
@@ -204,7 +212,7 @@ def test_experts_see_their_own_tokens():
     wanted = [name for name, one in block.items() if one.ndim == 3]
     with random_states() as states:
         x = states.read(slice(0, WINDOWS))
-        calibrate_block(block, WIRING, 0, states, None, solve, wanted=wanted)
+        calibrate_block(block, WIRING, 0, states, None, each(solve), wanted=wanted)
     sums = run_to_router(block, x)
     shares = torch.softmax(sums @ block["ffn_gate_inp.weight"].T, -1)
     chosen = torch.topk(shares, 2).indices
@@ -226,7 +234,7 @@ def test_states_that_are_not_finite_are_refused_by_block_and_tensor():
         x[0, 3, 2] = float("nan")
         states.write(slice(0, 1), x)
         with pytest.raises(UnusableModel, match=r"block 0: .*attn_q\.weight.*NaN"):
-            calibrate_block(random_block(), WIRING, 0, states, None, coarse, wanted=LINEAR)
+            calibrate_block(random_block(), WIRING, 0, states, None, each(coarse), wanted=LINEAR)
 
 
 def test_states_above_a_limit_lie_in_a_file_that_goes(tmp_path: Path):
@@ -246,7 +254,7 @@ def test_batches_change_nothing_that_matters():
     for tokens in (LENGTH, LENGTH * WINDOWS):
         with random_states() as states:
             calibrate_block(
-                block, WIRING, 0, states, None, coarse, wanted=LINEAR, batch_tokens=tokens
+                block, WIRING, 0, states, None, each(coarse), wanted=LINEAR, batch_tokens=tokens
             )
             found.append(states.read(slice(0, WINDOWS)))
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
@@ -264,7 +272,7 @@ def test_windows_that_wait_give_the_same(room: int) -> None:
                 0,
                 states,
                 None,
-                coarse,
+                each(coarse),
                 wanted=LINEAR,
                 batch_tokens=16,
                 waiting_bytes=waiting,

@@ -108,9 +108,11 @@ checkpoint = open_checkpoint(sys.argv[1])
 draw = np.random.default_rng(0).integers(0, 300, (70, 64)).astype(np.int32)
 windows = Windows("drawn", draw[:66], draw[66:68], draw[68:], draw.size)
 said = forecast_workers(checkpoint, tokens=int(windows.calibration.size)).memory_bytes
+types = uniform_types(checkpoint, "F16")
+types |= dict.fromkeys(["blk.0.ffn_gate.weight", "blk.0.ffn_up.weight"], "Q4_0")
 compress_checkpoint(
-    checkpoint, Path(sys.argv[2]), uniform_types(checkpoint, "F16"), windows=windows,
-    settings=Settings(rows_make_up=False), spread=partial(run_in_turn, workers=2),
+    checkpoint, Path(sys.argv[2]), types, windows=windows,
+    settings=Settings(curvature_tokens=512), spread=partial(run_in_turn, workers=2),
 )
 status = run_tasks(Path.read_text, [Path("/proc/self/status")] * 4, workers=2)
 peaks = [int(text.split("VmHWM:")[1].split()[0]) for text in status]

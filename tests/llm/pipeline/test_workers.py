@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,14 @@ from folder_bench import llama_tensors, write_llama
 torch = pytest.importorskip("torch", reason="blocks are computed with PyTorch")
 
 from packlight.errors import UnusableModel, UnusableOutput  # noqa: E402
-from packlight.llm.blocks import Tensor, head_name  # noqa: E402
+from packlight.llm.blocks import Tensor  # noqa: E402
 from packlight.llm.blocks_states import States  # noqa: E402
 from packlight.llm.blocks_wiring import Rotary, Wiring, plain_frequencies  # noqa: E402
 from packlight.llm.calibrate import calibrate_block  # noqa: E402
 from packlight.llm.checkpoint import open_checkpoint  # noqa: E402
-from packlight.llm.compress import compress_checkpoint, uniform_types  # noqa: E402
+from packlight.llm.compress import compress_checkpoint  # noqa: E402
 from packlight.llm.compress_alone import spread_over_threads  # noqa: E402
+from packlight.llm.matrices import Matrix, round_together  # noqa: E402
 from packlight.llm.rounding import Settings  # noqa: E402
 from packlight.llm.text import Windows  # noqa: E402
 from packlight.plan.workers import run_in_turn  # noqa: E402
@@ -48,9 +51,10 @@ def draw(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def coarse(name: str, weight: Any, moments: Any) -> Any:
+def coarse(weights: Any, moments: Any) -> Any:
     """Rounds by what was summed: another sum gives another weight."""
-    return (weight * (1 + 1e-3 * moments.mean(axis=(-1, -2), keepdims=True))).astype(np.float32)
+    share = 1 + 1e-3 * moments.mean(axis=(-1, -2), keepdims=True)
+    return {name: (weight * share).astype(np.float32) for name, weight in weights.items()}
 
 
 def calibrate(
@@ -96,8 +100,19 @@ def test_workers_decide_no_bit_of_a_block(
     assert not [*tmp_path.iterdir()]
 
 
+KINDS = ("Q4_0", "Q8_0", "F16")
+
+
+def choose(costs: Any, other: int) -> dict[str, str]:
+    """A type of each tensor that depends on what all of them cost."""
+    losses = [f"{option.loss:.9e}" for one in costs for option in one.options]
+    key = zlib.crc32(" ".join(losses).encode())
+    return {one.name: KINDS[(key >> place) % 2] for place, one in enumerate(costs)}
+
+
 @pytest.mark.parametrize(("tied", "workers"), [(True, 3), (False, 2)])
 def test_workers_decide_no_byte_of_a_file(tmp_path: Path, tied: bool, workers: int) -> None:
+    """Windows, types that are weighed, and matrices that are rounded."""
     tensors = llama_tensors()
     if tied:
         del tensors["lm_head.weight"]
@@ -106,18 +121,25 @@ def test_workers_decide_no_byte_of_a_file(tmp_path: Path, tied: bool, workers: i
     tokens = np.random.default_rng(0).integers(0, 300, (133, 32)).astype(np.int32)
     windows = Windows("drawn", tokens[:129], tokens[129:131], tokens[131:], tokens.size)
     content = []
-    types = uniform_types(checkpoint, "F16")
-    types |= dict.fromkeys(["blk.1.ffn_down.weight", head_name(checkpoint.tensors)], "Q4_0")
-    for spread in (spread_over_threads, partial(run_in_turn, workers=workers)):
-        compress_checkpoint(
+    gone: list[str] = []
+
+    def elsewhere(function: Any, tasks: Any, *, held: int = 8) -> Iterator[Any]:
+        gone.append(function.__name__)
+        return run_in_turn(function, tasks, workers=workers, held=held)
+
+    for spread in (spread_over_threads, elsewhere):
+        done = compress_checkpoint(
             checkpoint,
             tmp_path / "out.gguf",
-            types,
+            choose,
             windows=windows,
-            settings=Settings(rows_make_up=False),
+            candidates=KINDS,
+            settings=Settings(curvature_tokens=512),
             spread=spread,
         )
         content.append((tmp_path / "out.gguf").read_bytes())
+    assert set(done.types.values()) == {"Q4_0", "Q8_0"}
+    assert set(gone) == {"weigh_errand", "gather_batch", "round_errand", "pass_batch"}
     assert content[0] == content[1]
     assert {one.name for one in tmp_path.iterdir()} == {"model", "out.gguf"}
 
@@ -160,3 +182,61 @@ def test_a_worker_that_does_not_see_the_disk_is_one_sentence(tmp_path: Path) -> 
 
     with pytest.raises(UnusableOutput, match=r"No such file .* a disk that all of them see"):
         calibrate(tmp_path, elsewhere, DENSE)
+
+
+class Run:
+    """Takes rounded tensors; rows are rounded to whole numbers under what reaches them."""
+
+    def __init__(self, slopes: Path | None = None) -> None:
+        self.slopes, self.taken = slopes, dict[str, Any]()
+
+    def matrix(self, name: str) -> Matrix:
+        return Matrix(name, Whole(), self.slopes, 2)
+
+    def take(self, name: str, rounded: Any, *, compensated: bool, note: str) -> None:
+        self.taken[name] = [one.data.tolist() for one in rounded], compensated, note
+
+
+@dataclass(frozen=True)
+class Whole:
+    kind: str = "whole"
+
+    def encode(self, weight: Any, moments: Any, *, part: bool = False) -> Any:
+        if not np.isfinite(weight).all():
+            raise ValueError("it holds NaN")
+        return (np.round(weight) + 100 + (moments is not None)).astype(np.uint8)
+
+    def decode(self, data: Any) -> Any:
+        return data.astype(np.float32) - 100
+
+
+@pytest.mark.parametrize("experts", [0, 3])
+def test_matrices_that_read_the_same_are_rounded_wherever(tmp_path: Path, experts: int) -> None:
+    lead = (experts,) if experts else ()
+    weights = {name: 3 * draw(*lead, 6, 4, seed=i).numpy() for i, name in enumerate("qkv")}
+    moments = np.zeros((*lead, 4, 4)) + np.eye(4)
+    if experts:
+        moments[1] = 0
+    slopes = tmp_path / "slopes.npy"
+    np.save(slopes, np.eye(6, dtype=np.float32) + 0.5)
+    found = []
+    for spread in (None, partial(run_in_turn, workers=2)):
+        run = Run(slopes)
+        near = round_together(run, weights, moments, spread=spread, scratch=tmp_path)  # type: ignore[arg-type]
+        found.append((run.taken, {name: one.tolist() for name, one in near.items()}))
+    assert found[0] == found[1]
+    taken, near = found[0]
+    note = "1 experts saw no token of the text" if experts else ""
+    assert [one[1:] for one in taken.values()] == [(True, note)] * 3
+    assert np.shape(near["q"]) == weights["q"].shape
+    if experts:
+        np.testing.assert_array_equal(near["k"][1], np.round(weights["k"][1]))
+    assert [one.name for one in tmp_path.iterdir()] == ["slopes.npy"]
+
+
+def test_what_cannot_be_rounded_elsewhere_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+    weights = {name: np.full((2, 4), np.nan, np.float32) for name in "qk"}
+    spread = partial(run_in_turn, workers=2)
+    with pytest.raises(UnusableModel, match="q cannot be rounded to whole: it holds NaN"):
+        round_together(Run(), weights, None, spread=spread, scratch=tmp_path)  # type: ignore[arg-type]
+    assert not [*tmp_path.iterdir()]

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from packlight.errors import UnusableModel, UnusableSamples, WrongUsage
+from packlight.llm.blas import one_blas_thread
 from packlight.llm.formats.bits import Bytes, Numbers
 from packlight.llm.formats.table import encode, encode_plain, format_of, row_bytes
 from packlight.maths.superblock_layer import SuperBlockInfo, solve_super_blocks
@@ -84,7 +82,7 @@ def quantize_with_info(
     grid = chosen.layout.grid
     threads = threads or min(os.cpu_count() or 1, THREADS)
     if second_moments is not None and second_moments.ndim == 2:
-        with _one_blas_thread():
+        with one_blas_thread():
             blocks, info = solve_super_blocks(
                 weight,
                 second_moments,
@@ -112,28 +110,6 @@ def quantize_with_info(
         for _ in pool.map(work, starts_of_rows):
             pass
     return Quantized(data)
-
-
-def _one_blas_thread() -> AbstractContextManager[object]:
-    """Keep NumPy to one thread meanwhile: its own spin between the small products of rounding.
-
-    A tensor took 96 s with two of them on a busy machine, and 17 s with one.
-    """
-    libraries = _libraries()
-    if libraries is None:
-        return nullcontext()
-    found: AbstractContextManager[object] = libraries.limit(limits=1, user_api="blas")
-    return found
-
-
-@cache
-def _libraries() -> Any:
-    """What sets the threads of libraries, looked for once: it is asked for at every few rows."""
-    try:
-        from threadpoolctl import ThreadpoolController
-    except ImportError:
-        return None
-    return ThreadpoolController()
 
 
 def _check_finite(weight: NDArray[np.float32]) -> None:

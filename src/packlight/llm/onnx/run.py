@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from packlight.errors import UnusableModel
 from packlight.llm.architectures import ROPE
-from packlight.llm.calibrate_outputs import PARTS, SlopeStore, round_in_parts
+from packlight.llm.calibrate_outputs import PARTS, SlopeStore
 from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.compress_alone import (
     RoundedPiece,
@@ -20,6 +19,7 @@ from packlight.llm.compress_alone import (
     round_spread,
 )
 from packlight.llm.journal import Journal, Row
+from packlight.llm.matrices import Matrix, RoundedMatrix, figures
 from packlight.llm.onnx.formats import (
     FLOAT,
     FORMATS,
@@ -29,8 +29,24 @@ from packlight.llm.onnx.formats import (
     quantize,
 )
 from packlight.llm.onnx.writing import Writing
-from packlight.llm.rounding import Floats, Moments, Settings, relative_error
+from packlight.llm.rounding import Floats, Settings
 from packlight.progress import Progress
+
+
+@dataclass(frozen=True)
+class OnnxRows:
+    """See `packlight.llm.matrices.Rows`."""
+
+    kind: str
+    damping: float
+
+    def encode(self, weight: Floats, moments: Floats | None, *, part: bool = False) -> Bytes:
+        """See `packlight.llm.matrices.Rows`."""
+        return quantize(self.kind, weight, moments, damping=self.damping)
+
+    def decode(self, data: Bytes) -> Floats:
+        """See `packlight.llm.matrices.Rows`."""
+        return decode(self.kind, data)
 
 
 @dataclass
@@ -60,15 +76,20 @@ class OnnxRun:
         if self.checkpoint.tensors[name].role != ROPE and name not in self.writing.finished:
             self.writing.add(name, FLOAT, self.checkpoint.read_blocks(name))
 
-    def round(self, name: str, weight: Floats, moments: Moments | None) -> Floats:
-        """Round a tensor [out, in], write it, and give what its bytes stand for."""
-        begun = time.monotonic()
-        data = self._quantize(name, weight, moments)
-        near = decode(self.types[name], data)
-        lost, power = relative_error(weight, near, moments)
-        self._add(name, data, lost / power if power else 0.0, moments is not None, begun)
+    def matrix(self, name: str) -> Matrix:
+        """See `packlight.llm.matrices.Taking`."""
+        kind, settings = self.types[name], self.settings
+        make_up = settings.rows_make_up and kind != FLOAT
+        slopes = self.slopes.path(name) if make_up else None
+        return Matrix(name, OnnxRows(kind, settings.damping), slopes, PARTS)
+
+    def take(
+        self, name: str, rounded: Sequence[RoundedMatrix], *, compensated: bool, note: str
+    ) -> None:
+        """See `packlight.llm.matrices.Taking`."""
+        (one,) = rounded
+        self._add(name, one.data, *figures(rounded, compensated), note)
         self.progress.step(f"{name} {self.types[name]}")
-        return near
 
     def round_alone(self, spread: Spread) -> None:
         """All tensors without text, pieces of them spread over whoever takes them."""
@@ -86,29 +107,20 @@ class OnnxRun:
         begun, rounded = time.monotonic(), [*pieces]
         error, power = (sum(getattr(one, what) for one in rounded) for what in ("error", "power"))
         data = np.concatenate([one.data for one in rounded])
-        self._add(name, data, error / power if power else 0.0, False, begun)
+        seconds = round(time.monotonic() - begun, 3)
+        self._add(name, data, error / power if power else 0.0, False, seconds)
 
-    def _add(self, name: str, data: Bytes, error: float, compensated: bool, begun: float) -> None:
+    def _add(
+        self,
+        name: str,
+        data: Bytes,
+        error: float,
+        compensated: bool,
+        seconds: float,
+        note: str = "",
+    ) -> None:
         kind, weights = self.types[name], self.checkpoint.tensors[name].weights
-        bits, seconds = FORMATS[kind].bits_per_weight, round(time.monotonic() - begun, 3)
+        bits = FORMATS[kind].bits_per_weight
         # Before the tensor itself: a tensor without its row would stay without.
-        self.journal.add(Row(name, kind, bits, weights, error, compensated, seconds))
+        self.journal.add(Row(name, kind, bits, weights, error, compensated, seconds, note))
         self.writing.add(name, kind, data)
-
-    def _quantize(self, name: str, weight: Floats, moments: Moments | None) -> Bytes:
-        """Bytes of a matrix, its rows making up for each other where gradients are known."""
-        kind, damping = self.types[name], self.settings.damping
-        make_up = self.settings.rows_make_up and moments is not None and kind != FLOAT
-        slopes = self.slopes.read(name) if make_up else None
-        try:
-            if slopes is None:
-                return quantize(kind, weight, moments, damping=damping)
-            return round_in_parts(
-                weight,
-                slopes,
-                lambda rows: quantize(kind, rows, moments, damping=damping),
-                lambda data: decode(kind, data),
-                parts=PARTS,
-            )
-        except ValueError as broken:
-            raise UnusableModel(f"{name} cannot be rounded to {kind}: {broken}") from broken

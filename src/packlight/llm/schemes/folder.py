@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
 
-from packlight.llm.calibrate_outputs import PARTS, SlopeStore, round_in_parts
+from packlight.llm.calibrate_outputs import PARTS, SlopeStore
 from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.compress_alone import RoundedPiece, Spread, round_spread
 from packlight.llm.journal import Journal, Row
-from packlight.llm.rounding import Floats, Moments, Settings, round_experts
+from packlight.llm.matrices import Matrix, RoundedMatrix, figures
+from packlight.llm.rounding import Floats, Settings
 from packlight.llm.schemes.layouts import (
     Bytes,
     decode_parts,
     list_parts,
     to_half,
 )
-from packlight.llm.schemes.rows import RowFormat, cannot_round, cut_stored, round_rows
+from packlight.llm.schemes.rows import RowFormat, cut_stored, round_rows
 from packlight.llm.schemes.shards import SHARD_BYTES, FolderWriting, ShardPlan, plan_shards
 from packlight.llm.schemes.solve import global_scale_of
 from packlight.llm.schemes.sources import (
@@ -146,25 +147,25 @@ class FolderRun:
         for stored in self.plan.others:
             self._copy(stored.name, stored)
 
-    def round(self, name: str, weight: Floats, moments: Moments | None) -> Floats:
-        """Round a tensor, write it, and give what its bytes stand for.
-
-        weight: [out, in], or [experts, out, in] with moments [experts, in, in] or None.
+    def matrix(self, name: str) -> Matrix:
+        """See `packlight.llm.matrices.Taking`. Schemes that do as others have published have no
+        rows that make up for each other.
         """
-        begun = time.monotonic()
-        part, rows, bases = self.checkpoint.parts[name], self._rows(name), self._bases(name)
+        make_up = self.settings.rows_make_up and self.plan.scheme.solver == "refit"
+        slopes = self.slopes.path(name) if make_up else None
+        return Matrix(name, self._rows(name), slopes, PARTS)
 
-        def encode(e: int, one: Floats, h: Floats | None) -> Floats:
-            data = self._encode(name, rows, one, h)
-            self._write(bases[e], rows.parts(to_folder_rows(part, data)))
-            return rows.decode(data)
-
-        near, error, note = round_experts(weight, moments, encode)
+    def take(
+        self, name: str, rounded: Sequence[RoundedMatrix], *, compensated: bool, note: str
+    ) -> None:
+        """See `packlight.llm.matrices.Taking`."""
+        part, rows = self.checkpoint.parts[name], self._rows(name)
         if note:
             self.notes.append(f"{name}: {note} and were rounded without")
-        self._tell(name, error, begun, moments is not None, note)
+        for base, one in zip(self._bases(name), rounded, strict=True):
+            self._write(base, rows.parts(to_folder_rows(part, one.data)))
+        self._tell(name, *figures(rounded, compensated), note)
         self.progress.step(f"{name} {self.plan.scheme.name}")
-        return near
 
     def round_alone(self, spread: Spread) -> None:
         """All tensors without text, pieces of them spread over whoever takes them.
@@ -193,24 +194,8 @@ class FolderRun:
             error += sum(one.error for one in some)
             power += sum(one.power for one in some)
             self._write(base, rows.parts(np.concatenate([one.data for one in some])))
-        self._tell(name, error / power if power else 0.0, begun, False, "")
-
-    def _encode(self, name: str, rows: RowFormat, weight: Floats, moments: Floats | None) -> Bytes:
-        """Bytes of a matrix, its rows making up for each other where gradients are known.
-
-        Not in schemes that do as others have published.
-        """
-        published = self.plan.scheme.solver != "refit"
-        make_up = self.settings.rows_make_up and moments is not None and not published
-        slopes = self.slopes.read(name) if make_up else None
-        try:
-            if slopes is None:
-                return rows.encode(weight, moments)
-            return round_in_parts(
-                weight, slopes, lambda some: rows.encode(some, moments), rows.decode, parts=PARTS
-            )
-        except ValueError as broken:
-            raise cannot_round(name, self.plan.scheme, broken) from broken
+        seconds = round(time.monotonic() - begun, 3)
+        self._tell(name, error / power if power else 0.0, False, seconds, "")
 
     def _rows(self, name: str) -> RowFormat:
         inputs = self.checkpoint.tensors[name].shape[-1]
@@ -250,14 +235,13 @@ class FolderRun:
         for ending, data in parts.items():
             self.writing.add(f"{base}.{ending}", [data])
 
-    def _tell(self, name: str, error: float, begun: float, seen: bool, note: str) -> None:
+    def _tell(self, name: str, error: float, seen: bool, seconds: float, note: str) -> None:
         """Note what is to be said of a tensor; only then it counts as finished."""
         slots = self.writing.plan.slots
         held = sum(
             slots[f"{base}.{end}"].size for base in self._bases(name) for end in self._endings(name)
         )
         weights, kind = self.checkpoint.tensors[name].weights, self.plan.scheme.name
-        seconds = round(time.monotonic() - begun, 3)
         self.journal.add(Row(name, kind, 8 * held / weights, weights, error, seen, seconds, note))
 
     def _copy(self, output: str, stored: Stored) -> None:

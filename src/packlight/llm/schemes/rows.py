@@ -41,8 +41,13 @@ class RowFormat:
     global_scale: float = 1.0
     damping: float = 0.01
 
-    def encode(self, weight: Floats, moments: Floats | None) -> Bytes:
-        """Round rows [n, in] to bytes [n, row_bytes]. Raises ValueError where that cannot be."""
+    @property
+    def kind(self) -> str:
+        """See `packlight.llm.matrices.Rows`."""
+        return self.scheme.name
+
+    def encode(self, weight: Floats, moments: Floats | None, *, part: bool = False) -> Bytes:
+        """See `packlight.llm.matrices.Rows`."""
         if not np.isfinite(weight).all():
             raise ValueError("it holds NaN or infinity")
         if self.scheme.grid is None:
@@ -60,7 +65,7 @@ class RowFormat:
         return np.concatenate([scales, found.codes.astype(np.int8).view(np.uint8)], axis=1)
 
     def decode(self, data: Bytes) -> Floats:
-        """What such bytes stand for: float32 [n, in]."""
+        """See `packlight.llm.matrices.Rows`."""
         if self.scheme.grid is None:
             return from_half(np.ascontiguousarray(data), self.half)
         return values_of(self.scheme, self._coded(data))
@@ -102,10 +107,6 @@ def round_rows(piece: RowsPiece) -> RoundedPiece:
     try:
         data = piece.rows.encode(weight, None)
     except ValueError as broken:
-        raise cannot_round(piece.name, piece.rows.scheme, broken) from broken
+        message = f"{piece.name} cannot be rounded to {piece.rows.kind}: {broken}"
+        raise UnusableModel(message) from broken
     return RoundedPiece(data, *relative_error(weight, piece.rows.decode(data), None))
-
-
-def cannot_round(name: str, scheme: Scheme, broken: ValueError) -> UnusableModel:
-    """What is said of a tensor that a scheme does not take."""
-    return UnusableModel(f"{name} cannot be rounded to {scheme.name}: {broken}")
