@@ -14,6 +14,9 @@ largest peak of resident memory; the squared error of the rounded weights over t
 With text: `packlight.compress(novels-llama, data=its training text, bits=4.5)` in a fresh
 process. Columns: seconds until the file is finished and what that is for a billion weights;
 what `dry_run` said before; peak resident memory, and what it said.
+
+A wide block: one of random weights, 2,048 wide, to 4.5 bits under second moments of 16,384 drawn
+tokens, in one process and with --workers N. Columns as above; whether the bytes are the same.
 """
 
 from __future__ import annotations
@@ -27,23 +30,27 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import llm_peers
 import numpy as np
 from int8 import describe_processor, run_child
-from llm_random import shape_of, write_random_llama
+from llm_random import Shape, shape_of, write_random_llama
 from measuring import ratio_interval
 from numpy.typing import NDArray
 
 import packlight
+from packlight.language.target import spread_over
 from packlight.llm.checkpoint import Checkpoint, open_checkpoint
 from packlight.llm.checkpoint.stored import read_rows
 from packlight.llm.compress import compress_checkpoint, uniform_types
-from packlight.llm.compress_forecast import rounded_names
+from packlight.llm.compress_forecast import forecast_compression, rounded_names
+from packlight.llm.costs import TensorCosts
 from packlight.llm.gguf import plain_contents, read_gguf, write_gguf
+from packlight.llm.text import Windows
+from packlight.plan.types import CANDIDATES, plan_types
 from packlight.runtime.llamacpp import llamacpp_name
 
 HERE = Path(__file__).resolve().parent
@@ -52,6 +59,8 @@ FTYPE = "Q4_K_S"
 CLAIM_RATIO, CLAIM_BYTES = 2.0, 1.5e9
 PIECE = 1 << 22
 MAKERS = ("packlight", "llama.cpp")
+WIDE = Shape(2048, 5632, 1, vocabulary=512)
+BITS = 4.5
 
 
 def measured(work: Callable[[], Any]) -> dict[str, Any]:
@@ -88,6 +97,33 @@ def compress_with_text(model: Path) -> dict[str, Any]:
     named: dict[str, Any] = {"data": model / "text" / "train_sample.txt", "bits": 4.5}
     packlight.compress(model / "hf", target="llama.cpp", progress=Watch(), **named)
     return {"made": proving[0]}
+
+
+def wide_windows() -> Windows:
+    """32 drawn windows of 512 tokens."""
+    drawn = np.random.default_rng(0).integers(0, WIDE.vocabulary, (36, 512)).astype(np.int32)
+    return Windows("drawn", drawn[:32], drawn[32:34], drawn[34:], drawn.size)
+
+
+def compress_wide(folder: Path, out: Path, workers: int) -> dict[str, Any]:
+    """Packlight on a block, by so many workers; the seconds until types were weighed."""
+    began, weighed = time.perf_counter(), 0.0
+
+    def choose(costs: Sequence[TensorCosts], other: int) -> Mapping[str, str]:
+        nonlocal weighed
+        weighed = time.perf_counter() - began
+        return plan_types(costs, bits=BITS, other_bytes=other).types
+
+    compress_checkpoint(
+        open_checkpoint(folder),
+        out,
+        choose,
+        windows=wide_windows(),
+        candidates=CANDIDATES,
+        budget=str(BITS),
+        spread=spread_over(workers),
+    )
+    return {"weighed": weighed}
 
 
 def child(arguments: list[str], options: argparse.Namespace) -> dict[str, Any]:
@@ -200,6 +236,34 @@ def show_with_text(options: argparse.Namespace) -> None:
     print(f"\n- the forecast's memory: {kept}\n")
 
 
+def show_wide(options: argparse.Namespace, work: Path) -> None:
+    """Prints the table of a wide block."""
+    folder = work / "wide"
+    if not (folder / "config.json").is_file():
+        write_random_llama(folder, WIDE)
+    checkpoint = open_checkpoint(folder)
+    said = forecast_compression(
+        checkpoint,
+        uniform_types(checkpoint, "Q4_K"),
+        tokens=wide_windows().calibration.size,
+        weighed=len(CANDIDATES),
+    )
+    print(f"## A wide block: {WIDE.parameters / 1e6:,.0f} million random weights, {BITS} bits\n")
+    print("| | s | of it weighing | s for a billion weights | peak MB |\n" + "|---" * 5 + "|")
+    content = []
+    for workers in (1, options.workers):
+        out = folder / f"{workers}.gguf"
+        out.unlink(missing_ok=True)
+        took = child(["wide", str(folder), str(out), str(workers)], options)
+        content.append(out.read_bytes())
+        row = [f"{workers} worker{'s' if workers > 1 else ''}", f"{took['seconds']:.0f}"]
+        row += [f"{took['weighed']:.0f}", f"{took['seconds'] / WIDE.parameters * 1e9:,.0f}"]
+        print("| " + " | ".join([*row, f"{took['peak'] / 1e6:,.0f}"]) + " |", flush=True)
+    each = said.seconds / WIDE.parameters * 1e9
+    print(f"| forecast | {said.seconds:.0f} |  | {each:,.0f} | {said.memory_bytes / 1e6:,.0f} |")
+    print(f"\n- the same bytes: {'yes' if content[0] == content[1] else 'NO'}\n")
+
+
 def print_head(options: argparse.Namespace) -> None:
     """Prints where and with what this was measured."""
     print("# Making GGUF files: time and memory\n")
@@ -218,6 +282,7 @@ def main() -> int:
             "seconds": llm_peers.quantize(Path(original), Path(out), FTYPE, threads=2, pure=True)
         },
         "text": lambda model: compress_with_text(Path(model)),
+        "wide": lambda folder, out, workers: compress_wide(Path(folder), Path(out), int(workers)),
     }
     if sys.argv[1:2] and sys.argv[1] in works:
         print(json.dumps(measured(lambda: works[sys.argv[1]](*sys.argv[2:]))))
@@ -227,6 +292,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-alone", dest="alone", action="store_false")
     parser.add_argument("--no-text", dest="text", action="store_false")
+    parser.add_argument("--no-wide", dest="wide", action="store_false")
+    parser.add_argument("--workers", type=int, default=2, help="beside one, on a wide block")
     parser.add_argument(
         "--real",
         type=Path,
@@ -243,6 +310,8 @@ def main() -> int:
             show_alone(options, (options.work or Path(temporary)).resolve())
         if options.text:
             show_with_text(options)
+        if options.wide:
+            show_wide(options, (options.work or Path(temporary)).resolve())
     return 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -240,3 +242,45 @@ def test_what_cannot_be_rounded_elsewhere_is_named_and_nothing_is_left(tmp_path:
     with pytest.raises(UnusableModel, match="q cannot be rounded to whole: it holds NaN"):
         round_together(Run(), weights, None, spread=spread, scratch=tmp_path)  # type: ignore[arg-type]
     assert not [*tmp_path.iterdir()]
+
+
+ON_RAY = """
+import sys
+from functools import partial
+from pathlib import Path
+import numpy as np
+from packlight.llm.checkpoint import open_checkpoint
+from packlight.llm.compress import compress_checkpoint, uniform_types
+from packlight.llm.compress_alone import spread_over_threads
+from packlight.llm.rounding import Settings
+from packlight.llm.text import Windows
+from packlight.plan.workers import connect_ray, run_in_turn
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    checkpoint = open_checkpoint(folder / "model")
+    tokens = np.random.default_rng(0).integers(0, 300, (133, 32)).astype(np.int32)
+    windows = Windows("drawn", tokens[:129], tokens[129:131], tokens[131:], tokens.size)
+    types = uniform_types(checkpoint, "Q4_0")
+    content = []
+    with connect_ray("ray"):
+        for spread in (spread_over_threads, partial(run_in_turn, workers="ray")):
+            compress_checkpoint(
+                checkpoint, folder / "out.gguf", types, windows=windows,
+                settings=Settings(curvature_tokens=512), spread=spread,
+            )
+            content.append((folder / "out.gguf").read_bytes())
+    assert content[0] == content[1]
+    print("all well")
+"""
+
+
+def test_a_text_on_ray_as_in_one_process(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    write_llama(tmp_path / "model", llama_tensors())
+    script = tmp_path / "main.py"
+    script.write_text(ON_RAY)
+    run = subprocess.run(
+        [sys.executable, script, tmp_path], capture_output=True, text=True, timeout=600
+    )
+    assert run.stdout.strip().endswith("all well"), run.stderr[-3000:]
