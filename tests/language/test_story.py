@@ -77,15 +77,15 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 ) -> None:
     """Types that were planned are kept, and only what is open is rounded again."""
     whole = compress(small, bits=4, data=text)
-    quantize, done = compress_gguf.GgufRun._quantize, []
+    take, done = compress_gguf.GgufRun.take, []
 
-    def counted(run: Any, name: str, *rest: Any) -> Any:
+    def counted(run: Any, name: str, *rest: Any, **named: Any) -> Any:
         if len(done) == 6:
             raise KeyboardInterrupt
         done.append(name)
-        return quantize(run, name, *rest)
+        return take(run, name, *rest, **named)
 
-    monkeypatch.setattr(compress_gguf.GgufRun, "_quantize", counted)
+    monkeypatch.setattr(compress_gguf.GgufRun, "take", counted)
     with pytest.raises(KeyboardInterrupt):
         compress(small, bits=4, data=text, checkpoints=tmp_path / "kept")
     first = set(done)

@@ -219,7 +219,8 @@ def compress(
             metavar="N",
             help="Train the compressed model towards the original for so long, with its rounding "
             "in the loop; after --prune two thirds of the time go to what is left before anything "
-            "is rounded. An interrupted run goes on when the same command is given again. Needs "
+            "is rounded. Weights rounded for entropy coding (weights-coded) keep their codes. An "
+            "interrupted run goes on when the same command is given again. Needs "
             'no labels, but PyTorch (pip install "packlight\\[heal]").',
             rich_help_panel=MORE,
         ),

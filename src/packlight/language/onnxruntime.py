@@ -12,7 +12,12 @@ from packlight.llm.calibrate_outputs import SlopeStore
 from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.compress import Compressed, uniform_types
 from packlight.llm.compress_alone import Spread
-from packlight.llm.compress_forecast import CompressionForecast, forecast_work, rounded_names
+from packlight.llm.compress_forecast import (
+    CompressionForecast,
+    Pace,
+    forecast_work,
+    rounded_names,
+)
 from packlight.llm.costs import Choose
 from packlight.llm.onnx.compress import compress_decoder
 from packlight.llm.onnx.formats import CANDIDATES, FLOAT, ONNX
@@ -22,6 +27,8 @@ from packlight.llm.text import Windows
 from packlight.progress import SILENT, Progress
 from packlight.runtime.onnx_text import MODEL, ONNX_TEXT
 from packlight.scratch import Scratch
+
+_PACE = Pace(12e-6, 0.9e-6)
 
 
 class OnnxTarget(GgufTarget):
@@ -45,7 +52,7 @@ class OnnxTarget(GgufTarget):
         tokens = 0 if windows is None else int(windows.calibration.size)
         weighed = 0 if ask.types is not None else len(self.candidates(checkpoint, ask))
         names = rounded_names(checkpoint)
-        work = forecast_work(checkpoint, names, size, tokens=tokens, weighed=weighed)
+        work = forecast_work(checkpoint, names, size, tokens=tokens, weighed=weighed, pace=_PACE)
         if ask.max_drop is None:
             return work, ()
         said = "The size depends on what the text shows: 4.5 bits a weight are assumed."

@@ -8,7 +8,7 @@ from pathlib import Path
 from packlight.language.ask import Ask
 from packlight.language.target import Made, spread_over
 from packlight.llm.checkpoint import Checkpoint
-from packlight.llm.compress_forecast import CompressionForecast, forecast_work
+from packlight.llm.compress_forecast import CompressionForecast, Pace, forecast_work
 from packlight.llm.rounding import Settings
 from packlight.llm.schemes import DEFAULT, compress_folder, find_scheme, plan_folder
 from packlight.llm.schemes.sources import check_folder
@@ -21,6 +21,14 @@ DENSE = (
     "its zeros are stored as zeros: compressed-tensors (since 0.15) and vLLM have no layout for "
     "them any more, so that by them alone the folder is neither smaller nor faster"
 )
+
+
+_PACE = Pace(10e-6, 0.2e-6)
+_PACES = {
+    **dict.fromkeys(("w8a16", "w8a8"), Pace(3.5e-6, 0.1e-6)),
+    "fp8": Pace(10e-6, 1.1e-6),
+    "nvfp4": Pace(17e-6, 1.2e-6),
+}
 
 
 class VllmTarget:
@@ -44,7 +52,10 @@ class VllmTarget:
         scheme = find_scheme(ask.scheme)
         plan = plan_folder(checkpoint, scheme)
         tokens = 0 if windows is None else int(windows.calibration.size)
-        work = forecast_work(checkpoint, plan.rounded, plan.shards.size_bytes, tokens=tokens)
+        size = plan.shards.size_bytes
+        work = forecast_work(
+            checkpoint, plan.rounded, size, tokens=tokens, pace=_PACES.get(scheme.name, _PACE)
+        )
         notes = [f"Scheme {scheme.name}: {scheme.what}."]
         if not scheme.format:
             notes.append(f"With {scheme.name} {DENSE}.")

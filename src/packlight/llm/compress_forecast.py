@@ -24,24 +24,32 @@ BASE_BYTES = 600 << 20
 ALONE_BYTES = 400 << 20
 """Python with NumPy, and the pieces of a tensor that are rounded at a time."""
 
-SECONDS_PER_WEIGHT = 3e-6
-"""Rounding under full second moments. Measured on one core of a server of 2024; threads make it
-faster, so the forecast is rather too long."""
 
-ALONE = 0.15
-"""Share of it that rounding without text takes."""
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that rounding a weight takes on one core of a server of 2024, which threads and
+    workers make fewer: the forecast is rather too long. text: under full second moments; alone:
+    without text.
+    """
 
-CODEBOOKS = frozenset({*codebooks.LAYOUTS, *onebit.LAYOUTS})
+    text: float
+    alone: float
 
-CODEBOOK_TIMES = 3.5
-"""How much longer a type with a codebook takes: 18 to 28 microseconds a weight beside 6 to 8."""
+
+SUPER_BLOCKS = Pace(3e-6, 1e-7)
+"""Of GGUF's types whose levels any input may have."""
+
+_PACES = {
+    **dict.fromkeys(codebooks.LAYOUTS, Pace(16e-6, 1e-6)),
+    **dict.fromkeys(onebit.LAYOUTS, Pace(40e-6, 5e-6)),
+}
+"""Of the others."""
 
 FLOPS = 4e10
 """Multiplications and additions a second in the passes over the windows, measured there."""
 
 PASSES = 5.0
 """Forward passes of calibration that a block costs, second moments included."""
-
 
 BATCH_TOKENS = 4096
 """Tokens that pass through a block together. Second moments are summed up of each batch, and added
@@ -127,9 +135,14 @@ def forecast_compression(
         gradients=gradients,
         weighed=weighed,
     )
-    words = sum(tensors[name].weights for name in types if types[name] in CODEBOOKS)
-    each = SECONDS_PER_WEIGHT * (1.0 if tokens else ALONE)
-    return replace(found, seconds=found.seconds + words * each * (CODEBOOK_TIMES - 1))
+    seconds = found.seconds
+    for name, kind in types.items():
+        pace = _PACES.get(kind, SUPER_BLOCKS)
+        if tokens:
+            seconds += tensors[name].weights * (pace.text - SUPER_BLOCKS.text)
+        else:
+            seconds += tensors[name].weights * (pace.alone - SUPER_BLOCKS.alone)
+    return replace(found, seconds=seconds)
 
 
 def forecast_work(
@@ -142,10 +155,11 @@ def forecast_work(
     followed: bool = False,
     gradients: bool = True,
     weighed: int = 0,
+    pace: Pace = SUPER_BLOCKS,
 ) -> CompressionForecast:
     """Say what rounding these tensors will take, whatever becomes of them; see above.
 
-    size: bytes of what is written.
+    size: bytes of what is written. pace: of rounding them.
     """
     tensors, config = checkpoint.tensors, checkpoint.config
     weights = sum(tensors[name].weights for name in types)
@@ -153,7 +167,7 @@ def forecast_work(
     largest = max((tensors[name].weights for name in names), default=0)
     if not tokens:
         memory = ALONE_BYTES + 2 * largest
-        seconds = weights * SECONDS_PER_WEIGHT * ALONE
+        seconds = weights * pace.alone
         return _forecast(checkpoint, types, size, memory, 0, seconds)
     slopes: dict[int | None, int] = {}
     for name in names:
@@ -174,7 +188,7 @@ def forecast_work(
         sums = max((size for block, size in slopes.items() if block is not None), default=0)
         memory = max(memory, BASE_BYTES + resident + 4 * max(3 * inside, outside) + sums)
     work = 2.0 * tokens * (weights - outside) * PASSES * streams
-    seconds = work / FLOPS + weights * SECONDS_PER_WEIGHT * (1 + 0.2 * weighed)
+    seconds = work / FLOPS + weights * pace.text * (1 + 0.2 * weighed)
     return _forecast(checkpoint, types, size, memory, states - resident, seconds)
 
 
