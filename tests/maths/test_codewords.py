@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from packlight.maths.codewords import Codebook, SignedCodebook, nearest_words
 from packlight.maths.superblock_layer import solve_super_blocks
-from packlight.maths.superblocks import SuperBlockGrid, values_of
+from packlight.maths.superblocks import SuperBlockGrid, SuperBlocks, values_of
 
 
 def book(width: int, even: bool, words: int = 12) -> Codebook:
@@ -80,6 +81,18 @@ def test_words_under_a_whole_metric(width: int) -> None:
         np.testing.assert_allclose(cost(found), each.min(axis=0), rtol=1e-4)
 
 
+def solve_twice(grid: SuperBlockGrid) -> Iterator[tuple[SuperBlocks, float, float]]:
+    """A layer by its inputs' second moments alone, then by all; the error, and what was said."""
+    draw = np.random.default_rng(3)
+    weight = draw.standard_normal((10, 64)).astype(np.float32)
+    x = draw.standard_normal((200, 16)) @ draw.standard_normal((16, 64))
+    moments = (x.T @ x / 200 + 0.1 * np.eye(64)).astype(np.float32)
+    for second in (np.diag(np.diag(moments)), moments):
+        blocks, info = solve_super_blocks(weight, second, grid)
+        off = weight - values_of(blocks, grid)
+        yield blocks, float((off @ moments * off).sum()), info.error
+
+
 def signed_book(two_sided: bool) -> SignedCodebook:
     draw = np.random.default_rng(0)
     words = np.unique(draw.integers(-1, 2, (40, 8)), axis=0).astype(np.float32)
@@ -114,15 +127,9 @@ def test_a_layer_of_signed_words_gains_by_second_moments(two_sided: bool) -> Non
     limits = (-15, 15) if two_sided else (1, 15)
     grid = SuperBlockGrid(16, 2, (-0.875, 0.125, 1.125), limits, None, codebook)
     assert grid.upright is two_sided
-    draw = np.random.default_rng(3)
-    weight = draw.standard_normal((10, 64)).astype(np.float32)
-    x = draw.standard_normal((200, 16)) @ draw.standard_normal((16, 64))
-    moments = (x.T @ x / 200 + 0.1 * np.eye(64)).astype(np.float32)
-    errors = []
-    for second in (np.diag(np.diag(moments)), moments):
-        blocks, info = solve_super_blocks(weight, second, grid)
-        off = weight - values_of(blocks, grid)
-        errors.append(float((off @ moments * off).sum()))
+    (_, first, _), (_, second, said) = solved = [*solve_twice(grid)]
+    assert said == pytest.approx(second, rel=1e-3)
+    for blocks, *_ in solved:
         assert (blocks.sub_scales % 2 != 0).all()
         levels = (np.array(grid.levels)[blocks.codes]).reshape(-1, 8)
         steps = np.repeat(blocks.sub_scales.ravel(), 2)
@@ -131,29 +138,21 @@ def test_a_layer_of_signed_words_gains_by_second_moments(two_sided: bool) -> Non
             if here.any():
                 assert {tuple(one) for one in levels[here]} <= {tuple(one) for one in side}
     assert two_sided == (steps < 0).any()
-    assert info.error == pytest.approx(errors[1], rel=1e-3)
-    assert errors[1] < 0.6 * errors[0]
+    assert second < 0.6 * first
 
 
 def test_a_layer_keeps_to_the_codebook_and_gains_by_second_moments() -> None:
     codebook = book(8, even=True, words=60)
     levels = (-5.375, -3.125, -1.0, 1.0, 3.125, 5.375)
     grid = SuperBlockGrid(16, 2, levels, (1, 31), None, codebook)
-    draw = np.random.default_rng(3)
-    weight = draw.standard_normal((10, 64)).astype(np.float32)
-    x = draw.standard_normal((200, 16)) @ draw.standard_normal((16, 64))
-    moments = (x.T @ x / 200 + 0.1 * np.eye(64)).astype(np.float32)
-    errors = []
-    for second in (np.diag(np.diag(moments)), moments):
-        blocks, info = solve_super_blocks(weight, second, grid)
-        off = weight - values_of(blocks, grid)
-        errors.append(float((off @ moments * off).sum()))
+    (_, first, _), (_, second, said) = solved = [*solve_twice(grid)]
+    assert said == pytest.approx(second, rel=1e-3)
+    for blocks, *_ in solved:
         assert (blocks.sub_scales % 2 == 1).all()
         magnitudes = np.abs(np.array(levels)[blocks.codes]).reshape(-1, 8)
         assert {tuple(one) for one in magnitudes} <= {tuple(one) for one in codebook.words}
         assert ((blocks.codes.reshape(-1, 8) < 3).sum(axis=1) % 2 == 0).all()
-    assert info.error == pytest.approx(errors[1], rel=1e-3)
-    assert errors[1] < 0.5 * errors[0]
+    assert second < 0.5 * first
 
 
 def test_pytorch_gives_the_same_words() -> None:

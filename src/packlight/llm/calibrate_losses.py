@@ -41,7 +41,7 @@ class LayerSums:
     @property
     def outputs(self) -> Tensor | None:
         """G over all tokens, where there was a gradient."""
-        return self.halves[0] + self.halves[1] if self.halves else None
+        return sum(self.halves[1:], start=self.halves[0]) if self.halves else None
 
 
 def weigh_layers(
@@ -124,11 +124,12 @@ def weigh_errand(errand: _Errand) -> Losses:
 
 
 def _write(path: Path, sums: LayerSums) -> None:
-    """Array after array, each as NumPy stores it."""
+    """Array after array, each as NumPy stores it; of G the whole."""
     with path.open("wb") as file:
         experts = [-1 if expert is None else expert for expert in sums.inputs]
         np.save(file, np.array([experts, [sums.counts[expert] for expert in sums.inputs]]))
-        for one in (*sums.inputs.values(), *sums.halves):
+        whole = [] if sums.outputs is None else [sums.outputs]
+        for one in (*sums.inputs.values(), *whole):
             np.save(file, one.numpy(), allow_pickle=False)
 
 

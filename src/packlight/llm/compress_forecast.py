@@ -209,8 +209,19 @@ def forecast_workers(
     passing += moments + 20 * widest**2
     rounding = max(map(_bytes_of_rounding, infos), default=0)
     states = min(2 * 4 * tokens * checkpoint.config.width, states_bytes)
-    shared = states + 3 * 4 * inside
+    weighing: dict[int | None, int] = {}
+    for info in infos:
+        block = checkpoint.block_of(info.name)
+        weighing[block] = weighing.get(block, 0) + _bytes_of_weighing(info)
+    shared = max(states + 3 * 4 * inside, *weighing.values(), 0)
     return WorkersForecast(BASE_BYTES + max(passing, rounding), HELD * moments, shared)
+
+
+def _bytes_of_weighing(info: TensorInfo) -> int:
+    """What lies on the disk of a layer that is weighed elsewhere."""
+    outputs = info.shape[-2]
+    slopes = 8 * outputs**2 if outputs <= WIDEST else 8 * outputs
+    return 4 * info.weights + _moments_bytes(info) + slopes
 
 
 def _bytes_of_rounding(info: TensorInfo) -> int:
