@@ -18,7 +18,7 @@ import torch
 
 from packlight.llm.blocks import Tensor
 from packlight.llm.compress_alone import Spread
-from packlight.llm.matrices import cannot_share
+from packlight.llm.rounding_matrices import cannot_share
 
 Change: TypeAlias = Callable[[str, Tensor, "Tensor | None"], Iterator[tuple[str, Tensor]]]
 """Gives for a weight (full name) and its second moments each type with the rounded weight. Where

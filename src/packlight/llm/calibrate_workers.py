@@ -26,7 +26,7 @@ from packlight.llm.calibrate_passes import Block, gather_sites
 from packlight.llm.calibrate_sums import Aim, Gathered, Sums, add_sums
 from packlight.llm.compress_alone import Spread
 from packlight.llm.compress_forecast import HELD
-from packlight.llm.matrices import cannot_share
+from packlight.llm.rounding_matrices import cannot_share
 from packlight.maths.moments import Moments
 
 

@@ -21,8 +21,8 @@ from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.compress_alone import Spread, spread_over_threads
 from packlight.llm.compress_forecast import rounded_names
 from packlight.llm.costs import GGUF, FormatTable, TensorCosts, TypeCost, bytes_of
-from packlight.llm.matrices import Taking, round_together
 from packlight.llm.rounding import Floats, Moments, Settings, relative_error
+from packlight.llm.rounding_matrices import Taking, round_together
 from packlight.llm.text import Windows
 from packlight.maths.moments import add_to_moments, empty_moments
 from packlight.progress import Progress

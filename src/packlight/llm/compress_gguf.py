@@ -22,8 +22,8 @@ from packlight.llm.costs import GGUF
 from packlight.llm.formats import FORMATS, decode, quantize_with_info
 from packlight.llm.gguf import Writing
 from packlight.llm.journal import Journal, Row
-from packlight.llm.matrices import Bytes, Matrix, RoundedMatrix, figures
 from packlight.llm.rounding import Floats, Settings
+from packlight.llm.rounding_matrices import Bytes, Matrix, RoundedMatrix, figures
 from packlight.progress import Progress
 
 _EXACT = ("F32", "F16", "BF16")
@@ -37,21 +37,21 @@ of one (which took the error of 2-bit blocks from 0.525 to 0.496 of llama.cpp's,
 
 @dataclass(frozen=True)
 class GgufRows:
-    """See `packlight.llm.matrices.Rows`. starts: of descent, for rows that have no parts."""
+    """See `packlight.llm.rounding_matrices.Rows`. starts: of descent, for rows without parts."""
 
     kind: str
     damping: float
     starts: int
 
     def encode(self, weight: Floats, moments: Floats | None, *, part: bool = False) -> Bytes:
-        """See `packlight.llm.matrices.Rows`."""
+        """See `packlight.llm.rounding_matrices.Rows`."""
         starts, threads = (1, 1) if part else (self.starts, None)
         return quantize_with_info(
             self.kind, weight, moments, damping=self.damping, starts=starts, threads=threads
         ).data
 
     def decode(self, data: Bytes) -> Floats:
-        """See `packlight.llm.matrices.Rows`."""
+        """See `packlight.llm.rounding_matrices.Rows`."""
         return decode(self.kind, data)
 
 
@@ -85,7 +85,7 @@ class GgufRun:
             self.writing.add(name, "F32", self.checkpoint.read(name))
 
     def matrix(self, name: str) -> Matrix:
-        """See `packlight.llm.matrices.Taking`."""
+        """See `packlight.llm.rounding_matrices.Taking`."""
         kind, settings = self.types[name], self.settings
         small = sum(info.weights for info in self.checkpoint.tensors.values()) <= SMALL
         make_up = settings.rows_make_up and kind not in _EXACT
@@ -96,7 +96,7 @@ class GgufRun:
     def take(
         self, name: str, rounded: Sequence[RoundedMatrix], *, compensated: bool, note: str
     ) -> None:
-        """See `packlight.llm.matrices.Taking`."""
+        """See `packlight.llm.rounding_matrices.Taking`."""
         kind, weights = self.types[name], self.checkpoint.tensors[name].weights
         if note:
             self.notes.append(f"{name}: {note} and were rounded without")

@@ -40,7 +40,7 @@ class Settings:
 class Rounding(Protocol):
     """A run towards one kind of file: tensors come in any order, and each is written once.
 
-    See `packlight.llm.matrices` for what it does with a text.
+    See `packlight.llm.rounding_matrices` for what it does with a text.
     """
 
     @property

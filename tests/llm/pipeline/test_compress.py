@@ -9,7 +9,7 @@ import pytest
 from folder_bench import write_llama
 
 from packlight.errors import WrongUsage
-from packlight.llm import matrices
+from packlight.llm import rounding_matrices
 from packlight.llm.checkpoint import Checkpoint, open_checkpoint
 from packlight.llm.compress import (
     Compressed,
@@ -110,7 +110,7 @@ class KilledError(Exception):
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> Callable[[], None]:
     """The process dies while the tensor after so many is rounded."""
-    real, count = matrices.round_matrix, [0]
+    real, count = rounding_matrices.round_matrix, [0]
 
     def dying(*args: Any, **named: Any) -> Any:
         count[0] += 1
@@ -127,11 +127,11 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> Callable[[], None
             raise KilledError
         pieces(*args)
 
-    monkeypatch.setattr(matrices, "round_matrix", dying)
+    monkeypatch.setattr(rounding_matrices, "round_matrix", dying)
     monkeypatch.setattr(GgufRun, "_write_pieces", dying_too)
 
     def alive() -> None:
-        monkeypatch.setattr(matrices, "round_matrix", real)
+        monkeypatch.setattr(rounding_matrices, "round_matrix", real)
         monkeypatch.setattr(GgufRun, "_write_pieces", pieces)
 
     return alive

@@ -25,8 +25,8 @@ from packlight.llm.calibrate import calibrate_block  # noqa: E402
 from packlight.llm.checkpoint import open_checkpoint  # noqa: E402
 from packlight.llm.compress import compress_checkpoint  # noqa: E402
 from packlight.llm.compress_alone import spread_over_threads  # noqa: E402
-from packlight.llm.matrices import Matrix, round_together  # noqa: E402
 from packlight.llm.rounding import Settings  # noqa: E402
+from packlight.llm.rounding_matrices import Matrix, round_together  # noqa: E402
 from packlight.llm.text import Windows  # noqa: E402
 from packlight.plan.workers import run_in_turn  # noqa: E402
 

@@ -19,7 +19,6 @@ from packlight.llm.compress_alone import (
     round_spread,
 )
 from packlight.llm.journal import Journal, Row
-from packlight.llm.matrices import Matrix, RoundedMatrix, figures
 from packlight.llm.onnx.formats import (
     FLOAT,
     FORMATS,
@@ -30,22 +29,23 @@ from packlight.llm.onnx.formats import (
 )
 from packlight.llm.onnx.writing import Writing
 from packlight.llm.rounding import Floats, Settings
+from packlight.llm.rounding_matrices import Matrix, RoundedMatrix, figures
 from packlight.progress import Progress
 
 
 @dataclass(frozen=True)
 class OnnxRows:
-    """See `packlight.llm.matrices.Rows`."""
+    """See `packlight.llm.rounding_matrices.Rows`."""
 
     kind: str
     damping: float
 
     def encode(self, weight: Floats, moments: Floats | None, *, part: bool = False) -> Bytes:
-        """See `packlight.llm.matrices.Rows`."""
+        """See `packlight.llm.rounding_matrices.Rows`."""
         return quantize(self.kind, weight, moments, damping=self.damping)
 
     def decode(self, data: Bytes) -> Floats:
-        """See `packlight.llm.matrices.Rows`."""
+        """See `packlight.llm.rounding_matrices.Rows`."""
         return decode(self.kind, data)
 
 
@@ -77,7 +77,7 @@ class OnnxRun:
             self.writing.add(name, FLOAT, self.checkpoint.read_blocks(name))
 
     def matrix(self, name: str) -> Matrix:
-        """See `packlight.llm.matrices.Taking`."""
+        """See `packlight.llm.rounding_matrices.Taking`."""
         kind, settings = self.types[name], self.settings
         make_up = settings.rows_make_up and kind != FLOAT
         slopes = self.slopes.path(name) if make_up else None
@@ -86,7 +86,7 @@ class OnnxRun:
     def take(
         self, name: str, rounded: Sequence[RoundedMatrix], *, compensated: bool, note: str
     ) -> None:
-        """See `packlight.llm.matrices.Taking`."""
+        """See `packlight.llm.rounding_matrices.Taking`."""
         (one,) = rounded
         self._add(name, one.data, *figures(rounded, compensated), note)
         self.progress.step(f"{name} {self.types[name]}")

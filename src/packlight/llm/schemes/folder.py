@@ -14,8 +14,8 @@ from packlight.llm.calibrate_outputs import PARTS, SlopeStore
 from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.compress_alone import RoundedPiece, Spread, round_spread
 from packlight.llm.journal import Journal, Row
-from packlight.llm.matrices import Matrix, RoundedMatrix, figures
 from packlight.llm.rounding import Floats, Settings
+from packlight.llm.rounding_matrices import Matrix, RoundedMatrix, figures
 from packlight.llm.schemes.layouts import (
     Bytes,
     decode_parts,
@@ -148,8 +148,9 @@ class FolderRun:
             self._copy(stored.name, stored)
 
     def matrix(self, name: str) -> Matrix:
-        """See `packlight.llm.matrices.Taking`. Schemes that do as others have published have no
-        rows that make up for each other.
+        """See `packlight.llm.rounding_matrices.Taking`.
+
+        In schemes that do as others have published no rows make up for each other.
         """
         make_up = self.settings.rows_make_up and self.plan.scheme.solver == "refit"
         slopes = self.slopes.path(name) if make_up else None
@@ -158,7 +159,7 @@ class FolderRun:
     def take(
         self, name: str, rounded: Sequence[RoundedMatrix], *, compensated: bool, note: str
     ) -> None:
-        """See `packlight.llm.matrices.Taking`."""
+        """See `packlight.llm.rounding_matrices.Taking`."""
         part, rows = self.checkpoint.parts[name], self._rows(name)
         if note:
             self.notes.append(f"{name}: {note} and were rounded without")

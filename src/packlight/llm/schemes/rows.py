@@ -43,11 +43,11 @@ class RowFormat:
 
     @property
     def kind(self) -> str:
-        """See `packlight.llm.matrices.Rows`."""
+        """See `packlight.llm.rounding_matrices.Rows`."""
         return self.scheme.name
 
     def encode(self, weight: Floats, moments: Floats | None, *, part: bool = False) -> Bytes:
-        """See `packlight.llm.matrices.Rows`."""
+        """See `packlight.llm.rounding_matrices.Rows`."""
         if not np.isfinite(weight).all():
             raise ValueError("it holds NaN or infinity")
         if self.scheme.grid is None:
@@ -65,7 +65,7 @@ class RowFormat:
         return np.concatenate([scales, found.codes.astype(np.int8).view(np.uint8)], axis=1)
 
     def decode(self, data: Bytes) -> Floats:
-        """See `packlight.llm.matrices.Rows`."""
+        """See `packlight.llm.rounding_matrices.Rows`."""
         if self.scheme.grid is None:
             return from_half(np.ascontiguousarray(data), self.half)
         return values_of(self.scheme, self._coded(data))
