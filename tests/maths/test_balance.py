@@ -6,7 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from packlight.maths.balance import equalize_channels, equalizing_scales, search_smoothing
+from packlight.maths.balance import (
+    equalize_channels,
+    equalizing_scales,
+    search_smoothing,
+    search_token_smoothing,
+)
 from packlight.maths.grids import IntegerGrid, scale_and_zero_point
 
 INT4 = IntegerGrid(4, signed=True, symmetric=True)
@@ -223,3 +228,67 @@ def test_pytorch_finds_the_same_smoothing() -> None:
     np.testing.assert_allclose(same.scales.numpy(), found.scales)
     assert (same.rule, same.strength) == (found.rule, found.strength)
     assert same.error == pytest.approx(found.error)
+
+
+def round_by_rows(array: np.ndarray, bits: int = 8) -> np.ndarray:
+    """Symmetric integers, each row on its own largest magnitude."""
+    step = np.abs(array).max(axis=1, keepdims=True) / (2 ** (bits - 1) - 1)
+    return np.round(array / step) * step
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_rounding_by_tokens_and_outputs_costs(seed: int) -> None:
+    """The error is about what rounding both sides leaves, with the scales and without any."""
+    weights, x, _ = layer(seed, inputs=64, rows=2000)
+    found = search_token_smoothing(weights, x)
+    for scales, said in (
+        (np.ones(64), found.error_without),
+        (np.asarray(found.scales), found.error),
+    ):
+        cost = 0.0
+        for weight in weights:
+            exact = x @ weight.T
+            near = round_by_rows(x / scales) @ round_by_rows(weight * scales).T
+            cost += float(((near - exact) ** 2).sum()) / len(x)
+        assert said == pytest.approx(cost, rel=0.4)
+    assert found.error < 0.5 * found.error_without
+
+
+@given(st.integers(0, 1000))
+def test_powers_of_two_that_never_make_it_worse(seed: int) -> None:
+    weights, x, _ = layer(seed, inputs=8, rows=50)
+    found = search_token_smoothing(weights, x, strengths=(0.5, 1.0))
+    logs = np.log2(np.asarray(found.scales))
+    np.testing.assert_array_equal(logs, np.round(logs))
+    assert 0 < found.error <= found.error_without
+    assert (found.rule == "none") == (found.error == found.error_without)
+
+
+def test_golden_token_smoothing() -> None:
+    """By hand: one token (1, 16) and weights (1, 1): by ranges at 1/2, 1 and 4 over their mean."""
+    x, weight = np.array([[1.0, 16.0]]), np.array([[1.0, 1.0]])
+    found = search_token_smoothing([weight], x, strengths=(0.5,))
+    np.testing.assert_array_equal(found.scales, [0.5, 2.0])
+    assert found.rule in ("ranges", "moments")  # of one token they are the same
+    steps = (8 / 127) ** 2 * 4.25 + (2 / 127) ** 2 * (4 + 64)
+    assert found.error == pytest.approx(steps / 12)
+    assert found.error_without == pytest.approx(((16 / 127) ** 2 * 2 + (1 / 127) ** 2 * 257) / 12)
+
+
+def test_token_smoothing_refuses_what_does_not_fit() -> None:
+    x = np.ones((3, 4))
+    with pytest.raises(ValueError, match="weights that read the activations"):
+        search_token_smoothing([np.ones((2, 5))], x)
+    with pytest.raises(ValueError, match="weights that read the activations"):
+        search_token_smoothing([], x)
+    with pytest.raises(ValueError, match="finite"):
+        search_token_smoothing([np.full((2, 4), np.nan)], x)
+
+
+def test_pytorch_finds_the_same_token_smoothing() -> None:
+    torch = pytest.importorskip("torch")
+    weights, x, _ = layer(0)
+    ours = search_token_smoothing(weights, x)
+    theirs = search_token_smoothing([torch.asarray(one) for one in weights], torch.asarray(x))
+    np.testing.assert_array_equal(theirs.scales.numpy(), ours.scales)
+    assert theirs.error == pytest.approx(ours.error)

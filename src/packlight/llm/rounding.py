@@ -23,7 +23,8 @@ class Settings:
     aim: what a layer's outputs are fitted to before it is rounded, see
     `packlight.llm.calibrate.Aim`. pull: towards its own weight meanwhile. damping: of second
     moments in rounding.
-    rows_make_up: for each other's errors, see `packlight.llm.calibrate_outputs`.
+    rows_make_up: for each other's errors, see `packlight.llm.calibrate_outputs`. smoothing: of
+    activations, where the runtime rounds them to integers, see `packlight.llm.smooth`.
     curvature_tokens: that gradients are taken of. states_bytes: of hidden states in memory; more
     of them lie in a file. seed: of what is drawn.
     """
@@ -32,6 +33,7 @@ class Settings:
     pull: float = 0.01
     damping: float = 0.01
     rows_make_up: bool = True
+    smoothing: bool = True
     curvature_tokens: int = 16384
     states_bytes: int = 2 << 30
     seed: int = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from packlight.maths.grids import (
     scale_and_zero_point,
     split_blocks,
 )
-from packlight.maths.layer import check_moments
+from packlight.maths.layer import check_moments, row_slices
 
 STRENGTHS = tuple(step / 20 for step in range(1, 21))
 """What AWQ's search tries (Lin et al. 2023, section 3.2), and nothing at all."""
@@ -150,6 +150,69 @@ def search_smoothing(
             if found < best.error:
                 best = Smoothing(scales, rule, strength, found, without)
     return best
+
+
+def search_token_smoothing(
+    weights: Sequence[Array],
+    activations: Array,
+    *,
+    bits: int = 8,
+    strengths: Sequence[float] = STRENGTHS,
+) -> Smoothing:
+    """Find input scales, powers of two, where both sides are rounded to symmetric integers.
+
+    Activations have a step a token, step_t = max_j |x_tj / s_j| / (2^(bits-1) - 1), and weights one
+    an output, step_i of |w_ij s_j| likewise. With errors of step^2 / 12 that know nothing of each
+    other, the error at the outputs is
+
+        E[step_t^2] / 12 |W diag(s)|^2 + sum_i step_i^2 / 12 sum_j E[x_j^2] / s_j^2.
+
+    Tried are the scales of `search_smoothing`, rounded to powers of two: numbers with few digits,
+    as norms in bfloat16 have, are divided by them without an error.
+    weights: [out, in] each, all that read the same. activations: [tokens, in].
+    Returns Smoothing. Raises ValueError for no weight, shapes that do not fit, or what is not
+    finite.
+    """
+    if not weights or any(one.shape[1] != activations.shape[1] for one in weights):
+        raise ValueError("smoothing needs weights that read the activations")
+    xp = array_namespace(*weights)
+    x = xp.astype(activations, xp.float64)
+    columns = 0 * x[0, :]
+    for w in _some_rows(xp, weights):
+        columns = xp.maximum(columns, xp.max(xp.abs(w), axis=0))
+    if not bool(xp.all(xp.isfinite(x))) or not bool(xp.all(xp.isfinite(columns))):
+        raise ValueError("activations and weights that are smoothed are finite")
+    top = 2 ** (bits - 1) - 1
+    power = xp.mean(x * x, axis=0)
+    one = xp.ones_like(power)
+
+    def error(scales: Array) -> float:
+        norm = steps = 0.0
+        for w in _some_rows(xp, weights):
+            scaled = xp.abs(w * scales)
+            norm += float(xp.sum(scaled * scaled))
+            steps += float(xp.sum((xp.max(scaled, axis=1) / top) ** 2))
+        by_token = xp.max(xp.abs(x) / scales, axis=1) / top
+        by_input = float(xp.sum(power / scales**2))
+        return (float(xp.mean(by_token**2)) * norm + steps * by_input) / 12
+
+    without = error(one)
+    best = Smoothing(one, "none", 0.0, without, without)
+    largest = xp.max(xp.abs(x), axis=0)
+    for rule, a, b in (("ranges", largest, columns), ("moments", xp.sqrt(power), one)):
+        for strength in strengths:
+            scales = 2.0 ** xp.round(xp.log2(equalizing_scales(a, b, strength=strength)))
+            found = error(scales)
+            if found < best.error:
+                best = Smoothing(scales, rule, strength, found, without)
+    return best
+
+
+def _some_rows(xp: Any, weights: Sequence[Array]) -> Iterator[Array]:
+    """Yield all weights in float64, some rows at a time."""
+    for weight in weights:
+        for rows in row_slices(weight.shape[0], 1024):
+            yield xp.astype(weight[rows, :], xp.float64)
 
 
 def _low_and_high(xp: Any, ranges: Array, inputs: int) -> tuple[Array, Array]:

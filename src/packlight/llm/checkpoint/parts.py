@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
@@ -15,7 +15,8 @@ from packlight.llm.storage import Stored
 @dataclass(frozen=True)
 class Part:
     """What a tensor of `shape` is read from. change: as in `Piece`; head_width: rows of a head,
-    for "rotary"; numbers: the tensor itself where the checkpoint stores none.
+    for "rotary"; numbers: the tensor itself where the checkpoint stores none. factors: [in], by
+    which what is read is multiplied (`packlight.llm.checkpoint.scaled`).
     """
 
     shape: tuple[int, ...]
@@ -23,6 +24,7 @@ class Part:
     change: str = ""
     head_width: int = 0
     numbers: tuple[float, ...] = ()
+    factors: NDArray[np.float32] | None = field(default=None, compare=False)
 
     @property
     def rows(self) -> int:
@@ -35,6 +37,11 @@ def read_part(part: Part, begin: int, end: int) -> NDArray[np.float32]:
 
     Only as much is read as they need, but for transposed matrices. Raises UnusableModel.
     """
+    rows = _read(part, begin, end)
+    return rows if part.factors is None else rows * part.factors
+
+
+def _read(part: Part, begin: int, end: int) -> NDArray[np.float32]:
     if not part.sources:
         return np.array(part.numbers, np.float32).reshape(part.rows, -1)[begin:end]
     first = part.sources[0]

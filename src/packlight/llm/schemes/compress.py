@@ -59,6 +59,10 @@ def compress_folder(
     check_folder(checkpoint)
     if windows is not None:
         check_torch()
+    if windows is not None and scheme.rounds_inputs and settings.smoothing:
+        from packlight.llm.smooth import smooth_inputs
+
+        checkpoint = smooth_inputs(checkpoint, windows, scratch=path.parent, progress=progress)
     plan = plan_folder(checkpoint, scheme)
     texts = small_files(checkpoint, plan)
     key = compression_key(checkpoint, {"scheme": scheme.name}, windows, settings)

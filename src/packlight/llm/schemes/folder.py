@@ -138,8 +138,13 @@ class FolderRun:
 
     def keep(self, name: str) -> None:
         """Write a tensor without rounding it."""
-        outputs = outputs_of(self.checkpoint, name)
-        for output, stored in zip(outputs, self.checkpoint.parts[name].sources, strict=True):
+        outputs, part = outputs_of(self.checkpoint, name), self.checkpoint.parts[name]
+        if part.factors is not None:
+            whole = self.checkpoint.read(name).reshape(len(outputs), -1, part.shape[-1])
+            for output, one in zip(outputs, whole, strict=True):
+                self._add(output, to_folder_rows(part, one))
+            return
+        for output, stored in zip(outputs, part.sources, strict=True):
             self._copy(output, stored)
 
     def keep_others(self) -> None:
@@ -244,6 +249,14 @@ class FolderRun:
         )
         weights, kind = self.checkpoint.tensors[name].weights, self.plan.scheme.name
         self.journal.add(Row(name, kind, 8 * held / weights, weights, error, seen, seconds, note))
+
+    def _add(self, output: str, rows: Floats) -> None:
+        """Write rows that are not what is stored. Of the sources' types floats alone come here."""
+        dtype = self.writing.plan.slots[output].dtype
+        if dtype in _FLOATS:
+            self.writing.add(output, [np.ascontiguousarray(rows, _FLOATS[dtype]).view(np.uint8)])
+        else:
+            self.writing.add(output, [to_half(rows, dtype)])
 
     def _copy(self, output: str, stored: Stored) -> None:
         dtype = self.writing.plan.slots[output].dtype

@@ -47,6 +47,11 @@ class Scheme:
         """A scheme goes to another process by its name."""
         return find_scheme, (self.name,)
 
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether inputs of layers become integers, all on the step of the largest."""
+        return self.activations is not None and self.activations["type"] == "int"
+
     def group_of(self, inputs: int) -> int | None:
         """Inputs that share a scale, in rows of so many; None where no group divides them."""
         if not self.groups:

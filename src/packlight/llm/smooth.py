@@ -1,0 +1,138 @@
+"""Norms that take over what makes activations hard to round: SmoothQuant, by powers of two.
+
+Where a runtime rounds what reaches a layer to integers, one channel that is far above the others
+takes the digits of all. Divided by s in the norm before, and multiplied in the layers that read it,
+it says the same (Xiao et al. 2023, section 4). Powers of two are exact in any float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from packlight.llm.blocks import Tensor, embed_tokens, run_block, walk_block
+from packlight.llm.blocks_states import States
+from packlight.llm.blocks_wiring import Wiring, read_wiring
+from packlight.llm.calibrate_curvature import BATCH, choose_windows
+from packlight.llm.checkpoint import Checkpoint
+from packlight.llm.checkpoint.scaled import scale_inputs
+from packlight.llm.compress_blocks import load_weights
+from packlight.llm.text import Windows
+from packlight.maths.balance import search_token_smoothing
+from packlight.progress import SILENT, Progress
+
+READERS = {
+    "attn_norm": ("attn_q", "attn_k", "attn_v", "attn_qkv"),
+    "ffn_norm": (
+        *("ffn_gate", "ffn_up", "ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps"),
+        *("ffn_gate_shexp", "ffn_up_shexp", "ffn_gate_inp_shexp"),
+    ),
+}
+"""What reads the outputs of a norm."""
+
+TOKENS = 8192
+"""Tokens of the calibration text that activations are seen of."""
+
+ROWS = 2048
+"""Of them, tokens that the scales of a norm are searched with."""
+
+GAIN = 0.9
+"""Share of the error without scales that must be left at most, for a norm to be touched."""
+
+AGREES = 1e-3
+"""How far a block's outputs may be from what they were, relative to what the block adds."""
+
+
+def smooth_inputs(
+    checkpoint: Checkpoint, windows: Windows, *, scratch: Path, progress: Progress = SILENT
+) -> Checkpoint:
+    """Give the checkpoint with norms and what reads them scaled, where that is worth it.
+
+    The function of each block is held against the original's: where it is another, the block
+    stays as it was. Norms that are stored as their difference from 1 (Gemma) do too, since powers
+    of two are not exact there.
+    """
+    wiring = read_wiring(checkpoint)
+    tokens = choose_windows(windows.calibration, TOKENS)
+    factors: dict[str, NDArray[np.float32]] = {}
+    norms = 0
+    progress.stage("smoothing activations", wiring.layers)
+    with (
+        torch.no_grad(),
+        States(len(tokens), tokens.shape[1], wiring.width, scratch=scratch) as states,
+    ):
+        outer = load_weights(checkpoint, None)
+        for rows in states.batches(BATCH):
+            ids = torch.from_numpy(np.asarray(tokens[rows], np.int64))
+            states.write(rows, embed_tokens(outer, wiring, ids))
+        del outer
+        for layer in range(wiring.layers):
+            weights = load_weights(checkpoint, layer)
+            found = dict(_smooth_block(checkpoint, weights, wiring, layer, states))
+            few = states.read(slice(0, 1))
+            if found and _agree(weights, found, wiring, layer, few):
+                factors |= {f"blk.{layer}.{name}": by for name, by in found.items()}
+                norms += sum(f"{norm}.weight" in found for norm in READERS)
+            for rows in states.batches(BATCH):
+                states.write(rows, run_block(weights, wiring, layer, states.read(rows)))
+            progress.step(f"block {layer}")
+    if not factors:
+        return checkpoint
+    note = (
+        f"what {norms} norms give was divided by powers of two, by which the weights of the layers "
+        "that read it were multiplied (SmoothQuant): the function is the same, and activations "
+        "lose less in 8 bits"
+    )
+    return scale_inputs(checkpoint, factors, note)
+
+
+def _smooth_block(
+    checkpoint: Checkpoint,
+    weights: Mapping[str, Tensor],
+    wiring: Wiring,
+    layer: int,
+    states: States,
+) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """What tensors of a block are to be multiplied by, by their names in it."""
+    seen: dict[str, list[Tensor]] = {}
+    for rows in states.batches(BATCH):
+        for site in walk_block(weights, wiring, layer, states.read(rows)):
+            for norm, readers in READERS.items():
+                if site.names[0].removesuffix(".weight") in readers:
+                    seen.setdefault(norm, []).append(site.inputs.flatten(0, -2))
+    for norm, some in seen.items():
+        part = checkpoint.parts.get(f"blk.{layer}.{norm}.weight")
+        if part is None or part.change == "plus_one":
+            continue
+        x = torch.cat(some)
+        names = sorted({f"{name}.weight" for name in READERS[norm]} & set(weights))
+        layers = [weights[name].reshape(-1, x.shape[1]).numpy() for name in names]
+        found = search_token_smoothing(layers, x[:: max(len(x) // ROWS, 1)].numpy())
+        if found.error > GAIN * found.error_without:
+            continue
+        scales = np.asarray(found.scales, np.float32)
+        for name in (f"{norm}.weight", f"{norm}.bias"):
+            if name in weights:
+                yield name, (1 / scales).astype(np.float32)
+        for name in names:
+            yield name, scales
+
+
+def _agree(
+    weights: Mapping[str, Tensor],
+    factors: Mapping[str, NDArray[np.float32]],
+    wiring: Wiring,
+    layer: int,
+    states: Tensor,
+) -> bool:
+    """Whether the block still does what it did."""
+    scaled = {
+        name: one * torch.from_numpy(factors[name]) if name in factors else one
+        for name, one in weights.items()
+    }
+    before, after = (run_block(one, wiring, layer, states) for one in (weights, scaled))
+    return bool(torch.linalg.norm(after - before) <= AGREES * torch.linalg.norm(before - states))
