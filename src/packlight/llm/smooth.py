@@ -1,8 +1,9 @@
-"""Norms that take over what makes activations hard to round: SmoothQuant, by powers of two.
+"""Activations made easier to round by what stands before them: SmoothQuant, by powers of two.
 
 Where a runtime rounds what reaches a layer to integers, one channel that is far above the others
 takes the digits of all. Divided by s in the norm before, and multiplied in the layers that read it,
-it says the same (Xiao et al. 2023, section 4). Powers of two are exact in any float.
+it says the same (Xiao et al. 2023, section 4); so it does with what `ffn_up`, whose rows have steps
+of their own, gives a gate to multiply and `ffn_down` to read. Powers of two are exact in any float.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from packlight.errors import UnusableModel
 from packlight.llm.blocks import Tensor, embed_tokens, run_block, walk_block
 from packlight.llm.blocks_states import States
 from packlight.llm.blocks_wiring import Wiring, read_wiring
 from packlight.llm.calibrate_curvature import BATCH, choose_windows
 from packlight.llm.checkpoint import Checkpoint
-from packlight.llm.checkpoint.scaled import scale_inputs
+from packlight.llm.checkpoint.parts import Scales
+from packlight.llm.checkpoint.scaled import scale_tensors
 from packlight.llm.compress_blocks import load_weights
 from packlight.llm.text import Windows
 from packlight.maths.balance import search_token_smoothing
@@ -31,8 +34,9 @@ READERS = {
         *("ffn_gate", "ffn_up", "ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps"),
         *("ffn_gate_shexp", "ffn_up_shexp", "ffn_gate_inp_shexp"),
     ),
+    "ffn_up": ("ffn_down",),
 }
-"""What reads the outputs of a norm."""
+"""What reads the outputs of a norm, or of a layer that a gate multiplies."""
 
 TOKENS = 8192
 """Tokens of the calibration text that activations are seen of."""
@@ -41,7 +45,7 @@ ROWS = 2048
 """Of them, tokens that the scales of a norm are searched with."""
 
 GAIN = 0.9
-"""Share of the error without scales that must be left at most, for a norm to be touched."""
+"""Share of the error without scales that may be left at most, or nothing is touched."""
 
 AGREES = 1e-3
 """How far a block's outputs may be from what they were, relative to what the block adds."""
@@ -50,7 +54,7 @@ AGREES = 1e-3
 def smooth_inputs(
     checkpoint: Checkpoint, windows: Windows, *, scratch: Path, progress: Progress = SILENT
 ) -> Checkpoint:
-    """Give the checkpoint with norms and what reads them scaled, where that is worth it.
+    """Give the checkpoint with what stands before layers and the layers scaled, where it is of use.
 
     The function of each block is held against the original's: where it is another, the block
     stays as it was. Norms that are stored as their difference from 1 (Gemma) do too, since powers
@@ -58,8 +62,8 @@ def smooth_inputs(
     """
     wiring = read_wiring(checkpoint)
     tokens = choose_windows(windows.calibration, TOKENS)
-    factors: dict[str, NDArray[np.float32]] = {}
-    norms = 0
+    scales: dict[str, Scales] = {}
+    groups = 0
     progress.stage("smoothing activations", wiring.layers)
     with (
         torch.no_grad(),
@@ -72,22 +76,24 @@ def smooth_inputs(
         del outer
         for layer in range(wiring.layers):
             weights = load_weights(checkpoint, layer)
-            found = dict(_smooth_block(checkpoint, weights, wiring, layer, states))
+            found: dict[str, Scales] = {}
+            for name, one in _smooth_block(checkpoint, weights, wiring, layer, states):
+                found[name] = found[name].also(one) if name in found else one
             few = states.read(slice(0, 1))
             if found and _agree(weights, found, wiring, layer, few):
-                factors |= {f"blk.{layer}.{name}": by for name, by in found.items()}
-                norms += sum(f"{norm}.weight" in found for norm in READERS)
+                scales |= {f"blk.{layer}.{name}": by for name, by in found.items()}
+                groups += sum(f"{first}.weight" in found for first in READERS)
             for rows in states.batches(BATCH):
                 states.write(rows, run_block(weights, wiring, layer, states.read(rows)))
             progress.step(f"block {layer}")
-    if not factors:
+    if not scales:
         return checkpoint
     note = (
-        f"what {norms} norms give was divided by powers of two, by which the weights of the layers "
-        "that read it were multiplied (SmoothQuant): the function is the same, and activations "
+        f"what reaches {groups} groups of layers is divided by powers of two before, by which "
+        "their weights were multiplied (SmoothQuant): the function is the same, and activations "
         "lose less in 8 bits"
     )
-    return scale_inputs(checkpoint, factors, note)
+    return scale_tensors(checkpoint, scales, note)
 
 
 def _smooth_block(
@@ -96,43 +102,66 @@ def _smooth_block(
     wiring: Wiring,
     layer: int,
     states: States,
-) -> Iterator[tuple[str, NDArray[np.float32]]]:
+) -> Iterator[tuple[str, Scales]]:
     """What tensors of a block are to be multiplied by, by their names in it."""
     seen: dict[str, list[Tensor]] = {}
     for rows in states.batches(BATCH):
         for site in walk_block(weights, wiring, layer, states.read(rows)):
-            for norm, readers in READERS.items():
+            for first, readers in READERS.items():
                 if site.names[0].removesuffix(".weight") in readers:
-                    seen.setdefault(norm, []).append(site.inputs.flatten(0, -2))
-    for norm, some in seen.items():
-        part = checkpoint.parts.get(f"blk.{layer}.{norm}.weight")
+                    seen.setdefault(first, []).append(site.inputs.flatten(0, -2))
+    for first, some in seen.items():
+        x = torch.cat(some)
+        names = sorted({f"{name}.weight" for name in READERS[first]} & set(weights))
+        part = checkpoint.parts.get(f"blk.{layer}.{first}.weight")
         if part is None or part.change == "plus_one":
             continue
-        x = torch.cat(some)
-        names = sorted({f"{name}.weight" for name in READERS[norm]} & set(weights))
         layers = [weights[name].reshape(-1, x.shape[1]).numpy() for name in names]
-        found = search_token_smoothing(layers, x[:: max(len(x) // ROWS, 1)].numpy())
+        try:
+            found = search_token_smoothing(layers, x[:: max(len(x) // ROWS, 1)].numpy())
+        except ValueError as broken:
+            raise UnusableModel(
+                f"block {layer}: what reaches {', '.join(names)} is not usable: {broken}; the "
+                "checkpoint's weights may be damaged"
+            ) from broken
         if found.error > GAIN * found.error_without:
             continue
         scales = np.asarray(found.scales, np.float32)
-        for name in (f"{norm}.weight", f"{norm}.bias"):
-            if name in weights:
-                yield name, (1 / scales).astype(np.float32)
-        for name in names:
-            yield name, scales
+        before = _divided(weights, first, scales)
+        if before:
+            yield from before.items()
+            yield from ((name, Scales(scales)) for name in names)
+
+
+def _divided(
+    weights: Mapping[str, Tensor], first: str, scales: NDArray[np.float32]
+) -> dict[str, Scales]:
+    """What divides by scales what the first of a pair gives; nothing where that cannot be."""
+    names = [name for name in (f"{first}.weight", f"{first}.bias") if name in weights]
+    inverse = (1 / scales).astype(np.float32)
+    if first != "ffn_up":
+        return {name: Scales(inverse) for name in names}
+    rows, gated = len(weights["ffn_up.weight"]), "ffn_gate.weight" in weights
+    if rows == 2 * len(inverse):  # gate and up in one
+        inverse, gated = np.concatenate([np.ones_like(inverse), inverse]), True
+    if not gated:
+        return {}
+    return {
+        name: Scales(outputs=inverse) if name.endswith("weight") else Scales(inverse)
+        for name in names
+    }
 
 
 def _agree(
     weights: Mapping[str, Tensor],
-    factors: Mapping[str, NDArray[np.float32]],
+    scales: Mapping[str, Scales],
     wiring: Wiring,
     layer: int,
     states: Tensor,
 ) -> bool:
     """Whether the block still does what it did."""
     scaled = {
-        name: one * torch.from_numpy(factors[name]) if name in factors else one
-        for name, one in weights.items()
+        name: scales[name].of(one) if name in scales else one for name, one in weights.items()
     }
     before, after = (run_block(one, wiring, layer, states) for one in (weights, scaled))
     return bool(torch.linalg.norm(after - before) <= AGREES * torch.linalg.norm(before - states))

@@ -103,7 +103,7 @@ class Checkpoint:
         several tensors, or whose rows are changed on reading.
         """
         part = self._part(name)
-        if part.change or len(part.sources) != 1 or part.factors is not None:
+        if part.change or len(part.sources) != 1 or part.scales is not None:
             raise UnusableModel(f"{name} is not stored as it is in {self.path}.")
         return read_bytes(part.sources[0], 0, part.rows)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +13,37 @@ from packlight.llm.checkpoint.stored import read_rows
 from packlight.llm.storage import Stored
 
 
+@dataclass(frozen=True, eq=False)
+class Scales:
+    """What a tensor's last axis is multiplied by, inputs [in], and its rows, outputs [rows]."""
+
+    inputs: NDArray[np.float32] | None = None
+    outputs: NDArray[np.float32] | None = None
+
+    def also(self, other: Scales) -> Scales:
+        """Both, one scaling inputs and the other outputs."""
+        inputs = self.inputs if other.inputs is None else other.inputs
+        return Scales(inputs, self.outputs if other.outputs is None else other.outputs)
+
+    def of_rows(self, rows: NDArray[np.float32], begin: int, end: int) -> NDArray[np.float32]:
+        """Rows begin..end of the tensor, scaled."""
+        if self.inputs is not None:
+            rows = rows * self.inputs
+        return rows if self.outputs is None else rows * self.outputs[begin:end, None]
+
+    def of(self, whole: Any) -> Any:
+        """A tensor in any shape, NumPy's or PyTorch's, scaled."""
+        flat = whole.reshape(-1, whole.shape[-1])
+        for by in (self.inputs, None if self.outputs is None else self.outputs[:, None]):
+            if by is not None:
+                flat = flat * (by if isinstance(whole, np.ndarray) else whole.new_tensor(by))
+        return flat.reshape(whole.shape)
+
+
 @dataclass(frozen=True)
 class Part:
     """What a tensor of `shape` is read from. change: as in `Piece`; head_width: rows of a head,
-    for "rotary"; numbers: the tensor itself where the checkpoint stores none. factors: [in], by
+    for "rotary"; numbers: the tensor itself where the checkpoint stores none. scales: by
     which what is read is multiplied (`packlight.llm.checkpoint.scaled`).
     """
 
@@ -24,7 +52,7 @@ class Part:
     change: str = ""
     head_width: int = 0
     numbers: tuple[float, ...] = ()
-    factors: NDArray[np.float32] | None = field(default=None, compare=False)
+    scales: Scales | None = None
 
     @property
     def rows(self) -> int:
@@ -38,7 +66,7 @@ def read_part(part: Part, begin: int, end: int) -> NDArray[np.float32]:
     Only as much is read as they need, but for transposed matrices. Raises UnusableModel.
     """
     rows = _read(part, begin, end)
-    return rows if part.factors is None else rows * part.factors
+    return rows if part.scales is None else part.scales.of_rows(rows, begin, end)
 
 
 def _read(part: Part, begin: int, end: int) -> NDArray[np.float32]:

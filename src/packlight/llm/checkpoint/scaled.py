@@ -6,26 +6,24 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from packlight.llm.checkpoint.model import Checkpoint
+from packlight.llm.checkpoint.parts import Scales
 
 
-def scale_inputs(
-    checkpoint: Checkpoint, factors: Mapping[str, NDArray[np.float32]], note: str
-) -> Checkpoint:
-    """Give the checkpoint with what each input of a tensor is multiplied by.
+def scale_tensors(checkpoint: Checkpoint, scales: Mapping[str, Scales], note: str) -> Checkpoint:
+    """Give the checkpoint with tensors multiplied by something, by their names.
 
-    factors: by name, [in], the last axis of the tensor. note: what a user should know.
+    note: what a user should know. Raises ValueError for scales of another shape.
     """
     parts = dict(checkpoint.parts)
     said = hashlib.sha256(checkpoint.fingerprint.encode())
-    for name, by in factors.items():
-        if by.shape != checkpoint.tensors[name].shape[-1:]:
-            shape = checkpoint.tensors[name].shape
-            raise ValueError(f"{name} of shape {list(shape)} cannot be scaled by {list(by.shape)}")
-        parts[name] = replace(parts[name], factors=by.astype(np.float32))
-        said.update(f" {name}".encode() + by.astype("<f4").tobytes())
+    for name, one in scales.items():
+        part = parts[name]
+        for by, size in ((one.inputs, part.shape[-1]), (one.outputs, part.rows)):
+            if by is not None and by.shape != (size,):
+                shape = list(part.shape)
+                raise ValueError(f"{name} of shape {shape} cannot be scaled by {by.shape}")
+            said.update(f" {name}".encode() + (b"" if by is None else by.astype("<f4").tobytes()))
+        parts[name] = replace(part, scales=one)
     notes = (*checkpoint.notes, note)
     return replace(checkpoint, parts=parts, fingerprint=said.hexdigest(), notes=notes)

@@ -139,7 +139,7 @@ class FolderRun:
     def keep(self, name: str) -> None:
         """Write a tensor without rounding it."""
         outputs, part = outputs_of(self.checkpoint, name), self.checkpoint.parts[name]
-        if part.factors is not None:
+        if part.scales is not None:
             whole = self.checkpoint.read(name).reshape(len(outputs), -1, part.shape[-1])
             for output, one in zip(outputs, whole, strict=True):
                 self._add(output, to_folder_rows(part, one))
