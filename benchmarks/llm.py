@@ -146,7 +146,7 @@ def make_peers(original: Path, work: Path, options: argparse.Namespace) -> Itera
             )
 
 
-def theirs(work: Path, kind: str) -> Path:
+def peer_file(work: Path, kind: str) -> Path:
     """llama.cpp's file of a type: plain, or with importance where it refuses that."""
     plain = work / f"{kind}.gguf"
     return plain if plain.is_file() else work / f"{kind}blocks.gguf"
@@ -160,7 +160,7 @@ def make_same_types(
 
     from packlight.llm.formats import quantize
 
-    out = Path(shutil.copy(theirs(work, kind), work / f"{kind}-rounded.gguf"))
+    out = Path(shutil.copy(peer_file(work, kind), work / f"{kind}-rounded.gguf"))
     weights = {tensor.name: tensor.data for tensor in gguf.GGUFReader(original).tensors}
     seconds = 0.0
     for tensor in gguf.GGUFReader(out, "r+").tensors:
@@ -185,7 +185,7 @@ def make_in_sequence(
     from packlight.llm.text import open_tokenizer, read_windows
 
     began = time.perf_counter()
-    tensors = gguf.GGUFReader(theirs(work, kind)).tensors
+    tensors = gguf.GGUFReader(peer_file(work, kind)).tensors
     theirs = {tensor.name: tensor.tensor_type.name for tensor in tensors}
     checkpoint = open_checkpoint(folder)
     windows = read_windows(
