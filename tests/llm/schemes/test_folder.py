@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from folder_bench import llama_tensors, write_llama
 from language_zoo import TEXT, make_model
 
 from packlight.errors import UnusableOutput, WrongUsage
@@ -136,7 +137,7 @@ def test_the_folder_says_what_it_is(llama: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     made = compress_folder(open_checkpoint(llama), out, find_scheme("w4a16"))
     config = json.loads((out / "config.json").read_text())
-    assert config["dtype"] == "bfloat16" and config["model_type"] == "llama"
+    assert config["dtype"] == "float16" and config["model_type"] == "llama"
     said = config["quantization_config"]
     assert said["quant_method"] == "compressed-tensors" and said["format"] == "pack-quantized"
     assert "lm_head" in said["ignore"] and len(said["config_groups"]) == 1
@@ -217,6 +218,28 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     files = {one.name: one.read_bytes() for one in (tmp_path / "whole").iterdir()}
     assert {one.name: one.read_bytes() for one in (tmp_path / "out").iterdir()} == files
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "factor", "half"),
+    [
+        ("model.norm.weight", 1, "F16"),
+        ("model.norm.weight", 1e6, "BF16"),  # beyond the largest
+        ("model.layers.1.mlp.up_proj.weight", 1e-5, "BF16"),  # whose scales lose digits
+        ("model.norm.weight", 1e-5, "F16"),
+    ],
+)
+def test_the_floats_that_hold_the_most_are_taken(
+    tmp_path: Path, name: str, factor: float, half: str
+) -> None:
+    tensors = llama_tensors()
+    tensors[name] *= np.float32(factor)
+    checkpoint = open_checkpoint(write_llama(tmp_path / "model", tensors))
+    assert folder.find_half(checkpoint) == half
+    # Of 16 bits already, a checkpoint keeps its own.
+    halves: dict[str, Any] = {"F16": np.float16, "BF16": np.uint16}
+    own = {one: array.astype(halves[half]) for one, array in llama_tensors().items()}
+    assert folder.find_half(open_checkpoint(write_llama(tmp_path / "half", own))) == half
 
 
 def test_another_scheme_begins_anew(llama: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from packlight.llm.compress_alone import Spread, spread_over_threads
 from packlight.llm.journal import Journal, Row
 from packlight.llm.rounding import Settings, check_torch
 from packlight.llm.schemes.config import small_files
-from packlight.llm.schemes.folder import FolderRun, plan_folder
+from packlight.llm.schemes.folder import FolderRun, find_half, plan_folder
 from packlight.llm.schemes.shards import begin_folder
 from packlight.llm.schemes.sources import check_folder
 from packlight.llm.schemes.table import Scheme
@@ -63,7 +63,7 @@ def compress_folder(
         from packlight.llm.smooth import smooth_inputs
 
         checkpoint = smooth_inputs(checkpoint, windows, scratch=path.parent, progress=progress)
-    plan = plan_folder(checkpoint, scheme)
+    plan = plan_folder(checkpoint, scheme, find_half(checkpoint))
     texts = small_files(checkpoint, plan)
     key = compression_key(checkpoint, {"scheme": scheme.name}, windows, settings)
     with begin_folder(path, plan.shards, key) as writing:
