@@ -342,6 +342,7 @@ import pkgutil, sys
 sys.modules["torch"] = None
 import packlight
 blocks = ("blocks", "blocks_states", "calibrate", "calibrate_curvature", "compress_blocks")
+blocks += ("smooth",)
 files = ("exported", "executorch", "coreml", "litert.")
 inside_of = ("packlight.graph.torch.", *(f"packlight.llm.{one}" for one in blocks))
 inside_of += tuple(f"packlight.devices.{one}" for one in files)
