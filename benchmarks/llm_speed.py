@@ -253,7 +253,8 @@ def show_wide(options: argparse.Namespace, work: Path) -> None:
     content = []
     for workers in (1, options.workers):
         out = folder / f"{workers}.gguf"
-        out.unlink(missing_ok=True)
+        for left in (*folder.glob(out.name), *folder.glob(f".{out.name}*")):
+            left.unlink()  # of an earlier run, with which this one would go on
         took = child(["wide", str(folder), str(out), str(workers)], options)
         content.append(out.read_bytes())
         row = [f"{workers} worker{'s' if workers > 1 else ''}", f"{took['seconds']:.0f}"]

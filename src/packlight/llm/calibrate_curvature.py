@@ -105,6 +105,7 @@ def estimate_losses(
                 whole = bool(one.halves) and one.halves[0].ndim == 2
                 if keep_slopes is not None and whole and None in one.inputs:
                     keep_slopes(name, _agreed(one.halves, windows * length))
+                one.halves.clear()
         embedding = _embedding(load(None), wiring, tokens, slopes, change, wanted)
         for name, found in embedding.items():
             own = losses.setdefault(name, {})
@@ -196,29 +197,32 @@ def _backwards(
 
 def _add_slope(sums: LayerSums, slope: Tensor) -> None:
     flat = slope.detach().flatten(0, -2)
-    middle = flat.shape[0] // 2
-    added = [
-        ((half.mT @ half) if flat.shape[-1] <= WIDEST else (half**2).sum(0)).double()
-        for half in (flat[:middle], flat[middle:])
-    ]
-    known = sums.halves or [torch.zeros_like(one) for one in added]
-    sums.halves = [one + more for one, more in zip(known, added, strict=True)]
+    middle, wide = flat.shape[0] // 2, flat.shape[-1] > WIDEST
+    shape = flat.shape[-1:] if wide else (flat.shape[-1], flat.shape[-1])
+    if not sums.halves:
+        sums.halves = [torch.zeros(shape, dtype=torch.float64) for _ in range(2)]
+    for known, half in zip(sums.halves, (flat[:middle], flat[middle:]), strict=True):
+        known += (half**2).sum(0) if wide else half.mT @ half  # large: nothing is copied
 
 
 def _agreed(halves: Sequence[Tensor], tokens: int) -> Floats:
     """G a token, what is beside its diagonal shrunk to what both halves of the tokens agree on.
 
     With c the correlation of the halves there, 2 c / (1 + c) of the sum is no noise (Spearman
-    1910, Brown 1910).
+    1910, Brown 1910). The halves are large, and are used up.
     """
-    first, second = (half - torch.diag(torch.diagonal(half)) for half in halves)
+    first, second = halves
+    diagonal = torch.diagonal(first) + torch.diagonal(second)
+    for half in halves:
+        half.fill_diagonal_(0)
     size = float(torch.linalg.norm(first) * torch.linalg.norm(second))
-    share = max(float((first * second).sum()) / size, 0.0) if size > 0 else 0.0
-    whole = halves[0] + halves[1]
-    beside = whole - torch.diag(torch.diagonal(whole))
-    shrunk = torch.diag(torch.diagonal(whole)) + beside * (2 * share / (1 + share))
-    found: Floats = (shrunk / tokens).float().numpy()
-    return found
+    found = torch.dot(first.flatten(), second.flatten())
+    share = max(float(found) / size, 0.0) if size > 0 else 0.0
+    first += second
+    first *= 2 * share / (1 + share)
+    torch.diagonal(first)[:] = diagonal
+    shrunk: Floats = first.div_(tokens).float().numpy()
+    return shrunk
 
 
 def _embedding(

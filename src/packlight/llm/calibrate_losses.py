@@ -41,7 +41,7 @@ class LayerSums:
     @property
     def outputs(self) -> Tensor | None:
         """G over all tokens, where there was a gradient."""
-        return sum(self.halves[1:], start=self.halves[0]) if self.halves else None
+        return sum(self.halves[1:], start=1 * self.halves[0]) if self.halves else None
 
 
 def weigh_layers(
@@ -85,7 +85,7 @@ def linear_losses(
     outputs = sums.outputs
     if outputs is None:
         return {}
-    slopes = outputs / max(sum(sums.counts.values()), 1)
+    slopes = outputs.div_(max(sum(sums.counts.values()), 1))
     losses: Losses = {}
     for expert, moments in sums.inputs.items():
         count = sums.counts[expert]

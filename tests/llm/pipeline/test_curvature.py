@@ -127,8 +127,8 @@ def test_slopes_are_shrunk_to_what_halves_of_the_tokens_agree_on():
     mixing = torch.randn((12, 12), generator=generator).double()
     for rows, least, most in ((draw @ mixing, 0.95, 1.0), (draw[:60], 0.0, 0.5)):
         halves = [half.T @ half for half in rows.chunk(2)]
-        found = torch.from_numpy(_agreed(halves, len(rows))).double()
         plain = (halves[0] + halves[1]) / len(rows)
+        found = torch.from_numpy(_agreed(halves, len(rows))).double()
         torch.testing.assert_close(found.diagonal(), plain.diagonal(), rtol=1e-5, atol=1e-6)
         apart = ~torch.eye(12, dtype=torch.bool)
         share = found[apart] / plain[apart]
