@@ -184,11 +184,13 @@ def _backwards(
                     outputs = end.value
                     break
                 inputs = site.inputs.detach().flatten(0, -2)
-                moments = (inputs.mT @ inputs).double()
+                products = inputs.mT @ inputs
                 for name in site.names:
                     own = found.setdefault(name, LayerSums())
                     e = site.expert
-                    own.inputs[e] = own.inputs.get(e, 0) + moments
+                    if e not in own.inputs:
+                        own.inputs[e] = torch.zeros_like(products, dtype=torch.float64)
+                    own.inputs[e] += products  # large: nothing is copied
                     own.counts[e] = own.counts.get(e, 0) + inputs.shape[0]
             (slope,) = torch.autograd.grad(outputs, x, slopes.read(rows))
         slopes.write(rows, slope)

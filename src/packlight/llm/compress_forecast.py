@@ -186,6 +186,8 @@ def forecast_work(
     memory += min(streams * tokens * _bytes_of_walk(checkpoint), states_bytes // 2)
     if gradients or weighed:
         sums = max((size for block, size in slopes.items() if block is not None), default=0)
+        # A layer's gradients beside those of its block, and the layer in several shapes.
+        sums += max((_bytes_beside(tensors[name]) for name in names), default=0)
         memory = max(memory, BASE_BYTES + resident + 4 * max(3 * inside, outside) + sums)
     work = 2.0 * tokens * (weights - outside) * PASSES * streams
     seconds = work / FLOPS + weights * pace.text * (1 + 0.2 * weighed)
@@ -215,6 +217,13 @@ def forecast_workers(
         weighing[block] = weighing.get(block, 0) + _bytes_of_weighing(info)
     shared = max(states + 3 * 4 * inside, *weighing.values(), 0)
     return WorkersForecast(BASE_BYTES + max(passing, rounding), HELD * moments, shared)
+
+
+def _bytes_beside(info: TensorInfo) -> int:
+    """What a matrix takes while it is weighed, beside the sums of its block."""
+    outputs, inputs = info.shape[-2:]
+    slopes = 12 * outputs**2 if outputs <= WIDEST else 0
+    return int(slopes + 28 * outputs * inputs + 4 * inputs**2)
 
 
 def _bytes_of_weighing(info: TensorInfo) -> int:
