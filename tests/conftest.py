@@ -18,7 +18,7 @@ from onnx import numpy_helper
 
 from packlight.measure.evidence import LatencyEvidence
 from packlight.measure.latency import RankedLatency
-from packlight.plan import answer, judge, ranks, trials
+from packlight.plan import answer, judge, ranks, table, trials
 
 # Some tests ask onnxruntime itself, which would report to its maker; packlight's own processes
 # must see to that themselves, and are tested without this.
@@ -111,6 +111,9 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
             "steady", options["threads"], 1.0, found.ms, found.ratio, found.ratio_interval_95
         )
 
+    # Nor how many samples are looked at, or how many layers alone.
+    monkeypatch.setattr(trials, "SEARCH_SECONDS", 1e6)
+    monkeypatch.setattr(table, "SECONDS", 1e6)
     monkeypatch.setattr(trials, "rank_latencies", rank)
     monkeypatch.setattr(ranks, "rank_latencies", rank)
     monkeypatch.setattr(answer, "rank_latencies", rank)
