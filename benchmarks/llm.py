@@ -67,6 +67,7 @@ HERE = Path(__file__).resolve().parent
 SAME_TYPES = ("Q4_K_M", "Q3_K_M", "Q2_K")
 FEW = ("IQ2_XXS", "IQ1_S")
 """Sizes that are not asked for: rows only where --types names them."""
+ALL_SIZES = (*SAME_TYPES, *FEW)
 BITS = (4.5, 3.5, 2.7)
 CLAIM = 0.6
 """At the size of llama.cpp's files, at most so much of the better one's divergence."""
@@ -233,7 +234,7 @@ def make_all(options: argparse.Namespace, work: Path) -> Iterator[Row]:
     for row in make_peers(float32, work, options):
         peers.append(row)
         yield row
-    for kind in (*SAME_TYPES, *FEW):
+    for kind in ALL_SIZES:
         if kind in options.types:
             yield attempt(
                 Row(f"{GIVEN} ({kind})", GIVEN, size_of=kind),
@@ -251,7 +252,7 @@ def make_all(options: argparse.Namespace, work: Path) -> Iterator[Row]:
             lambda bits=bits: make_packlight(model / "hf", text, work / f"b{bits}", bits=bits),
             options.methods,
         )
-    for kind in (*SAME_TYPES, *FEW):
+    for kind in ALL_SIZES:
         sizes = [row.size_bytes for row in peers if row.size_of == kind and not row.failed]
         if not sizes:
             continue
@@ -326,7 +327,7 @@ def show_speed(speed: Speed | None) -> str:
 def list_claims(rows: list[Row]) -> Iterator[str]:
     """Yields what the table says of each claim, good or bad."""
     measured = [row for row in rows if row.divergence is not None]
-    for kind in (*SAME_TYPES, *FEW):
+    for kind in ALL_SIZES:
         peers = [row for row in measured if row.group == "llama.cpp" and row.size_of == kind]
         if not peers:
             continue

@@ -66,13 +66,14 @@ def run_block(
     return finish_walk(walk_block(weights, wiring, layer, states, see))
 
 
-def finish_walk(walk: Walk) -> Tensor:
-    """Walk on to the end of a block, and give its outputs."""
+def finish_walk(walk: Walk, look: Callable[[Site], None] = lambda site: None) -> Tensor:
+    """Walk on to the end of a block, and give its outputs. look: is told of each site."""
     while True:
         try:
-            next(walk)
+            site = next(walk)
         except StopIteration as end:
             return end.value
+        look(site)
 
 
 def embed_tokens(weights: Weights, wiring: Wiring, tokens: Tensor) -> Tensor:

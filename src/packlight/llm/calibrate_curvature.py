@@ -23,8 +23,10 @@ import torch
 from numpy.typing import NDArray
 
 from packlight.llm.blocks import (
+    Site,
     Tensor,
     embed_tokens,
+    finish_walk,
     head_inputs,
     head_logits,
     head_name,
@@ -173,25 +175,20 @@ def _backwards(
         if outputs.requires_grad:
             outputs.register_hook(lambda slope: _add_slope(found[name], slope))
 
+    def look(site: Site) -> None:
+        inputs = site.inputs.detach().flatten(0, -2)
+        products = inputs.mT @ inputs
+        for name in site.names:
+            own, e = found.setdefault(name, LayerSums()), site.expert
+            if e not in own.inputs:
+                own.inputs[e] = torch.zeros_like(products, dtype=torch.float64)
+            own.inputs[e] += products  # large: nothing is copied
+            own.counts[e] = own.counts.get(e, 0) + inputs.shape[0]
+
     for rows in states.batches(BATCH):
         with torch.enable_grad():
             x = states.read(rows).requires_grad_()
-            walk = walk_block(weights, wiring, layer, x, see)
-            while True:
-                try:
-                    site = next(walk)
-                except StopIteration as end:
-                    outputs = end.value
-                    break
-                inputs = site.inputs.detach().flatten(0, -2)
-                products = inputs.mT @ inputs
-                for name in site.names:
-                    own = found.setdefault(name, LayerSums())
-                    e = site.expert
-                    if e not in own.inputs:
-                        own.inputs[e] = torch.zeros_like(products, dtype=torch.float64)
-                    own.inputs[e] += products  # large: nothing is copied
-                    own.counts[e] = own.counts.get(e, 0) + inputs.shape[0]
+            outputs = finish_walk(walk_block(weights, wiring, layer, x, see), look)
             (slope,) = torch.autograd.grad(outputs, x, slopes.read(rows))
         slopes.write(rows, slope)
     return found

@@ -6,8 +6,6 @@ layers know nothing of each other. What goes elsewhere lies in files, on a disk 
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +16,7 @@ import torch
 
 from packlight.llm.blocks import Tensor
 from packlight.llm.compress_alone import Spread
-from packlight.llm.rounding_matrices import cannot_share
+from packlight.llm.shared_folder import SharedFolder, cannot_share
 
 Change: TypeAlias = Callable[[str, Tensor, "Tensor | None"], Iterator[tuple[str, Tensor]]]
 """Gives for a weight (full name) and its second moments each type with the rounded weight. Where
@@ -40,8 +38,14 @@ class LayerSums:
 
     @property
     def outputs(self) -> Tensor | None:
-        """G over all tokens, where there was a gradient."""
-        return sum(self.halves[1:], start=1 * self.halves[0]) if self.halves else None
+        """G over all tokens, an array of its own, where there was a gradient."""
+        if not self.halves:
+            return None
+        first, *others = self.halves
+        whole = first.clone()
+        for other in others:
+            whole += other
+        return whole
 
 
 def weigh_layers(
@@ -61,21 +65,18 @@ def weigh_layers(
         for name, weight in weights.items():
             yield name, linear_losses(name, weight, sums[name], tokens, change)
         return
-    folder = Path(tempfile.mkdtemp(prefix="weighing-", dir=scratch))
-    try:
-        threads = torch.get_num_threads()
+    threads = torch.get_num_threads()
+    with SharedFolder("weighing-", scratch) as folder:
         errands = []
-        try:
-            for number, (name, weight) in enumerate(weights.items()):
-                paths = folder / f"{number}.npy", folder / f"{number}.sums"
-                np.save(paths[0], weight.numpy(), allow_pickle=False)
-                _write(paths[1], sums[name])
-                errands.append(_Errand(name, *paths, tokens, change, threads))
-        except OSError as full:
-            raise cannot_share(folder, full) from full
+        for name, weight in weights.items():
+            path = folder.file(".sums")
+            try:
+                _write(path, sums[name])
+            except OSError as full:
+                raise cannot_share(folder.path, full) from full
+            stored = folder.store(weight.numpy())
+            errands.append(_Errand(name, stored, path, tokens, change, threads))
         yield from zip(weights, spread(weigh_errand, errands), strict=True)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def linear_losses(
@@ -128,9 +129,9 @@ def _write(path: Path, sums: LayerSums) -> None:
     with path.open("wb") as file:
         experts = [-1 if expert is None else expert for expert in sums.inputs]
         np.save(file, np.array([experts, [sums.counts[expert] for expert in sums.inputs]]))
-        whole = [] if sums.outputs is None else [sums.outputs]
-        for one in (*sums.inputs.values(), *whole):
-            np.save(file, one.numpy(), allow_pickle=False)
+        for one in (*sums.inputs.values(), sums.outputs):
+            if one is not None:
+                np.save(file, one.numpy(), allow_pickle=False)
 
 
 def _read(path: Path) -> LayerSums:

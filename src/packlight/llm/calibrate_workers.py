@@ -10,8 +10,6 @@ it reads: one that is done twice gives the same. Gradients, which are taken of f
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +24,7 @@ from packlight.llm.calibrate_passes import Block, gather_sites
 from packlight.llm.calibrate_sums import Aim, Gathered, Sums, add_sums
 from packlight.llm.compress_alone import Spread
 from packlight.llm.compress_forecast import HELD
-from packlight.llm.rounding_matrices import cannot_share
+from packlight.llm.shared_folder import SharedFolder, cannot_share
 from packlight.maths.moments import Moments
 
 
@@ -113,10 +111,12 @@ class PassesElsewhere:
     def __init__(self, block: Block, batch_tokens: int, spread: Spread) -> None:
         self._block, self._spread = block, spread
         self._batches = list(block.states.batches(batch_tokens))
-        self._folder = Path(tempfile.mkdtemp(prefix="passes-", dir=block.states.file.path.parent))
-        self._files = self._passed = 0
+        self._folder = SharedFolder("passes-", block.states.file.path.parent)
+        self._passed = 0
         try:
-            self._original = {name: self._store(one) for name, one in block.weights.items()}
+            self._original = {
+                name: self._folder.store(one.numpy()) for name, one in block.weights.items()
+            }
         except BaseException:
             self.close()
             raise
@@ -129,7 +129,15 @@ class PassesElsewhere:
         if block.original is not None:
             original = self._stream(block.original, self._original)
         tasks = [
-            Gathering(stream, original, rows, self._passed, sites, block.aim, self._file(".sums"))
+            Gathering(
+                stream,
+                original,
+                rows,
+                self._passed,
+                sites,
+                block.aim,
+                self._folder.file(".sums"),
+            )
             for rows in self._batches
         ]
         found: Gathered = {}
@@ -146,7 +154,7 @@ class PassesElsewhere:
 
     def replace(self, name: str, weight: Tensor) -> None:
         """See `Passes`."""
-        self._weights[name] = self._store(weight)
+        self._weights[name] = self._folder.store(weight.numpy())
 
     def finish(self) -> None:
         """See `Passes`."""
@@ -165,24 +173,11 @@ class PassesElsewhere:
 
     def close(self) -> None:
         """See `Passes`."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.close()
 
     def _stream(self, states: States, weights: Mapping[str, Path]) -> Stream:
         wiring, layer, threads = self._block.wiring, self._block.layer, torch.get_num_threads()
         return Stream(states.file, (*weights.items(),), wiring, layer, threads)
-
-    def _store(self, weight: Tensor) -> Path:
-        """A weight in a file of its own, which is never written again."""
-        path = self._file(".npy")
-        try:
-            np.save(path, weight.numpy(), allow_pickle=False)
-        except OSError as full:
-            raise cannot_share(self._folder, full) from full
-        return path
-
-    def _file(self, suffix: str) -> Path:
-        self._files += 1
-        return self._folder / f"{self._files}{suffix}"
 
 
 def write_sums(path: Path, found: Gathered) -> None:

@@ -7,23 +7,21 @@ elsewhere lies in files, on a disk that all share.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from packlight.errors import UnusableModel, UnusableOutput
+from packlight.errors import UnusableModel
 from packlight.llm.blas import one_blas_thread
 from packlight.llm.calibrate_outputs import round_in_parts
 from packlight.llm.compress_alone import Spread
 from packlight.llm.rounding import Rounding, relative_error
+from packlight.llm.shared_folder import SharedFolder, cannot_share
 from packlight.maths.factor import keep_factors
 
 Floats: TypeAlias = NDArray[np.float32]
@@ -115,34 +113,43 @@ def round_together(
     unseen = count - sum(reached) if whole is not None else 0
     note = f"{unseen} experts saw no token of the text" if unseen else ""
 
-    def receive(name: str, rounded: RoundedMatrix) -> None:
-        near[name][len(found[name])] = matrices[name].rows.decode(rounded.data)
+    def receive(name: str, rounded: RoundedMatrix, values: Floats) -> None:
+        near[name][len(found[name])] = values
         found[name].append(rounded)
         if len(found[name]) == count:  # finished for good, if the run is killed now
             run.take(name, found.pop(name), compensated=moments is not None, note=note)
 
-    with ExitStack() as stack:
-        errands = None
-        if spread is not None and count * len(weights) > 1:
-            errands = stack.enter_context(_Errands(spread, scratch))
+    def moments_of(e: int) -> Floats | None:
+        """Symmetric and in float32, solvers use them as they are."""
+        return whole[e].astype(np.float32) if whole is not None and reached[e] else None
+
+    if spread is None or count * len(weights) == 1:
         for e in range(count):
-            # Symmetric and in float32, solvers use it as it is.
-            h = whole[e].astype(np.float32) if whole is not None and reached[e] else None
-            if errands is not None:
-                errands.add([(matrices[name], one[e]) for name, one in each.items()], h)
-                continue
+            h = moments_of(e)
             with keep_factors():
                 for name, one in each.items():
-                    receive(name, round_matrix(matrices[name], one[e], h))
-        if errands is not None:
-            names = [name for _ in range(count) for name in weights]
-            for name, rounded in zip(names, errands.results(), strict=True):
-                receive(name, rounded)
+                    receive(name, *round_matrix(matrices[name], one[e], h))
+    else:
+        with SharedFolder("rounding-", scratch) as folder:
+            errands: list[Errand] = []
+            for e in range(count):
+                h = moments_of(e)
+                path = None if h is None else folder.store(h)
+                for name, one in each.items():
+                    errands.append(Errand(matrices[name], folder.store(one[e]), path))
+            results = spread(round_errand, errands, held=2)
+            for errand, rounded in zip(errands, results, strict=True):
+                receive(errand.matrix.name, rounded, errand.matrix.rows.decode(rounded.data))
     return {name: one.reshape(weights[name].shape) for name, one in near.items()}
 
 
-def round_matrix(matrix: Matrix, weight: Floats, moments: Floats | None) -> RoundedMatrix:
-    """Round a matrix [out, in], its rows making up for each other where gradients are known."""
+def round_matrix(
+    matrix: Matrix, weight: Floats, moments: Floats | None
+) -> tuple[RoundedMatrix, Floats]:
+    """Round a matrix [out, in], its rows making up for each other where gradients are known.
+
+    Gives what its bytes stand for, too.
+    """
     begun, rows = time.monotonic(), matrix.rows
     try:
         if matrix.slopes is None or moments is None:
@@ -160,8 +167,9 @@ def round_matrix(matrix: Matrix, weight: Floats, moments: Floats | None) -> Roun
     except ValueError as broken:
         message = f"{matrix.name} cannot be rounded to {rows.kind}: {broken}"
         raise UnusableModel(message) from broken
-    error, power = relative_error(weight, rows.decode(data), moments)
-    return RoundedMatrix(data, error, power, time.monotonic() - begun)
+    near = rows.decode(data)
+    error, power = relative_error(weight, near, moments)
+    return RoundedMatrix(data, error, power, time.monotonic() - begun), near
 
 
 @dataclass(frozen=True)
@@ -181,49 +189,6 @@ def round_errand(errand: Errand) -> RoundedMatrix:
             for path in (errand.weight, errand.moments)
         )
         assert weight is not None
-        return round_matrix(errand.matrix, weight, moments)
+        return round_matrix(errand.matrix, weight, moments)[0]
     except OSError as lost:
         raise cannot_share(errand.weight.parent, lost) from lost
-
-
-def cannot_share(folder: Path, error: OSError) -> UnusableOutput:
-    """What is said of a folder that workers cannot use."""
-    return UnusableOutput(
-        f"{folder}: what workers share cannot be kept there ({error.strerror}): it must lie on a "
-        "disk that all of them see, with room for it; put the output elsewhere, or leave --workers "
-        "out"
-    )
-
-
-class _Errands:
-    """Matrices that are rounded elsewhere, and the files they lie in."""
-
-    def __init__(self, spread: Spread, scratch: Path | None) -> None:
-        self._spread, self._errands, self._files = spread, list[Errand](), 0
-        self._folder = Path(tempfile.mkdtemp(prefix="rounding-", dir=scratch))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def add(self, some: Sequence[tuple[Matrix, Floats]], moments: Floats | None) -> None:
-        """Give out matrices that read the same."""
-        try:
-            shared = None if moments is None else self._store(moments)
-            self._errands += [
-                Errand(matrix, self._store(weight), shared) for matrix, weight in some
-            ]
-        except OSError as full:
-            raise cannot_share(self._folder, full) from full
-
-    def results(self) -> Iterator[RoundedMatrix]:
-        """In the order in which they were given out."""
-        return self._spread(round_errand, self._errands, held=2)
-
-    def _store(self, array: Floats) -> Path:
-        self._files += 1
-        path = self._folder / f"{self._files}.npy"
-        np.save(path, array, allow_pickle=False)
-        return path

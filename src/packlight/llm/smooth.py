@@ -16,7 +16,14 @@ import torch
 from numpy.typing import NDArray
 
 from packlight.errors import UnusableModel
-from packlight.llm.blocks import Tensor, embed_tokens, run_block, walk_block
+from packlight.llm.blocks import (
+    Site,
+    Tensor,
+    embed_tokens,
+    finish_walk,
+    run_block,
+    walk_block,
+)
 from packlight.llm.blocks_states import States
 from packlight.llm.blocks_wiring import Wiring, read_wiring
 from packlight.llm.calibrate_curvature import BATCH, choose_windows
@@ -76,15 +83,14 @@ def smooth_inputs(
         del outer
         for layer in range(wiring.layers):
             weights = load_weights(checkpoint, layer)
-            found: dict[str, Scales] = {}
-            for name, one in _smooth_block(checkpoint, weights, wiring, layer, states):
-                found[name] = found[name].also(one) if name in found else one
             few = states.read(slice(0, 1))
+            seen = _pass_block(weights, wiring, layer, states)
+            found: dict[str, Scales] = {}
+            for name, one in _smooth_block(checkpoint, weights, layer, seen):
+                found[name] = found[name].also(one) if name in found else one
             if found and _agree(weights, found, wiring, layer, few):
                 scales |= {f"blk.{layer}.{name}": by for name, by in found.items()}
                 groups += sum(f"{first}.weight" in found for first in READERS)
-            for rows in states.batches(BATCH):
-                states.write(rows, run_block(weights, wiring, layer, states.read(rows)))
             progress.step(f"block {layer}")
     if not scales:
         return checkpoint
@@ -96,20 +102,30 @@ def smooth_inputs(
     return scale_tensors(checkpoint, scales, note)
 
 
+def _pass_block(
+    weights: Mapping[str, Tensor], wiring: Wiring, layer: int, states: States
+) -> dict[str, list[Tensor]]:
+    """What reaches the readers of each norm or layer; states become those after the block."""
+    seen: dict[str, list[Tensor]] = {}
+
+    def look(site: Site) -> None:
+        for first, readers in READERS.items():
+            if site.names[0].removesuffix(".weight") in readers:
+                seen.setdefault(first, []).append(site.inputs.flatten(0, -2))
+
+    for rows in states.batches(BATCH):
+        walk = walk_block(weights, wiring, layer, states.read(rows))
+        states.write(rows, finish_walk(walk, look))
+    return seen
+
+
 def _smooth_block(
     checkpoint: Checkpoint,
     weights: Mapping[str, Tensor],
-    wiring: Wiring,
     layer: int,
-    states: States,
+    seen: Mapping[str, list[Tensor]],
 ) -> Iterator[tuple[str, Scales]]:
     """What tensors of a block are to be multiplied by, by their names in it."""
-    seen: dict[str, list[Tensor]] = {}
-    for rows in states.batches(BATCH):
-        for site in walk_block(weights, wiring, layer, states.read(rows)):
-            for first, readers in READERS.items():
-                if site.names[0].removesuffix(".weight") in readers:
-                    seen.setdefault(first, []).append(site.inputs.flatten(0, -2))
     for first, some in seen.items():
         x = torch.cat(some)
         names = sorted({f"{name}.weight" for name in READERS[first]} & set(weights))
@@ -161,7 +177,12 @@ def _agree(
 ) -> bool:
     """Whether the block still does what it did."""
     scaled = {
-        name: scales[name].of(one) if name in scales else one for name, one in weights.items()
+        name: _scaled(one, scales[name]) if name in scales else one for name, one in weights.items()
     }
     before, after = (run_block(one, wiring, layer, states) for one in (weights, scaled))
     return bool(torch.linalg.norm(after - before) <= AGREES * torch.linalg.norm(before - states))
+
+
+def _scaled(weight: Tensor, scales: Scales) -> Tensor:
+    rows = weight.reshape(-1, weight.shape[-1])
+    return torch.from_numpy(scales.of_rows(rows.numpy(), 0, len(rows))).reshape(weight.shape)

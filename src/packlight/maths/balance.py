@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,7 +127,6 @@ def search_smoothing(
     largest = xp.maximum(-low, high)
     columns = xp.max(xp.abs(xp.concat(w, axis=0)), axis=0)
     magnitudes = xp.sqrt(xp.clip(xp.linalg.diagonal(h), 0, None))
-    one = xp.ones_like(largest)
 
     def error(scales: Array) -> float:
         step = 0.0
@@ -141,15 +140,7 @@ def search_smoothing(
             total += step * step / 12 * float(xp.sum(rounded * rounded))
         return total
 
-    without = error(one)
-    best = Smoothing(one, "none", 0.0, without, without)
-    for rule, a, b in (("ranges", largest, columns), ("moments", magnitudes, one)):
-        for strength in strengths:
-            scales = equalizing_scales(a, b, strength=strength)
-            found = error(scales)
-            if found < best.error:
-                best = Smoothing(scales, rule, strength, found, without)
-    return best
+    return _try_scales(error, largest, columns, magnitudes, strengths)
 
 
 def search_token_smoothing(
@@ -184,7 +175,6 @@ def search_token_smoothing(
         raise ValueError("activations and weights that are smoothed are finite")
     top = 2 ** (bits - 1) - 1
     power = xp.mean(x * x, axis=0)
-    one = xp.ones_like(power)
 
     def error(scales: Array) -> float:
         norm = steps = 0.0
@@ -196,12 +186,32 @@ def search_token_smoothing(
         by_input = float(xp.sum(power / scales**2))
         return (float(xp.mean(by_token**2)) * norm + steps * by_input) / 12
 
+    def to_power(scales: Array) -> Array:
+        return 2.0 ** xp.round(xp.log2(scales))
+
+    largest = xp.max(xp.abs(x), axis=0)
+    return _try_scales(error, largest, columns, xp.sqrt(power), strengths, to_power)
+
+
+def _try_scales(
+    error: Callable[[Array], float],
+    largest: Array,
+    columns: Array,
+    magnitudes: Array,
+    strengths: Sequence[float],
+    stored: Callable[[Array], Array] = lambda scales: scales,
+) -> Smoothing:
+    """The scales of least error by either rule, of any strength, or none.
+
+    largest, magnitudes: of the activations' channels; columns: largest of the weights'. stored:
+    gives the scales that there may be.
+    """
+    one = array_namespace(largest).ones_like(largest)
     without = error(one)
     best = Smoothing(one, "none", 0.0, without, without)
-    largest = xp.max(xp.abs(x), axis=0)
-    for rule, a, b in (("ranges", largest, columns), ("moments", xp.sqrt(power), one)):
+    for rule, a, b in (("ranges", largest, columns), ("moments", magnitudes, one)):
         for strength in strengths:
-            scales = 2.0 ** xp.round(xp.log2(equalizing_scales(a, b, strength=strength)))
+            scales = stored(equalizing_scales(a, b, strength=strength))
             found = error(scales)
             if found < best.error:
                 best = Smoothing(scales, rule, strength, found, without)

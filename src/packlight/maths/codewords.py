@@ -167,7 +167,7 @@ class SignedCodebook:
     @cached_property
     def tables(self) -> tuple[Array, Array]:
         """As `Codebook.table`, for steps above 0 and below."""
-        return _table(self.words), _table(self.words if self.below is None else self.below)
+        return _table(self._words(0)), _table(self._words(1))
 
     def nearest(self, x: Array, weights: Array, below: Array | None = None) -> Array:
         """As in `Words`."""

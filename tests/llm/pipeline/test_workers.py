@@ -27,6 +27,7 @@ from packlight.llm.compress import compress_checkpoint  # noqa: E402
 from packlight.llm.compress_alone import spread_over_threads  # noqa: E402
 from packlight.llm.rounding import Settings  # noqa: E402
 from packlight.llm.rounding_matrices import Matrix, round_together  # noqa: E402
+from packlight.llm.shared_folder import SharedFolder  # noqa: E402
 from packlight.llm.text import Windows  # noqa: E402
 from packlight.plan.workers import run_in_turn  # noqa: E402
 
@@ -284,3 +285,8 @@ def test_a_text_on_ray_as_in_one_process(tmp_path: Path) -> None:
         [sys.executable, script, tmp_path], capture_output=True, text=True, timeout=600
     )
     assert run.stdout.strip().endswith("all well"), run.stderr[-3000:]
+
+
+def test_a_folder_that_cannot_be_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UnusableOutput, match=r"none: .*cannot be kept there \(No such file"):
+        SharedFolder("passes-", tmp_path / "none")

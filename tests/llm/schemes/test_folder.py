@@ -227,12 +227,13 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
         ("model.norm.weight", 1e6, "BF16"),  # beyond the largest
         ("model.layers.1.mlp.up_proj.weight", 1e-5, "BF16"),  # whose scales lose digits
         ("model.norm.weight", 1e-5, "F16"),
+        ("vision_tower.patches.weight", 1e6, "BF16"),  # of no part of the model, but written too
     ],
 )
 def test_the_floats_that_hold_the_most_are_taken(
     tmp_path: Path, name: str, factor: float, half: str
 ) -> None:
-    tensors = llama_tensors()
+    tensors = {**llama_tensors(), "vision_tower.patches.weight": np.ones((2, 3), np.float32)}
     tensors[name] *= np.float32(factor)
     checkpoint = open_checkpoint(write_llama(tmp_path / "model", tensors))
     assert folder.find_half(checkpoint) == half

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,14 +29,6 @@ class Scales:
         if self.inputs is not None:
             rows = rows * self.inputs
         return rows if self.outputs is None else rows * self.outputs[begin:end, None]
-
-    def of(self, whole: Any) -> Any:
-        """A tensor in any shape, NumPy's or PyTorch's, scaled."""
-        flat = whole.reshape(-1, whole.shape[-1])
-        for by in (self.inputs, None if self.outputs is None else self.outputs[:, None]):
-            if by is not None:
-                flat = flat * (by if isinstance(whole, np.ndarray) else whole.new_tensor(by))
-        return flat.reshape(whole.shape)
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,11 @@ def find_half(checkpoint: Checkpoint) -> str:
         largest = max(float(np.abs(piece).max()) for piece in checkpoint.read_blocks(name))
         if largest > _MOST or (is_linear(checkpoint, name) and 0 < largest < _LEAST):
             return "BF16"
+    for one in other_tensors(checkpoint):
+        if one.dtype in _FLOATS:
+            pieces = (piece.view(_FLOATS[one.dtype]) for piece in read_pieces(one))
+            if any(np.abs(piece).max() > _MOST for piece in pieces):
+                return "BF16"
     return "F16"
 
 
