@@ -1,5 +1,5 @@
 // What was entered outlives a reload of the tab.
-import { useEffect, useState } from "preact/hooks";
+import { useRef, useState } from "preact/hooks";
 
 /** State under a key of the tab's own storage; the second value sets parts of it. */
 export function useRemembered<T extends object>(
@@ -13,12 +13,16 @@ export function useRemembered<T extends object>(
       return initial;
     }
   });
-  useEffect(() => {
+  const latest = useRef(value);
+  const set = (part: Partial<T>) => {
+    latest.current = { ...latest.current, ...part };
+    setValue(latest.current);
     try {
-      sessionStorage.setItem(key, JSON.stringify(value));
+      // Now, and not after the page is drawn: the tab may be gone by then.
+      sessionStorage.setItem(key, JSON.stringify(latest.current));
     } catch {
       // A browser without storage forgets on reload, and that is all.
     }
-  }, [key, value]);
-  return [value, (part) => setValue((before) => ({ ...before, ...part }))];
+  };
+  return [value, set];
 }

@@ -175,8 +175,14 @@ async function reloaded(given) {
   await page.keyboard.press("ArrowRight");
   await page.check("input[value=android]");
   await page.click("text=More budgets and wishes");
-  await page.fill("#max_size", "80%");
-  await page.reload();
+  // As soon as it was typed, before the page could draw it.
+  const reload = page.waitForEvent("load");
+  await page.locator("#max_size").evaluate((entry) => {
+    entry.value = "80%";
+    entry.dispatchEvent(new Event("input", { bubbles: true }));
+    location.reload();
+  });
+  await reload;
   await page.waitForSelector(".given .good");
   const entered = {
     drop: await page.inputValue("#max_drop"),
