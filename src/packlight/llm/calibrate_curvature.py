@@ -37,14 +37,12 @@ from packlight.llm.blocks_states import States
 from packlight.llm.blocks_wiring import Wiring
 from packlight.llm.calibrate_losses import Change, LayerSums, weigh_layers
 from packlight.llm.compress_alone import Spread
-from packlight.llm.compress_forecast import WIDEST
+from packlight.llm.compress_forecast import GRADIENT_TOKENS, WIDEST
 from packlight.llm.text import Tokens
 
 Floats: TypeAlias = NDArray[np.float32]
 Load: TypeAlias = Callable[[int | None], Mapping[str, Tensor]]
 """Gives the tensors of a block by their names in it, or with None those outside of blocks."""
-
-BATCH = 1024
 
 
 def estimate_losses(
@@ -80,13 +78,13 @@ def estimate_losses(
         # What is outside of the blocks is large, and asked for again each time it is needed.
         states = [keep()]
         outer = load(None)
-        for rows in states[0].batches(BATCH):
+        for rows in states[0].batches(GRADIENT_TOKENS):
             states[0].write(rows, embed_tokens(outer, wiring, _ids(tokens[rows])))
         del outer
         for layer in range(wiring.layers):
             weights = load(layer)
             states.append(keep())
-            for rows in states[layer].batches(BATCH):
+            for rows in states[layer].batches(GRADIENT_TOKENS):
                 after = run_block(weights, wiring, layer, states[layer].read(rows))
                 states[layer + 1].write(rows, after)
         slopes = keep()
@@ -132,7 +130,7 @@ def _head(
     if wanted(name):
         moments = torch.zeros((wiring.width, wiring.width), dtype=torch.float64)
         count = 0
-        for rows in states.batches(BATCH):
+        for rows in states.batches(GRADIENT_TOKENS):
             x = head_inputs(outer, wiring, states.read(rows)).flatten(0, -2)
             moments += (x.mT @ x).double()
             count += x.shape[0]
@@ -141,7 +139,7 @@ def _head(
         }
     sums = dict.fromkeys(changed, 0.0)
     total = 0
-    for rows in states.batches(BATCH):
+    for rows in states.batches(GRADIENT_TOKENS):
         x = states.read(rows)
         with torch.enable_grad():
             x.requires_grad_()
@@ -185,7 +183,7 @@ def _backwards(
             own.inputs[e] += products  # large: nothing is copied
             own.counts[e] = own.counts.get(e, 0) + inputs.shape[0]
 
-    for rows in states.batches(BATCH):
+    for rows in states.batches(GRADIENT_TOKENS):
         with torch.enable_grad():
             x = states.read(rows).requires_grad_()
             outputs = finish_walk(walk_block(weights, wiring, layer, x, see), look)
@@ -241,7 +239,7 @@ def _embedding(
     for kind, near in change(name, weight, None):
         gap = (weight - near) * wiring.embedding_scale
         total = 0.0
-        for rows in slopes.batches(BATCH):
+        for rows in slopes.batches(GRADIENT_TOKENS):
             moved = torch.nn.functional.embedding(_ids(tokens[rows]), gap)
             total += float(((moved * slopes.read(rows)).sum(-1) ** 2).double().sum())
         losses[kind] = 0.5 * total / tokens.size

@@ -11,6 +11,7 @@ from packlight.llm.checkpoint import Checkpoint, TensorInfo
 from packlight.llm.costs import bytes_of
 from packlight.llm.formats import codebooks, onebit
 from packlight.llm.gguf.writing import alignment_of, head_bytes, pad
+from packlight.llm.text import LENGTH
 
 ROUNDED_ROLES = (LINEAR, EMBEDDING, OUTPUT)
 """What is stored in fewer bits; norms, biases and routers stay as they are, in 32."""
@@ -18,8 +19,14 @@ ROUNDED_ROLES = (LINEAR, EMBEDDING, OUTPUT)
 WIDEST = 8192
 """Outputs up to which gradients' second moments are a whole matrix; beyond, its diagonal."""
 
-BASE_BYTES = 600 << 20
-"""Python with PyTorch and what a batch of windows needs."""
+BASE_BYTES = 500 << 20
+"""Python with PyTorch and what a batch of windows needs in a block."""
+
+HEAD_ARRAYS = 7
+"""Of logits of a batch that the gradients at the head hold at a time, in 32 bits."""
+
+GRADIENT_TOKENS = 1024
+"""Tokens that gradients are taken of together; one window at least."""
 
 ALONE_BYTES = 400 << 20
 """Python with NumPy, and the pieces of a tensor that are rounded at a time."""
@@ -179,8 +186,9 @@ def forecast_work(
     streams = 2 if followed else 1
     states = tokens * config.width * 4 * (streams + 1)
     resident = min(states, states_bytes)
+    base = BASE_BYTES + (_bytes_of_head(checkpoint) if gradients or weighed else 0)
     # Weights before and after, a layer's working copies, and sums of moments with their copies.
-    memory = BASE_BYTES + resident + 4 * max(2 * inside, 2 * outside) + 4 * 4 * largest
+    memory = base + resident + 4 * max(2 * inside, 2 * outside) + 4 * 4 * largest
     memory += moments * (3 + 2 * (streams - 1))
     # Windows that wait between a block's groups.
     memory += min(streams * tokens * _bytes_of_walk(checkpoint), states_bytes // 2)
@@ -188,7 +196,7 @@ def forecast_work(
         sums = max((size for block, size in slopes.items() if block is not None), default=0)
         # A layer's gradients beside those of its block, and the layer in several shapes.
         sums += max((_bytes_beside(tensors[name]) for name in names), default=0)
-        memory = max(memory, BASE_BYTES + resident + 4 * max(3 * inside, outside) + sums)
+        memory = max(memory, base + resident + 4 * max(3 * inside, outside) + sums)
     work = 2.0 * tokens * (weights - outside) * PASSES * streams
     seconds = work / FLOPS + weights * pace.text * (1 + 0.2 * weighed)
     return _forecast(checkpoint, types, size, memory, states - resident, seconds)
@@ -217,6 +225,13 @@ def forecast_workers(
         weighing[block] = weighing.get(block, 0) + _bytes_of_weighing(info)
     shared = max(states + 3 * 4 * inside, *weighing.values(), 0)
     return WorkersForecast(BASE_BYTES + max(passing, rounding), HELD * moments, shared)
+
+
+def _bytes_of_head(checkpoint: Checkpoint) -> int:
+    """What logits take. Whoever asked for memory once, keeps it."""
+    config = checkpoint.config
+    window = min(config.context or LENGTH, LENGTH)
+    return 4 * HEAD_ARRAYS * config.vocabulary * max(GRADIENT_TOKENS, window)
 
 
 def _bytes_beside(info: TensorInfo) -> int:

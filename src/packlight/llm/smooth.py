@@ -26,7 +26,7 @@ from packlight.llm.blocks import (
 )
 from packlight.llm.blocks_states import States
 from packlight.llm.blocks_wiring import Wiring, read_wiring
-from packlight.llm.calibrate_curvature import BATCH, choose_windows
+from packlight.llm.calibrate_curvature import choose_windows
 from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.checkpoint.parts import Scales
 from packlight.llm.checkpoint.scaled import scale_tensors
@@ -77,7 +77,7 @@ def smooth_inputs(
         States(len(tokens), tokens.shape[1], wiring.width, scratch=scratch) as states,
     ):
         outer = load_weights(checkpoint, None)
-        for rows in states.batches(BATCH):
+        for rows in states.batches():
             ids = torch.from_numpy(np.asarray(tokens[rows], np.int64))
             states.write(rows, embed_tokens(outer, wiring, ids))
         del outer
@@ -113,7 +113,7 @@ def _pass_block(
             if site.names[0].removesuffix(".weight") in readers:
                 seen.setdefault(first, []).append(site.inputs.flatten(0, -2))
 
-    for rows in states.batches(BATCH):
+    for rows in states.batches():
         walk = walk_block(weights, wiring, layer, states.read(rows))
         states.write(rows, finish_walk(walk, look))
     return seen
