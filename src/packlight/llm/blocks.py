@@ -94,14 +94,16 @@ def head_inputs(weights: Weights, wiring: Wiring, states: Tensor) -> Tensor:
     return normalize(weights, wiring, "output_norm", states)
 
 
-def head_logits(weights: Weights, wiring: Wiring, inputs: Tensor, see: See | None = None) -> Tensor:
-    """Give the logits [..., vocabulary] of what reaches the head, `output` or the embedding."""
-    name = head_name(weights)
-    logits = F.linear(inputs, weights[name])
-    if see is not None:
-        see(name, logits)
+def head_logits(
+    weights: Weights, wiring: Wiring, inputs: Tensor, words: slice = slice(None)
+) -> Tensor:
+    """Give the logits [..., words] of what reaches the head, `output` or the embedding.
+
+    words: of the vocabulary, those that are asked for.
+    """
+    logits = F.linear(inputs, weights[head_name(weights)][words])
     if "output.bias" in weights:
-        logits = logits + weights["output.bias"]
+        logits = logits + weights["output.bias"][words]
     return softcap(logits, wiring.final_softcap)
 
 

@@ -5,10 +5,9 @@ For a small change D of a weight, whose inputs are x and the gradients at whose 
     KL(original, changed) ~ 1/2 E[(g^T D x)^2] ~ 1/2 tr(G D H D^T),  G = E[g g^T], H = E[x x^T]
 
 a token, where g is the gradient of the log likelihood of tokens drawn from the model's own
-predictions: its Fisher information (Amari 1998), factored as by Martens and Grosse (2015). At the
-output head the curvature is known without drawing: the variance of the changed logits under the
-predictions. Forwards with every block's inputs kept, backwards a block at a time: memory is that of
-one block, with its gradients.
+predictions: its Fisher information (Amari 1998), factored as by Martens and Grosse (2015). Forwards
+with every block's inputs kept, backwards from the head (`packlight.llm.calibrate_head`), a block at
+a time: memory is that of one block, with its gradients.
 """
 
 from __future__ import annotations
@@ -27,15 +26,14 @@ from packlight.llm.blocks import (
     Tensor,
     embed_tokens,
     finish_walk,
-    head_inputs,
-    head_logits,
     head_name,
     run_block,
     walk_block,
 )
 from packlight.llm.blocks_states import States
 from packlight.llm.blocks_wiring import Wiring
-from packlight.llm.calibrate_losses import Change, LayerSums, weigh_layers
+from packlight.llm.calibrate_head import embedding_losses, head_losses, head_slopes
+from packlight.llm.calibrate_losses import Change, LayerSums, Losses, weigh_layers
 from packlight.llm.compress_alone import Spread
 from packlight.llm.compress_forecast import GRADIENT_TOKENS, WIDEST
 from packlight.llm.text import Tokens
@@ -43,6 +41,8 @@ from packlight.llm.text import Tokens
 Floats: TypeAlias = NDArray[np.float32]
 Load: TypeAlias = Callable[[int | None], Mapping[str, Tensor]]
 """Gives the tensors of a block by their names in it, or with None those outside of blocks."""
+
+EMBEDDING = "token_embd.weight"
 
 
 def estimate_losses(
@@ -58,7 +58,7 @@ def estimate_losses(
     progress: Callable[[str], None] = lambda name: None,
     keep_slopes: Callable[[str, Floats], None] | None = None,
     spread: Spread | None = None,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Losses]:
     """Give for each wanted tensor (full name) and each type the estimated KL in nats a token.
 
     tokens: [windows, length]. load: see `Load`; block weights are asked for twice. wanted: says
@@ -67,6 +67,7 @@ def estimate_losses(
     weighed; gradients are taken in this process, of few tokens.
     """
     windows, length = tokens.shape
+    losses: dict[str, Losses] = {}
     with ExitStack() as stack, torch.no_grad():
 
         def keep() -> States:
@@ -88,7 +89,12 @@ def estimate_losses(
                 after = run_block(weights, wiring, layer, states[layer].read(rows))
                 states[layer + 1].write(rows, after)
         slopes = keep()
-        losses = _head(load(None), wiring, states[-1], slopes, change, wanted, seed)
+        outer = load(None)
+        head = head_name(outer)
+        log_sums = head_slopes(outer, wiring, states[-1], slopes, seed=seed)
+        if wanted(head):
+            losses[head] = head_losses(outer, wiring, states[-1], log_sums, change)
+        del outer
         for layer in reversed(range(wiring.layers)):
             states.pop().close()
             weights = load(layer)
@@ -106,61 +112,11 @@ def estimate_losses(
                 if keep_slopes is not None and whole and None in one.inputs:
                     keep_slopes(name, _agreed(one.halves, windows * length))
                 one.halves.clear()
-        embedding = _embedding(load(None), wiring, tokens, slopes, change, wanted)
-        for name, found in embedding.items():
-            own = losses.setdefault(name, {})
-            for kind, loss in found.items():
+        if wanted(EMBEDDING):  # which may be the head, too
+            own = losses.setdefault(EMBEDDING, {})
+            for kind, loss in embedding_losses(load(None), wiring, tokens, slopes, change).items():
                 own[kind] = own.get(kind, 0.0) + loss
     return losses
-
-
-def _head(
-    outer: Mapping[str, Tensor],
-    wiring: Wiring,
-    states: States,
-    slopes: States,
-    change: Change,
-    wanted: Callable[[str], bool],
-    seed: int,
-) -> dict[str, dict[str, float]]:
-    """Loss of each type of the head, and the gradients at the last block's outputs."""
-    name = head_name(outer)
-    generator = torch.Generator().manual_seed(seed)
-    changed: dict[str, Tensor] = {}
-    if wanted(name):
-        moments = torch.zeros((wiring.width, wiring.width), dtype=torch.float64)
-        count = 0
-        for rows in states.batches(GRADIENT_TOKENS):
-            x = head_inputs(outer, wiring, states.read(rows)).flatten(0, -2)
-            moments += (x.mT @ x).double()
-            count += x.shape[0]
-        changed = {
-            kind: outer[name] - near for kind, near in change(name, outer[name], moments / count)
-        }
-    sums = dict.fromkeys(changed, 0.0)
-    total = 0
-    for rows in states.batches(GRADIENT_TOKENS):
-        x = states.read(rows)
-        with torch.enable_grad():
-            x.requires_grad_()
-            inputs = head_inputs(outer, wiring, x)
-            logits = head_logits(outer, wiring, inputs)
-            log_shares = torch.log_softmax(logits, dim=-1)
-            shares = log_shares.detach().exp().flatten(0, -2)
-            drawn = torch.multinomial(shares, 1, generator=generator)
-            score = torch.gather(log_shares.flatten(0, -2), 1, drawn).sum()
-            (slope,) = torch.autograd.grad(score, x)
-        slopes.write(rows, slope)
-        flat = inputs.detach().flatten(0, -2)
-        cap = 1.0
-        if wiring.final_softcap is not None:  # its slope, by which a change of logits shrinks
-            cap = 1 - (logits.detach().flatten(0, -2) / wiring.final_softcap) ** 2
-        for kind, gap in changed.items():
-            moved = (flat @ gap.mT) * cap
-            mean = (shares * moved).sum(-1)
-            sums[kind] += float(((shares * moved**2).sum(-1) - mean**2).double().sum())
-        total += flat.shape[0]
-    return {name: {kind: 0.5 * one / total for kind, one in sums.items()}} if changed else {}
 
 
 def _backwards(
@@ -220,30 +176,6 @@ def _agreed(halves: Sequence[Tensor], tokens: int) -> Floats:
     torch.diagonal(first)[:] = diagonal
     shrunk: Floats = first.div_(tokens).float().numpy()
     return shrunk
-
-
-def _embedding(
-    outer: Mapping[str, Tensor],
-    wiring: Wiring,
-    tokens: Tokens,
-    slopes: States,
-    change: Change,
-    wanted: Callable[[str], bool],
-) -> dict[str, dict[str, float]]:
-    """1/2 E[(g^T d)^2], d the change of the token's own row."""
-    name = "token_embd.weight"
-    if not wanted(name):
-        return {}
-    losses: dict[str, float] = {}
-    weight = outer[name]
-    for kind, near in change(name, weight, None):
-        gap = (weight - near) * wiring.embedding_scale
-        total = 0.0
-        for rows in slopes.batches(GRADIENT_TOKENS):
-            moved = torch.nn.functional.embedding(_ids(tokens[rows]), gap)
-            total += float(((moved * slopes.read(rows)).sum(-1) ** 2).double().sum())
-        losses[kind] = 0.5 * total / tokens.size
-    return {name: losses}
 
 
 def _ids(tokens: Tokens) -> Any:

@@ -22,8 +22,15 @@ WIDEST = 8192
 BASE_BYTES = 500 << 20
 """Python with PyTorch and what a batch of windows needs in a block."""
 
-HEAD_ARRAYS = 7
-"""Of logits of a batch that the gradients at the head hold at a time, in 32 bits."""
+HEAD_LOGITS = 7 << 20
+"""Logits of all words that gradients at the head are taken of together: less than 32 MiB, beyond
+which the C library asks the system for every array anew."""
+
+HEAD_ARRAYS = 8
+"""Arrays of them, in 32 bits, that are there at a time, and what is lost between them."""
+
+HEAD_WORDS = 1024
+"""Rows of the head or the embedding that are rounded to all types together."""
 
 GRADIENT_TOKENS = 1024
 """Tokens that gradients are taken of together; one window at least."""
@@ -171,9 +178,11 @@ def forecast_work(
     tensors, config = checkpoint.tensors, checkpoint.config
     weights = sum(tensors[name].weights for name in types)
     names = rounded_names(checkpoint)
-    largest = max((tensors[name].weights for name in names), default=0)
+    inner = [name for name in names if checkpoint.block_of(name) is not None]
+    layer = max((tensors[name].weights for name in inner), default=0)
+    outer = max((tensors[name].weights for name in {*names} - {*inner}), default=0)
     if not tokens:
-        memory = ALONE_BYTES + 2 * largest
+        memory = ALONE_BYTES + 2 * max(layer, outer)
         seconds = weights * pace.alone
         return _forecast(checkpoint, types, size, memory, 0, seconds)
     slopes: dict[int | None, int] = {}
@@ -186,17 +195,20 @@ def forecast_work(
     streams = 2 if followed else 1
     states = tokens * config.width * 4 * (streams + 1)
     resident = min(states, states_bytes)
-    base = BASE_BYTES + (_bytes_of_head(checkpoint) if gradients or weighed else 0)
-    # Weights before and after, a layer's working copies, and sums of moments with their copies.
-    memory = base + resident + 4 * max(2 * inside, 2 * outside) + 4 * 4 * largest
-    memory += moments * (3 + 2 * (streams - 1))
-    # Windows that wait between a block's groups.
+    # A block's weights before and after, a layer's working copies, and sums of moments with their
+    # copies; windows that wait between its groups.
+    memory = 8 * inside + 16 * layer + moments * (3 + 2 * (streams - 1))
     memory += min(streams * tokens * _bytes_of_walk(checkpoint), states_bytes // 2)
+    # The embedding or the head before and after, and as bytes; or beside blocks that lead to it.
+    memory = max(memory, 10 * outer, 4 * (outer + inside) + 3 * moments)
+    base = BASE_BYTES
     if gradients or weighed:
+        base += _bytes_of_head(checkpoint, weighed)
         sums = max((size for block, size in slopes.items() if block is not None), default=0)
         # A layer's gradients beside those of its block, and the layer in several shapes.
-        sums += max((_bytes_beside(tensors[name]) for name in names), default=0)
-        memory = max(memory, base + resident + 4 * max(3 * inside, outside) + sums)
+        sums += max((_bytes_beside(tensors[name]) for name in inner), default=0)
+        memory = max(memory, 12 * inside + sums, 4 * outside)
+    memory += base + resident
     work = 2.0 * tokens * (weights - outside) * PASSES * streams
     seconds = work / FLOPS + weights * pace.text * (1 + 0.2 * weighed)
     return _forecast(checkpoint, types, size, memory, states - resident, seconds)
@@ -227,11 +239,13 @@ def forecast_workers(
     return WorkersForecast(BASE_BYTES + max(passing, rounding), HELD * moments, shared)
 
 
-def _bytes_of_head(checkpoint: Checkpoint) -> int:
-    """What logits take. Whoever asked for memory once, keeps it."""
+def _bytes_of_head(checkpoint: Checkpoint, weighed: int) -> int:
+    """What logits take, and rows in all types. Whoever asked for memory once, keeps it."""
     config = checkpoint.config
-    window = min(config.context or LENGTH, LENGTH)
-    return 4 * HEAD_ARRAYS * config.vocabulary * max(GRADIENT_TOKENS, window)
+    window = max(GRADIENT_TOKENS, min(config.context or LENGTH, LENGTH))
+    logits = min(config.vocabulary * window, max(HEAD_LOGITS, config.vocabulary))
+    words = min(config.vocabulary, HEAD_WORDS)
+    return 4 * (HEAD_ARRAYS * logits + (weighed + 4) * words * config.width)
 
 
 def _bytes_beside(info: TensorInfo) -> int:

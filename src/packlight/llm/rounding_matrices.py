@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from packlight.errors import UnusableModel
 from packlight.llm.blas import one_blas_thread
 from packlight.llm.calibrate_outputs import round_in_parts
-from packlight.llm.compress_alone import Spread
+from packlight.llm.compress_alone import Spread, cut_rows
 from packlight.llm.rounding import Rounding, relative_error
 from packlight.llm.shared_folder import SharedFolder, cannot_share
 from packlight.maths.factor import keep_factors
@@ -113,8 +113,7 @@ def round_together(
     unseen = count - sum(reached) if whole is not None else 0
     note = f"{unseen} experts saw no token of the text" if unseen else ""
 
-    def receive(name: str, rounded: RoundedMatrix, values: Floats) -> None:
-        near[name][len(found[name])] = values
+    def receive(name: str, rounded: RoundedMatrix) -> None:
         found[name].append(rounded)
         if len(found[name]) == count:  # finished for good, if the run is killed now
             run.take(name, found.pop(name), compensated=moments is not None, note=note)
@@ -128,7 +127,7 @@ def round_together(
             h = moments_of(e)
             with keep_factors():
                 for name, one in each.items():
-                    receive(name, *round_matrix(matrices[name], one[e], h))
+                    receive(name, round_matrix(matrices[name], one[e], h, near[name][e]))
     else:
         with SharedFolder("rounding-", scratch) as folder:
             errands: list[Errand] = []
@@ -139,37 +138,48 @@ def round_together(
                     errands.append(Errand(matrices[name], folder.store(one[e]), path))
             results = spread(round_errand, errands, held=2)
             for errand, rounded in zip(errands, results, strict=True):
-                receive(errand.matrix.name, rounded, errand.matrix.rows.decode(rounded.data))
+                name = errand.matrix.name
+                near[name][len(found[name])] = errand.matrix.rows.decode(rounded.data)
+                receive(name, rounded)
     return {name: one.reshape(weights[name].shape) for name, one in near.items()}
 
 
 def round_matrix(
-    matrix: Matrix, weight: Floats, moments: Floats | None
-) -> tuple[RoundedMatrix, Floats]:
+    matrix: Matrix, weight: Floats, moments: Floats | None, near: Floats | None = None
+) -> RoundedMatrix:
     """Round a matrix [out, in], its rows making up for each other where gradients are known.
 
-    Gives what its bytes stand for, too.
+    near: is filled with what its bytes stand for, [out, in]. Rows that know nothing of each other,
+    of a head perhaps more than fit twice, are rounded a piece at a time.
     """
     begun, rows = time.monotonic(), matrix.rows
+    pieces = [slice(*some) for some in cut_rows(*weight.shape)]
     try:
-        if matrix.slopes is None or moments is None:
-            data = rows.encode(weight, moments)
-        else:
-            slopes: Floats = np.load(matrix.slopes, allow_pickle=False)
-            with one_blas_thread(), keep_factors():
-                data = round_in_parts(
-                    weight,
-                    slopes,
-                    lambda some: rows.encode(some, moments, part=True),
-                    rows.decode,
-                    parts=matrix.parts,
-                )
+        with keep_factors():
+            if matrix.slopes is None or moments is None:
+                coded = [rows.encode(weight[piece], moments) for piece in pieces]
+                data = coded[0] if len(coded) == 1 else np.concatenate(coded)
+            else:
+                slopes: Floats = np.load(matrix.slopes, allow_pickle=False)
+                with one_blas_thread():
+                    data = round_in_parts(
+                        weight,
+                        slopes,
+                        lambda some: rows.encode(some, moments, part=True),
+                        rows.decode,
+                        parts=matrix.parts,
+                    )
     except ValueError as broken:
         message = f"{matrix.name} cannot be rounded to {rows.kind}: {broken}"
         raise UnusableModel(message) from broken
-    near = rows.decode(data)
-    error, power = relative_error(weight, near, moments)
-    return RoundedMatrix(data, error, power, time.monotonic() - begun), near
+    error = power = 0.0
+    for piece in pieces:
+        values = rows.decode(data[piece])
+        some = relative_error(weight[piece], values, moments)
+        error, power = error + some[0], power + some[1]
+        if near is not None:
+            near[piece] = values
+    return RoundedMatrix(data, error, power, time.monotonic() - begun)
 
 
 @dataclass(frozen=True)
@@ -189,6 +199,6 @@ def round_errand(errand: Errand) -> RoundedMatrix:
             for path in (errand.weight, errand.moments)
         )
         assert weight is not None
-        return round_matrix(errand.matrix, weight, moments)[0]
+        return round_matrix(errand.matrix, weight, moments)
     except OSError as lost:
         raise cannot_share(errand.weight.parent, lost) from lost

@@ -109,15 +109,18 @@ def write_hollow_llama(folder: Path, feed_forward: int) -> Path:
     return folder
 
 
-def write_tall_llama(folder: Path, layers: int, width: int, feed_forward: int) -> Path:
+def write_tall_llama(
+    folder: Path, layers: int, width: int, feed_forward: int, vocabulary: int = 300
+) -> Path:
     """Write a Llama of many blocks with the same random numbers, a block at a time.
 
     In 64 bits, so that a large file has few weights.
     """
     changes = {"hidden_size": width, "intermediate_size": feed_forward, "num_hidden_layers": layers}
+    changes["vocab_size"] = vocabulary
     write_llama(folder, **changes, num_attention_heads=4, num_key_value_heads=4)
     draw = np.random.default_rng(0)
-    sides = {64: width, 32: width, 96: feed_forward, 300: 300}
+    sides = {64: width, 32: width, 96: feed_forward, 300: vocabulary}
     block: dict[str, NDArray[np.float64]] = {}
     outer: dict[str, NDArray[np.float64]] = {}
     for name, array in llama_tensors().items():

@@ -61,11 +61,12 @@ from packlight.llm.text import Windows
 
 checkpoint = open_checkpoint(sys.argv[1])
 compress_gguf.SMALL = 0  # one beginning of descent, as for large models
-draw = np.random.default_rng(0).integers(0, 300, (6, 32)).astype(np.int32)
-windows = Windows("drawn", draw[:2], draw[2:4], draw[4:], draw.size)
+count = int(sys.argv[4])
+draw = np.random.default_rng(0).integers(0, 300, (count + 4, 32)).astype(np.int32)
+windows = Windows("drawn", draw[:count], draw[count : count + 2], draw[count + 2 :], draw.size)
 # Rounding takes long: two tensors show what memory it needs.
 types = uniform_types(checkpoint, "F16")
-types |= {f"blk.1.{name}.weight": "Q4_0" for name in ("attn_q", "ffn_down")}
+types |= {f"blk.0.{name}.weight": "Q4_0" for name in ("attn_q", "ffn_down")}
 said = forecast_compression(checkpoint, types, tokens=int(windows.calibration.size))
 # What libraries set aside when they are first used is no part of it, and where it cannot be had
 # OpenBLAS, of which NumPy and SciPy have one each, tries for ever.
@@ -89,8 +90,17 @@ print(json.dumps([said.memory_bytes, 1024 * int(peak.split()[1])]))
 def test_with_a_text_memory_stays_below_what_was_said_before(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="blocks are computed with PyTorch")
     folder = write_tall_llama(tmp_path / "model", 2, 256, 1024)
-    said, after = json.loads(run(WITH_TEXT, folder, tmp_path / "out", 0))
+    said, after = json.loads(run(WITH_TEXT, folder, tmp_path / "out", 0, 2))
     assert after < said < after + (200 << 20)  # enough, and not far more than that
+
+
+def test_logits_of_a_large_vocabulary_are_never_all_there(tmp_path: Path) -> None:
+    """Those of all 1,024 tokens would be several arrays of 200 MB."""
+    pytest.importorskip("torch", reason="blocks are computed with PyTorch")
+    folder = write_tall_llama(tmp_path / "model", 1, 64, 96, vocabulary=50_000)
+    said, after = json.loads(run(WITH_TEXT, folder, tmp_path / "out", 0, 32))
+    assert after < said < after + (300 << 20)
+    assert said < 1 << 30
 
 
 WITH_WORKERS = """
@@ -133,5 +143,5 @@ def test_with_a_text_a_model_three_times_as_large_as_the_memory_is_compressed(
     """Blocks, and what gradients say of each, are not held together: either would not fit."""
     pytest.importorskip("torch", reason="blocks are computed with PyTorch")
     folder = write_tall_llama(tmp_path / "model", 92, 256, 256)
-    run(WITH_TEXT, folder, tmp_path / "out", 104 << 20)
+    run(WITH_TEXT, folder, tmp_path / "out", 104 << 20, 2)
     assert (tmp_path / "out").stat().st_size > 80 << 20
