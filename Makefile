@@ -91,7 +91,7 @@ check: lint types test ## what continuous integration runs
 	  -c constraints.txt -r benchmarks/requirements.txt -e .
 	@touch $@
 
-bench: .bench/bench.stamp ## a benchmark: BENCH=int8|fewbits|mixed|size|rounding|entropy|budget|prune|prune_kinds|llm|llm_vllm|llm_depth|llm_speed (OPTIONS="...")
+bench: .bench/bench.stamp ## a benchmark: BENCH=int8|fewbits|mixed|size|rounding|entropy|budget|prune|prune_kinds|llm|llm_vllm|llm_depth|llm_speed|llm_rotation (OPTIONS="...")
 	@.bench/bin/python benchmarks/$(BENCH).py $(OPTIONS)
 
 clean: ## removes environments, caches and what the demo wrote

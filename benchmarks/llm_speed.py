@@ -17,6 +17,9 @@ what `dry_run` said before; peak resident memory, and what it said.
 
 A wide block: one of random weights, 2,048 wide, to 4.5 bits under second moments of 16,384 drawn
 tokens, in one process and with --workers N. Columns as above; whether the bytes are the same.
+
+A large vocabulary: a narrow block between an embedding and a head of 131,072 words, likewise in
+one process.
 """
 
 from __future__ import annotations
@@ -60,6 +63,7 @@ CLAIM_RATIO, CLAIM_BYTES = 2.0, 1.5e9
 PIECE = 1 << 22
 MAKERS = ("packlight", "llama.cpp")
 WIDE = Shape(2048, 5632, 1, vocabulary=512)
+WORDS = Shape(256, 768, 1, vocabulary=131_072)
 BITS = 4.5
 
 
@@ -99,15 +103,16 @@ def compress_with_text(model: Path) -> dict[str, Any]:
     return {"made": proving[0]}
 
 
-def wide_windows() -> Windows:
+def drawn_windows(vocabulary: int) -> Windows:
     """32 drawn windows of 512 tokens."""
-    drawn = np.random.default_rng(0).integers(0, WIDE.vocabulary, (36, 512)).astype(np.int32)
+    drawn = np.random.default_rng(0).integers(0, vocabulary, (36, 512)).astype(np.int32)
     return Windows("drawn", drawn[:32], drawn[32:34], drawn[34:], drawn.size)
 
 
-def compress_wide(folder: Path, out: Path, workers: int) -> dict[str, Any]:
-    """Packlight on a block, by so many workers; the seconds until types were weighed."""
+def compress_drawn(folder: Path, out: Path, workers: int) -> dict[str, Any]:
+    """Packlight on random weights, by so many workers; the seconds until types were weighed."""
     began, weighed = time.perf_counter(), 0.0
+    checkpoint = open_checkpoint(folder)
 
     def choose(costs: Sequence[TensorCosts], other: int) -> Mapping[str, str]:
         nonlocal weighed
@@ -115,10 +120,10 @@ def compress_wide(folder: Path, out: Path, workers: int) -> dict[str, Any]:
         return plan_types(costs, bits=BITS, other_bytes=other).types
 
     compress_checkpoint(
-        open_checkpoint(folder),
+        checkpoint,
         out,
         choose,
-        windows=wide_windows(),
+        windows=drawn_windows(checkpoint.config.vocabulary),
         candidates=CANDIDATES,
         budget=str(BITS),
         spread=spread_over(workers),
@@ -236,33 +241,35 @@ def show_with_text(options: argparse.Namespace) -> None:
     print(f"\n- the forecast's memory: {kept}\n")
 
 
-def show_wide(options: argparse.Namespace, work: Path) -> None:
-    """Prints the table of a wide block."""
-    folder = work / "wide"
+def show_drawn(
+    title: str, shape: Shape, workers: Sequence[int], folder: Path, options: argparse.Namespace
+) -> None:
+    """Prints the table of random weights, by each number of workers."""
     if not (folder / "config.json").is_file():
-        write_random_llama(folder, WIDE)
+        write_random_llama(folder, shape)
     checkpoint = open_checkpoint(folder)
     said = forecast_compression(
         checkpoint,
         uniform_types(checkpoint, "Q4_K"),
-        tokens=wide_windows().calibration.size,
+        tokens=drawn_windows(shape.vocabulary).calibration.size,
         weighed=len(CANDIDATES),
     )
-    print(f"## A wide block: {WIDE.parameters / 1e6:,.0f} million random weights, {BITS} bits\n")
+    print(f"## {title}: {shape.parameters / 1e6:,.0f} million random weights, {BITS} bits\n")
     print("| | s | of it weighing | s for a billion weights | peak MB |\n" + "|---" * 5 + "|")
-    content = []
-    for workers in (1, options.workers):
-        out = folder / f"{workers}.gguf"
+    made = set()
+    for count in workers:
+        out = folder / f"{count}.gguf"
         for left in (*folder.glob(out.name), *folder.glob(f".{out.name}*")):
             left.unlink()  # of an earlier run, with which this one would go on
-        took = child(["wide", str(folder), str(out), str(workers)], options)
-        content.append(out.read_bytes())
-        row = [f"{workers} worker{'s' if workers > 1 else ''}", f"{took['seconds']:.0f}"]
-        row += [f"{took['weighed']:.0f}", f"{took['seconds'] / WIDE.parameters * 1e9:,.0f}"]
+        took = child(["drawn", str(folder), str(out), str(count)], options)
+        made.add(out.read_bytes())
+        row = [f"{count} worker{'s' if count > 1 else ''}", f"{took['seconds']:.0f}"]
+        row += [f"{took['weighed']:.0f}", f"{took['seconds'] / shape.parameters * 1e9:,.0f}"]
         print("| " + " | ".join([*row, f"{took['peak'] / 1e6:,.0f}"]) + " |", flush=True)
-    each = said.seconds / WIDE.parameters * 1e9
-    print(f"| forecast | {said.seconds:.0f} |  | {each:,.0f} | {said.memory_bytes / 1e6:,.0f} |")
-    print(f"\n- the same bytes: {'yes' if content[0] == content[1] else 'NO'}\n")
+    each = said.seconds / shape.parameters * 1e9
+    print(f"| forecast | {said.seconds:.0f} |  | {each:,.0f} | {said.memory_bytes / 1e6:,.0f} |\n")
+    if len(workers) > 1:
+        print(f"- the same bytes: {'yes' if len(made) == 1 else 'NO'}\n")
 
 
 def print_head(options: argparse.Namespace) -> None:
@@ -283,7 +290,7 @@ def main() -> int:
             "seconds": llm_peers.quantize(Path(original), Path(out), FTYPE, threads=2, pure=True)
         },
         "text": lambda model: compress_with_text(Path(model)),
-        "wide": lambda folder, out, workers: compress_wide(Path(folder), Path(out), int(workers)),
+        "drawn": lambda folder, out, workers: compress_drawn(Path(folder), Path(out), int(workers)),
     }
     if sys.argv[1:2] and sys.argv[1] in works:
         print(json.dumps(measured(lambda: works[sys.argv[1]](*sys.argv[2:]))))
@@ -294,6 +301,7 @@ def main() -> int:
     parser.add_argument("--no-alone", dest="alone", action="store_false")
     parser.add_argument("--no-text", dest="text", action="store_false")
     parser.add_argument("--no-wide", dest="wide", action="store_false")
+    parser.add_argument("--no-words", dest="words", action="store_false")
     parser.add_argument("--workers", type=int, default=2, help="beside one, on a wide block")
     parser.add_argument(
         "--real",
@@ -307,12 +315,15 @@ def main() -> int:
     options.real = options.real.resolve()
     print_head(options)
     with tempfile.TemporaryDirectory() as temporary:
+        work = (options.work or Path(temporary)).resolve()
         if options.alone:
-            show_alone(options, (options.work or Path(temporary)).resolve())
+            show_alone(options, work)
         if options.text:
             show_with_text(options)
         if options.wide:
-            show_wide(options, (options.work or Path(temporary)).resolve())
+            show_drawn("A wide block", WIDE, (1, options.workers), work / "wide", options)
+        if options.words:
+            show_drawn("A large vocabulary", WORDS, (1,), work / "words", options)
     return 0
 
 
