@@ -28,13 +28,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from llm_texts import calibration_windows
+
 from packlight.llm import blocks_depth, depth
 from packlight.llm.checkpoint import Checkpoint, open_checkpoint
 from packlight.llm.checkpoint.shorten import drop_blocks
 from packlight.llm.compress import compress_checkpoint, uniform_types
 from packlight.llm.gguf import plain_contents, write_gguf
 from packlight.llm.rounding import Settings
-from packlight.llm.text import Windows, open_tokenizer, read_windows
+from packlight.llm.text import Windows
 from packlight.measure.language_run import cut_windows, measure_divergences
 from packlight.progress import SILENT
 from packlight.runtime.llamacpp import LlamaCpp
@@ -108,14 +110,7 @@ def main() -> int:
     options = parser.parse_args()
     model = options.real / "novels-llama"
     checkpoint = open_checkpoint(model / "hf")
-    tokenize = open_tokenizer(model / "hf")
-    windows = read_windows(
-        model / "text" / "train_sample.txt",
-        tokenize,
-        vocabulary=checkpoint.config.vocabulary,
-        calibration=options.sequences,
-        length=1024,
-    )
+    windows = calibration_windows(model, options.sequences)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         original = work / "original.gguf"

@@ -38,6 +38,7 @@ from typing import Any
 import numpy as np
 import onnx
 from int8 import describe_processor
+from llm_texts import calibration_windows, test_windows
 from onnx import numpy_helper
 
 import packlight
@@ -45,9 +46,9 @@ from packlight.llm.checkpoint import Checkpoint, open_checkpoint
 from packlight.llm.compress import uniform_types
 from packlight.llm.onnx.compress import compress_decoder
 from packlight.llm.onnx.formats import FLOAT, ONNX
-from packlight.llm.text import Windows, open_tokenizer, read_windows
+from packlight.llm.text import Windows
 from packlight.measure.language import Divergence
-from packlight.measure.language_run import cut_windows, measure_divergences
+from packlight.measure.language_run import measure_divergences
 from packlight.runtime.onnx_text import MODEL, ONNX_TEXT
 
 BLOCK = 32
@@ -158,13 +159,7 @@ def make_all(options: argparse.Namespace, work: Path) -> Iterator[Row]:
         row = Row(f"onnxruntime {name}", *make_peer(name, original, work / name))
         least = min(least or row.size_bytes, row.size_bytes)
         yield row
-    windows = read_windows(
-        text,
-        open_tokenizer(model / "hf"),
-        vocabulary=checkpoint.config.vocabulary,
-        calibration=options.sequences,
-        length=1024,
-    )
+    windows = calibration_windows(model, options.sequences)
     for name, seen in (("without a text", None), ("with a text", windows)):
         print(f"  packlight {name} ...", file=sys.stderr, flush=True)
         found = make_ours(checkpoint, f"int4-{BLOCK}", work / name.replace(" ", "-"), seen)
@@ -178,8 +173,7 @@ def make_all(options: argparse.Namespace, work: Path) -> Iterator[Row]:
 def measure(rows: list[Row], options: argparse.Namespace) -> list[Row]:
     """Runs all folders on the test text."""
     model = options.real / "novels-llama"
-    tokens = open_tokenizer(model / "hf")((model / "text" / "test.txt").read_text("utf-8"))
-    windows = cut_windows(tokens, options.window, most=options.tokens)
+    windows = test_windows(model, options.tokens, options.window)
     print("  running ...", file=sys.stderr, flush=True)
     paths = [row.path for row in rows]
     far = measure_divergences(paths[0], paths, windows, threads=1, runtime=ONNX_TEXT)

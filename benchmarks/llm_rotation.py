@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 from int8 import describe_processor
+from llm_texts import calibration_windows, test_windows
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
@@ -38,10 +39,10 @@ from packlight.llm.formats import FORMATS
 from packlight.llm.gguf import plain_contents, write_gguf
 from packlight.llm.rounding import Settings
 from packlight.llm.schemes import compress_folder, find_scheme
-from packlight.llm.text import Windows, open_tokenizer, read_windows
+from packlight.llm.text import Windows
 from packlight.maths.rotation import random_rotation, rotate
 from packlight.measure.language import Divergence
-from packlight.measure.language_run import cut_windows, measure_divergences
+from packlight.measure.language_run import measure_divergences
 from packlight.runtime.transformers import TRANSFORMERS
 
 Weights = dict[str, NDArray[Any]]
@@ -150,16 +151,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=10_240, help="of the test text")
     options = parser.parse_args()
     model = options.real / "novels-llama"
-    checkpoint, tokenizer = open_checkpoint(model / "hf"), open_tokenizer(model / "hf")
-    windows = read_windows(
-        model / "text" / "train_sample.txt",
-        tokenizer,
-        vocabulary=checkpoint.config.vocabulary,
-        calibration=options.sequences,
-        length=1024,
-    )
-    text = (model / "text" / "test.txt").read_text(encoding="utf-8")
-    test = cut_windows(tokenizer(text), 256, most=options.tokens)
+    checkpoint = open_checkpoint(model / "hf")
+    windows = calibration_windows(model, options.sequences)
+    test = test_windows(model, options.tokens, 256)
     print("# Channels turned before they are rounded\n")
     print(f"- {describe_processor()}; Python {platform.python_version()}")
     print(f"- {options.sequences} x 1,024 tokens of calibration, {options.tokens:,} of test\n")

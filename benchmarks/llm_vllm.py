@@ -41,6 +41,7 @@ from pathlib import Path
 
 import numpy as np
 from int8 import describe_processor
+from llm_texts import calibration_windows, test_windows
 from numpy.typing import NDArray
 from peers import llmcompressor_peer
 
@@ -51,9 +52,9 @@ from packlight.llm.schemes import compress_folder, find_scheme
 from packlight.llm.schemes.folder import FolderRun
 from packlight.llm.schemes.layouts import from_half, to_half
 from packlight.llm.schemes.rows import RowFormat
-from packlight.llm.text import Windows, open_tokenizer, read_windows
+from packlight.llm.text import Windows
 from packlight.measure.language import Divergence
-from packlight.measure.language_run import cut_windows, measure_divergences
+from packlight.measure.language_run import measure_divergences
 from packlight.runtime.transformers import TRANSFORMERS
 
 SCHEMES = ("w4a16", "w4a16-g32", "w8a16", "w8a8", "fp8", "nvfp4")
@@ -186,13 +187,7 @@ def make_all(options: argparse.Namespace, work: Path) -> Iterator[Row]:
     folder = model / "hf"
     checkpoint = open_checkpoint(folder)
     yield Row("original", "", folder, checkpoint.size_bytes, 0.0)
-    windows = read_windows(
-        model / "text" / "train_sample.txt",
-        open_tokenizer(folder),
-        vocabulary=checkpoint.config.vocabulary,
-        calibration=options.sequences,
-        length=1024,
-    )
+    windows = calibration_windows(model, options.sequences)
     wanted = [("packlight", scheme) for scheme in SCHEMES]
     wanted += [(peer, scheme) for scheme in ROUNDED for peer in PEERS]
     for pattern in SPARSE:
@@ -212,15 +207,9 @@ def make_all(options: argparse.Namespace, work: Path) -> Iterator[Row]:
         yield Row(method, scheme, path, size, seconds)
 
 
-def windows_of(options: argparse.Namespace, folder: Path) -> NDArray[np.integer]:
-    """The test text, cut."""
-    text = (options.real / "novels-llama" / "text" / "test.txt").read_text(encoding="utf-8")
-    return cut_windows(open_tokenizer(folder)(text), options.window, most=options.tokens)
-
-
 def measure(rows: list[Row], options: argparse.Namespace) -> list[Row]:
     """Runs all folders on the test text."""
-    windows = windows_of(options, rows[0].path)
+    windows = test_windows(options.real / "novels-llama", options.tokens, options.window)
     print("  running ...", file=sys.stderr, flush=True)
     found = []
     for row in rows:  # two at a time are in memory
@@ -299,7 +288,8 @@ def main() -> None:
         for row in rows:
             print(show_row(row, weights))
         print()
-        for claim in list_claims(rows[1:], windows_of(options, rows[0].path), options.threads):
+        test = test_windows(options.real / "novels-llama", options.tokens, options.window)
+        for claim in list_claims(rows[1:], test, options.threads):
             print(f"- {claim}")
 
 

@@ -25,6 +25,8 @@ Tensor: TypeAlias = Any
 Weights: TypeAlias = Mapping[str, Tensor]
 """A block's tensors, by their GGUF name without `blk.N.`."""
 
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
+
 See: TypeAlias = Callable[[str, Tensor], None]
 """Is told the outputs [..., out] of a linear layer, by its name, before its bias is added."""
 
@@ -81,7 +83,7 @@ def embed_tokens(weights: Weights, wiring: Wiring, tokens: Tensor) -> Tensor:
 
     weights: `token_embd.weight` and, where positions are learned, `position_embd.weight`.
     """
-    x = F.embedding(tokens, weights["token_embd.weight"]) * wiring.embedding_scale
+    x = F.embedding(tokens, weights[EMBEDDING]) * wiring.embedding_scale
     if "token_embd_norm.weight" in weights:
         x = normalize(weights, wiring, "token_embd_norm", x)
     if "position_embd.weight" in weights:
@@ -109,7 +111,7 @@ def head_logits(
 
 def head_name(names: Mapping[str, object]) -> str:
     """The tensor that is the output head: the embedding's own where both are tied."""
-    return "output.weight" if "output.weight" in names else "token_embd.weight"
+    return HEAD if HEAD in names else EMBEDDING
 
 
 def normalize(weights: Weights, wiring: Wiring, name: str, x: Tensor) -> Tensor:

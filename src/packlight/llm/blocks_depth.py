@@ -34,6 +34,7 @@ from packlight.llm.blocks_wiring import Wiring, read_wiring
 from packlight.llm.calibrate_curvature import choose_windows
 from packlight.llm.checkpoint import Checkpoint
 from packlight.llm.compress_blocks import load_weights
+from packlight.llm.compress_forecast import HEAD_LOGITS
 from packlight.llm.depth_plan import DepthForecast, RemovedBlock
 from packlight.llm.rounding import Floats, Settings
 from packlight.llm.text import Tokens
@@ -49,9 +50,6 @@ DOWN = "ffn_down.weight"
 
 DAMPING = 0.1
 """Pull towards the given weight, as a share of the power of what reaches it."""
-
-_LOGITS = 1 << 25
-"""Logits that are looked at at a time."""
 
 
 class _Run:
@@ -200,7 +198,7 @@ def _divergences(run: _Run, original: States, others: dict[int, States]) -> dict
     """Mean KL(original || other) of the next token's probabilities, for each of the streams."""
     outer = load_weights(run.checkpoint, None)
     sums = dict.fromkeys(others, 0.0)
-    step = max(1, _LOGITS // run.checkpoint.config.vocabulary)
+    step = max(1, HEAD_LOGITS // run.checkpoint.config.vocabulary)
 
     def predict(states: Tensor) -> Tensor:
         logits = head_logits(outer, run.wiring, head_inputs(outer, run.wiring, states))

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from packlight.llm.blocks import (
+    EMBEDDING,
     Site,
     Tensor,
     embed_tokens,
@@ -41,8 +42,6 @@ from packlight.llm.text import Tokens
 Floats: TypeAlias = NDArray[np.float32]
 Load: TypeAlias = Callable[[int | None], Mapping[str, Tensor]]
 """Gives the tensors of a block by their names in it, or with None those outside of blocks."""
-
-EMBEDDING = "token_embd.weight"
 
 
 def estimate_losses(

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
-from packlight.llm.blocks import Tensor, head_inputs, head_logits, head_name
+from packlight.llm.blocks import EMBEDDING, Tensor, head_inputs, head_logits, head_name
 from packlight.llm.blocks_states import States
 from packlight.llm.blocks_wiring import Wiring
 from packlight.llm.calibrate_losses import Change, Losses
@@ -48,8 +48,9 @@ def head_slopes(
             shares = (logits - own[:, None]).exp_()
             drawn = _draw(shares, generator)
             shares.neg_().scatter_add_(1, drawn, torch.ones(drawn.shape))
-            if wiring.final_softcap is not None:
-                shares *= _softcap_slope(logits, wiring.final_softcap)
+            slope_of_cap = _softcap_slope(logits, wiring)
+            if slope_of_cap is not None:
+                shares *= slope_of_cap
             torch.mm(shares, weight, out=slope)
             begin += len(some)
         slopes.write(rows, *torch.autograd.grad(inputs, x, found))
@@ -73,10 +74,11 @@ def head_losses(
         for tokens, inputs in _inputs(outer, wiring, states) if gaps else ():
             logits = head_logits(outer, wiring, inputs, words=words)
             shares = (logits - log_sums[tokens, None]).exp()
+            slope_of_cap = _softcap_slope(logits, wiring)
             for kind, gap in gaps.items():
                 moved = inputs @ gap.mT
-                if wiring.final_softcap is not None:
-                    moved *= _softcap_slope(logits, wiring.final_softcap)
+                if slope_of_cap is not None:
+                    moved *= slope_of_cap
                 weighted = shares * moved
                 means[kind][tokens] += weighted.sum(-1)
                 squares[kind] += float(torch.linalg.vecdot(weighted, moved).double().sum())
@@ -93,13 +95,12 @@ def embedding_losses(
 
     slopes: gradients at what enters the first block. Only rows of words in the text are rounded.
     """
-    name = "token_embd.weight"
     used, places = np.unique(tokens, return_inverse=True)
     words, places = torch.from_numpy(used.astype(np.int64)), places.reshape(tokens.shape)
     sums: Losses = {}
     for some in _pieces(len(words)):
-        own = outer[name][words[some]]
-        for kind, near in change(name, own, None):
+        own = outer[EMBEDDING][words[some]]
+        for kind, near in change(EMBEDDING, own, None):
             gap = (own - near) * wiring.embedding_scale
             for rows in slopes.batches(GRADIENT_TOKENS):
                 at = torch.from_numpy(places[rows] - some.start)
@@ -109,9 +110,10 @@ def embedding_losses(
     return {kind: 0.5 * one / tokens.size for kind, one in sums.items()}
 
 
-def _softcap_slope(logits: Tensor, cap: float) -> Tensor:
-    """Of cap * tanh(values / cap), by what it gives."""
-    return 1 - (logits / cap) ** 2
+def _softcap_slope(logits: Tensor, wiring: Wiring) -> Tensor | None:
+    """Of cap * tanh(values / cap), by what it gives; None where there is no cap."""
+    cap = wiring.final_softcap
+    return None if cap is None else 1 - (logits / cap) ** 2
 
 
 def _draw(shares: Tensor, generator: torch.Generator) -> Tensor:

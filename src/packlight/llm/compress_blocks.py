@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from packlight.llm.blocks import Tensor, embed_tokens, head_inputs
+from packlight.llm.blocks import EMBEDDING, HEAD, Tensor, embed_tokens, head_inputs
 from packlight.llm.blocks_states import States
 from packlight.llm.blocks_wiring import Wiring, read_wiring
 from packlight.llm.calibrate import begin_passes, calibrate_block
@@ -27,8 +27,6 @@ from packlight.llm.text import Windows
 from packlight.maths.moments import add_to_moments, empty_moments
 from packlight.progress import Progress
 
-EMBEDDING, HEAD = "token_embd.weight", "output.weight"
-
 
 def round_blocks(
     run: Taking, windows: Windows, scratch: Path, spread: Spread = spread_over_threads
@@ -42,7 +40,7 @@ def round_blocks(
     workers = None if spread is spread_over_threads else spread
     wiring = read_wiring(checkpoint)
     tokens = windows.calibration
-    tied = "output.weight" not in checkpoint.tensors
+    tied = HEAD not in checkpoint.tensors
     small = {
         name: torch.from_numpy(checkpoint.read(name))
         for name in checkpoint.tensors

@@ -23,7 +23,7 @@ BASE_BYTES = 500 << 20
 """Python with PyTorch and what a batch of windows needs in a block."""
 
 HEAD_LOGITS = 7 << 20
-"""Logits of all words that gradients at the head are taken of together: less than 32 MiB, beyond
+"""Logits of all words that are there together, of one token at least: less than 32 MiB, beyond
 which the C library asks the system for every array anew."""
 
 HEAD_ARRAYS = 8
@@ -222,7 +222,9 @@ def forecast_workers(
     """
     if not tokens:
         return WorkersForecast(ALONE_BYTES)
-    infos = [checkpoint.tensors[name] for name in rounded_names(checkpoint)]
+    # The embedding and the head stay in the process that gives out the rest.
+    names = rounded_names(checkpoint)
+    infos = [checkpoint.tensors[one] for one in names if checkpoint.block_of(one) is not None]
     moments = max((_moments_bytes(info) for info in infos), default=0)
     widest = max((info.shape[-1] for info in infos), default=0)
     inside, _ = _weights_of_blocks(checkpoint)

@@ -157,8 +157,7 @@ def round_matrix(
     try:
         with keep_factors():
             if matrix.slopes is None or moments is None:
-                coded = [rows.encode(weight[piece], moments) for piece in pieces]
-                data = coded[0] if len(coded) == 1 else np.concatenate(coded)
+                data = np.concatenate([rows.encode(weight[piece], moments) for piece in pieces])
             else:
                 slopes: Floats = np.load(matrix.slopes, allow_pickle=False)
                 with one_blas_thread():
